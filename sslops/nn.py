@@ -1,0 +1,78 @@
+"""Losses as modules: thin, with no state but their hyper-parameters."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sslops.ops.nt_xent import NTXentStats, nt_xent
+
+__all__ = ["NTXentLoss"]
+
+
+class NTXentLoss(nn.Module):
+    r"""Module of `sslops.nt_xent`; formula, shapes, dtypes and errors are documented there.
+
+    Args:
+        temperature: tau > 0; the start value if it is learnt.
+        learn_temperature: make tau a parameter, held as `log_temperature` so that it stays
+            positive.
+        num_views: V for inputs [M, D]; default 2.
+        reduction: "mean", "sum" or "none".
+        normalize: False for rows that are compared by dot product.
+        return_stats: return (loss, `NTXentStats`).
+
+    Example:
+        >>> loss = NTXentLoss(temperature=0.5)
+        >>> z1, z2 = torch.randn(8, 16), torch.randn(8, 16)
+        >>> bool(loss(z1, z2) == loss(torch.stack([z1, z2])))
+        True
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        learn_temperature: bool = False,
+        num_views: int | None = None,
+        reduction: Literal["none", "mean", "sum"] = "mean",
+        normalize: bool = True,
+        return_stats: bool = False,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"NTXentLoss: temperature must be positive, got {temperature}")
+        start = torch.tensor(float(temperature)).log()
+        self.log_temperature = nn.Parameter(start) if learn_temperature else None
+        self._temperature = float(temperature)
+        self.num_views = num_views
+        self.reduction: Literal["none", "mean", "sum"] = reduction
+        self.normalize = normalize
+        self.return_stats = return_stats
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The number, or exp(log_temperature) when it is learnt."""
+        return self._temperature if self.log_temperature is None else self.log_temperature.exp()
+
+    def forward(self, *views: Tensor) -> Tensor | tuple[Tensor, NTXentStats]:
+        """Loss of V tensors [B, D], or of one tensor [V, B, D] or [M, D]."""
+        if not views:
+            raise ValueError("NTXentLoss: needs at least one tensor, got none")
+        if len(views) > 1 and any(view.shape != views[0].shape for view in views):
+            shapes = ", ".join(str(tuple(view.shape)) for view in views)
+            raise ValueError(f"NTXentLoss: views must share their shape, got {shapes}")
+        z = views[0] if len(views) == 1 else torch.stack(views)
+        return nt_xent(
+            z,
+            num_views=self.num_views,
+            temperature=self.temperature,
+            reduction=self.reduction,
+            normalize=self.normalize,
+            return_stats=self.return_stats,
+        )
+
+    def extra_repr(self) -> str:
+        """The hyper-parameters, as `print(model)` shows them."""
+        learnt = ", learnt" if self.log_temperature is not None else ""
+        return f"temperature={float(self.temperature):g}{learnt}, reduction={self.reduction!r}"

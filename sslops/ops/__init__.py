@@ -1,0 +1,1 @@
+"""One file an op: schema, kernels per device, fake kernel, autograd, public function."""

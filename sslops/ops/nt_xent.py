@@ -1,0 +1,222 @@
+"""NT-Xent loss: schema, kernels per device, fake kernel, autograd, public function."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sslops._library import LIB
+from sslops.ops._checks import check_floating, check_reduction, inverse_temperature
+from sslops.reference import nt_xent as _reference
+
+__all__ = ["NTXentStats", "nt_xent"]
+
+_FWD = (
+    "(Tensor z, Tensor? scale, float scale_factor, int num_views, bool normalize, bool stats)"
+    " -> (Tensor loss, Tensor lse, Tensor hit)"
+)
+_BWD = (
+    "(Tensor grad_loss, Tensor z, Tensor lse, Tensor? scale, float scale_factor, int num_views,"
+    " bool normalize) -> (Tensor dz, Tensor dscale)"
+)
+LIB.define("nt_xent_fwd" + _FWD)
+LIB.define("nt_xent_bwd" + _BWD)
+# What compiled kernels call for a dtype they leave out (float64).
+LIB.define("nt_xent_fwd_reference" + _FWD)
+LIB.define("nt_xent_bwd_reference" + _BWD)
+
+# Any device without a kernel of its own runs the reference; csrc/cpu/nt_xent.cpp takes CPU over.
+for _name in ("nt_xent_fwd", "nt_xent_fwd_reference"):
+    LIB.impl(_name, _reference.nt_xent_fwd, "CompositeExplicitAutograd")
+for _name in ("nt_xent_bwd", "nt_xent_bwd_reference"):
+    LIB.impl(_name, _reference.nt_xent_bwd, "CompositeExplicitAutograd")
+
+
+class NTXentStats(NamedTuple):
+    """Per-row statistics that `nt_xent(..., return_stats=True)` returns beside the loss.
+
+    Attributes:
+        loss: [M] float32 (float64 for float64 inputs), each row's loss before weights; detached.
+        lse: [M], log-sum-exp of each row's logits without its own; detached.
+        hit: [M] bool, whether the row's best positive is above every negative.
+    """
+
+    loss: Tensor
+    lse: Tensor
+    hit: Tensor
+
+
+@torch.library.register_fake("sslops::nt_xent_fwd", lib=LIB)
+def _fake_fwd(
+    z: Tensor,
+    scale: Tensor | None,
+    scale_factor: float,
+    num_views: int,
+    normalize: bool,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    M = z.shape[0]
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    hit = z.new_empty(M if stats else 0, dtype=torch.bool)
+    return z.new_empty(M, dtype=dtype), z.new_empty(M, dtype=dtype), hit
+
+
+@torch.library.register_fake("sslops::nt_xent_bwd", lib=LIB)
+def _fake_bwd(
+    grad_loss: Tensor,
+    z: Tensor,
+    lse: Tensor,
+    scale: Tensor | None,
+    scale_factor: float,
+    num_views: int,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    return z.new_empty(z.shape), lse.new_empty(())
+
+
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    z, scale, ctx.scale_factor, ctx.num_views, ctx.normalize, _ = inputs
+    _, lse, hit = output
+    ctx.mark_non_differentiable(lse, hit)
+    ctx.save_for_backward(z, lse, *(() if scale is None else (scale,)))
+
+
+def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    z, lse, *rest = ctx.saved_tensors
+    scale = rest[0] if rest else None
+    dz, dfactor = torch.ops.sslops.nt_xent_bwd(
+        grad_loss, z, lse, scale, ctx.scale_factor, ctx.num_views, ctx.normalize
+    )
+    dscale = None if scale is None else (dfactor * ctx.scale_factor).to(scale.dtype)
+    return dz, dscale, None, None, None, None
+
+
+def _no_double_backward(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "nt_xent: double backward is not implemented, got a second differentiation (create_graph="
+        "True); write the loss with plain PyTorch ops where second derivatives are needed"
+    )
+
+
+torch.library.register_autograd(
+    "sslops::nt_xent_fwd", _backward, setup_context=_setup_context, lib=LIB
+)
+torch.library.register_autograd("sslops::nt_xent_bwd", _no_double_backward, lib=LIB)
+
+
+def nt_xent(
+    z: Tensor,
+    *,
+    num_views: int | None = None,
+    temperature: float | Tensor = 0.1,
+    weights: Tensor | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+    normalize: bool = True,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, NTXentStats]:
+    r"""NT-Xent, the loss of SimCLR, without ever storing the M x M similarities.
+
+    $$ \ell_i = \log \sum_{j \ne i} e^{\langle x_i, x_j\rangle / \tau}
+       - \frac{1}{V-1} \sum_{p \in P(i)} \langle x_i, x_p\rangle / \tau,
+       \qquad x = z / \max(\lVert z \rVert, 10^{-12}) $$
+
+    where P(i) are the other V - 1 views of row i's sample; with two views this is SimCLR's
+    equation 1. Memory is O(M D) in both passes; results are the same bits on every run with the
+    same number of threads.
+
+    Args:
+        z: [V, B, D], V views of B samples; or [M, D] with M = V * B, view after view (row
+            v * B + b). float16, bfloat16, float32 or float64, any strides. Under autocast, float32
+            is cast as for a matrix product; the normalisation and all sums stay in float32.
+        num_views: V >= 2 for [M, D]; default 2. For [V, B, D] it must agree if given.
+        temperature: tau > 0, a number or a tensor of one element, which then gets a gradient and
+            is never read on the host (a non-positive tensor gives NaN, not an error).
+        weights: [M] or [V, B], multiplies each row's loss; gradients flow into it. "mean" then
+            divides by the sum of the weights.
+        reduction: "mean" or "sum" over the rows, or "none".
+        normalize: False takes the rows as they are (dot products instead of cosines).
+        return_stats: also return `NTXentStats`.
+
+    Returns:
+        float32 scalar, or [M] for "none" (float64 for float64 inputs); with `return_stats` the
+        pair (loss, NTXentStats). A NaN or infinite element of `z` makes every row's loss NaN, as
+        in plain PyTorch; a zero row is kept zero, as by `torch.nn.functional.normalize`.
+
+    Raises:
+        TypeError: `z`, `weights` or `temperature` is not of a floating dtype listed above.
+        ValueError: wrong shape, fewer than two rows or views, D = 0, rows not divisible by
+            `num_views`, tensors on different devices, temperature not positive and finite,
+            unknown reduction.
+        RuntimeError: when the gradient is itself differentiated.
+
+    Source:
+        Chen et al. 2020, arXiv:2002.05709, eq. 1 and algorithm 1; for more than two views the
+        mean over positives outside the logarithm, Khosla et al. 2020, arXiv:2004.11362, eq. 2.
+
+    Example:
+        >>> z = torch.randn(2, 8, 16, requires_grad=True)  # two views of eight samples
+        >>> loss, stats = nt_xent(z, temperature=0.5, return_stats=True)
+        >>> loss.backward()
+        >>> z.grad.shape, stats.hit.shape
+        (torch.Size([2, 8, 16]), torch.Size([16]))
+    """
+    check_floating("nt_xent", "z", z)
+    check_reduction("nt_xent", reduction)
+    num_views = _check_shape(z, num_views)
+    scale, factor = inverse_temperature("nt_xent", temperature, z)
+    flat = z.flatten(0, 1) if z.ndim == 3 else z  # [M, D]
+    if weights is not None:
+        weights = _check_weights(weights, flat, num_views)
+    if z.dtype is torch.float32 and torch.is_autocast_enabled(z.device.type):
+        flat = flat.to(torch.get_autocast_dtype(z.device.type))
+
+    rows, lse, hit = torch.ops.sslops.nt_xent_fwd(
+        flat, scale, factor, num_views, normalize, return_stats
+    )
+    loss = rows if weights is None else rows * weights
+    if reduction == "mean":
+        loss = loss.mean() if weights is None else loss.sum() / weights.sum()
+    elif reduction == "sum":
+        loss = loss.sum()
+    return (loss, NTXentStats(rows.detach(), lse, hit)) if return_stats else loss
+
+
+def _check_shape(z: Tensor, num_views: int | None) -> int:
+    shape = tuple(z.shape)
+    if z.ndim not in (2, 3):
+        raise ValueError(f"nt_xent: z must be [V, B, D] or [M, D], got shape {shape}")
+    if num_views is None:
+        num_views = shape[0] if z.ndim == 3 else 2
+    if z.ndim == 3 and num_views != shape[0]:
+        raise ValueError(f"nt_xent: z [V, B, D] must have V = num_views = {num_views}, got {shape}")
+    if num_views < 2:
+        raise ValueError(
+            f"nt_xent: num_views must be at least 2, got {num_views} for shape {shape}"
+        )
+    if z.numel() == 0:
+        raise ValueError(
+            f"nt_xent: z must have at least one row and one feature, got shape {shape}"
+        )
+    if z.ndim == 2 and shape[0] % num_views:
+        raise ValueError(
+            f"nt_xent: the rows of z must be num_views = {num_views} views of each sample, got"
+            f" M = {shape[0]}, not a multiple"
+        )
+    return num_views
+
+
+def _check_weights(weights: Tensor, z: Tensor, num_views: int) -> Tensor:
+    check_floating("nt_xent", "weights", weights)
+    M = z.shape[0]
+    if tuple(weights.shape) not in ((M,), (num_views, M // num_views)):
+        raise ValueError(
+            f"nt_xent: weights must be [M] or [V, B] with M = {M}, V = {num_views}, got shape"
+            f" {tuple(weights.shape)}"
+        )
+    if weights.device != z.device:
+        raise ValueError(
+            f"nt_xent: weights must be on the device of z, got {weights.device} and {z.device}"
+        )
+    return weights.reshape(M)

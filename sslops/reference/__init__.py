@@ -1,0 +1,1 @@
+"""The ops in plain PyTorch: slow, any device, any floating dtype. They define "correct"."""

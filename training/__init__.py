@@ -1,0 +1,1 @@
+"""Self-supervised training: one loop, one file a method, one report."""
