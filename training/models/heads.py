@@ -1,0 +1,39 @@
+"""The projection head of contrastive methods."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+__all__ = ["Projector"]
+
+
+class Projector(nn.Module):
+    """Linear-BN-ReLU ... linear-BN: BN follows every layer, the last included.
+
+    Args:
+        dim_in: width of the features.
+        hidden: width of all layers but the last.
+        dim_out: width of the projection.
+        layers: number of linear layers, at least 1.
+
+    Source:
+        Chen et al. 2020, arXiv:2002.05709, section 4.2; BN in the last layer as in the
+        authors' code.
+    """
+
+    def __init__(self, dim_in: int, hidden: int, dim_out: int, layers: int = 2) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"Projector: layers must be at least 1, got {layers}")
+        widths = [dim_in, *[hidden] * (layers - 1), dim_out]
+        self.layers = nn.Sequential()
+        for a, b in pairwise(widths):
+            linear = nn.Linear(a, b, bias=False)  # BN would take any bias away again
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+            self.layers.extend([linear, nn.BatchNorm1d(b), nn.ReLU(inplace=True)])
+        del self.layers[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, dim_in] -> [B, dim_out]."""
+        projection: Tensor = self.layers(x)
+        return projection

@@ -1,0 +1,45 @@
+"""Blocks that the encoders share: input standardisation, conv-BN-ReLU, initialisation."""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Standardise", "conv_bn_relu", "init_kaiming"]
+
+# Fixed, not fitted: a normalisation that follows the data would have to travel with every export.
+# 3: ImageNet's statistics, near those of most photographs; 1: between digits and Fashion-MNIST.
+MEAN = {1: (0.3,), 3: (0.485, 0.456, 0.406)}
+STD = {1: (0.35,), 3: (0.229, 0.224, 0.225)}
+
+
+class Standardise(nn.Module):
+    """(x - mean) / std with fixed constants, so that an encoder takes plain [0, 1] images."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels not in MEAN:
+            raise ValueError(f"build_encoder: channels must be 1 or 3, got {channels}")
+        self.register_buffer("mean", torch.tensor(MEAN[channels])[:, None, None])
+        self.register_buffer("std", torch.tensor(STD[channels])[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> same shape."""
+        return (x - self.mean) / self.std
+
+
+def conv_bn_relu(dim_in: int, dim_out: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution without bias (BN has one), BN, ReLU; keeps H and W at stride 1."""
+    return nn.Sequential(
+        nn.Conv2d(dim_in, dim_out, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(dim_out),
+        nn.ReLU(inplace=True),
+    )
+
+
+def init_kaiming(module: nn.Module) -> None:
+    """He initialisation (fan out, ReLU) of every convolution; BN starts as the identity."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
