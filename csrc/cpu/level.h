@@ -1,0 +1,20 @@
+// The instruction-set level that the CPU kernels run at: found once, can be forced for tests.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "tiles.h"
+
+namespace sslops {
+
+enum class Level { kPortable, kAvx2, kAvx512, kAmx };
+
+Level level();                            // in use
+std::string level_name(Level level);      // portable, avx2, avx512, amx
+std::vector<std::string> levels();        // what this machine can run, slowest first
+void set_level(const std::string& name);  // "auto" for the best; throws if it cannot run here
+
+// The tiles of that level, for rows in float32 or in the layouts of the bfloat16 matrix unit.
+const TileKernels& tiles(bool amx);
+
+}  // namespace sslops

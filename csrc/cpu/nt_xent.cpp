@@ -1,0 +1,231 @@
+// NT-Xent on the CPU: symmetric tiles, so that each exponential serves its row and its column.
+// Memory is O(M D); docs/math/nt_xent.md has the formulas, docs/tuning.md the sizes.
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "level.h"
+#include "pairs.h"
+#include "rows.h"
+
+namespace sslops {
+namespace {
+
+constexpr double kLn2 = 0.6931471805599453;
+// exp(logit) and sums of M of them stay normal float32 numbers, and so do their reciprocals times
+// any weight down to 1e-3 of the largest: no maximum is needed below this.
+constexpr double kLargestLogit = 80.0;
+
+using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&,
+                                                               const std::optional<at::Tensor>&,
+                                                               double, int64_t, bool, bool);
+using Backward = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
+                                                    const at::Tensor&,
+                                                    const std::optional<at::Tensor>&, double,
+                                                    int64_t, bool);
+
+void check(const at::Tensor& z, int64_t num_views) {
+  TORCH_CHECK_VALUE(z.dim() == 2 && z.numel() > 0, "nt_xent: z must be [M, D], got ", z.sizes());
+  TORCH_CHECK_VALUE(num_views >= 2 && z.size(0) % num_views == 0,
+                    "nt_xent: num_views must be at least 2 and divide M, got ", num_views,
+                    " and M = ", z.size(0));
+}
+
+double inverse_temperature(const std::optional<at::Tensor>& scale, double factor) {
+  return scale.has_value() ? scale->item().toDouble() * factor : factor;
+}
+
+bool usable(double scale) { return scale > 0 && std::isfinite(scale); }
+
+// x, panels and the scalars of a problem; the results are pointed to by the callers.
+TileProblem make_problem(const Rows& rows, double scale, int64_t num_views) {
+  TileProblem p{};
+  rows.point(p);
+  p.samples = rows.M / num_views;
+  p.scale2 = static_cast<float>(scale / kLn2);
+  p.online = !(scale * rows.largest + std::log(static_cast<double>(rows.M)) <= kLargestLogit);
+  return p;
+}
+
+void run(const Rows& rows, const TileProblem& problem, bool backward) {
+  const TileKernels& kernels = tiles(rows.amx);
+  const auto tile = backward ? kernels.backward : kernels.forward;
+  const Blocks blocks = make_blocks(rows.rows, rows.D);
+  const int64_t threads = blocks.count() == 1 ? 1 : at::get_num_threads();
+  at::Tensor scratch = at::empty({threads, kScratch}, at::kFloat);
+  float* data = scratch.mutable_data_ptr<float>();
+  for_each_pair(blocks, [&](Range i, Range j, int64_t thread) {
+    tile(problem, i, j, data + thread * kScratch);
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> nt_xent_fwd(const at::Tensor& z,
+                                                           const std::optional<at::Tensor>& scale,
+                                                           double scale_factor, int64_t num_views,
+                                                           bool normalize, bool stats) {
+  if (z.scalar_type() == at::kDouble) {
+    static const auto reference = c10::Dispatcher::singleton()
+                                      .findSchemaOrThrow("sslops::nt_xent_fwd_reference", "")
+                                      .typed<Forward>();
+    return reference.call(z, scale, scale_factor, num_views, normalize, stats);
+  }
+  check(z, num_views);
+  const int64_t M = z.size(0);
+  const auto f32 = z.options().dtype(at::kFloat);
+  at::Tensor loss = at::empty({M}, f32), lse = at::empty({M}, f32);
+  at::Tensor hit = at::empty({stats ? M : 0}, z.options().dtype(at::kBool));
+  const double inverse = inverse_temperature(scale, scale_factor);
+  if (!usable(inverse)) {
+    loss.fill_(std::numeric_limits<double>::quiet_NaN());
+    lse.fill_(std::numeric_limits<double>::quiet_NaN());
+    hit.fill_(false);
+    return {loss, lse, hit};
+  }
+
+  const Rows rows = make_rows(z, normalize);
+  TileProblem p = make_problem(rows, inverse, num_views);
+  p.stats = stats;
+  constexpr float kLow = -std::numeric_limits<float>::infinity();
+  at::Tensor sums = at::zeros({3, rows.rows}, f32), best;  // row_sum, positive, row_max
+  p.row_sum = sums.mutable_data_ptr<float>();
+  p.positive = p.row_sum + rows.rows;
+  p.row_max = p.positive + rows.rows;
+  std::fill(p.row_max, p.row_max + rows.rows, p.online ? kMasked : 0.0f);
+  if (stats) {
+    best = at::full({2, rows.rows}, kLow, f32);
+    p.best_positive = best.mutable_data_ptr<float>();
+    p.best_negative = p.best_positive + rows.rows;
+  }
+  run(rows, p, /*backward=*/false);
+
+  float* loss_out = loss.mutable_data_ptr<float>();
+  float* lse_out = lse.mutable_data_ptr<float>();
+  bool* hit_out = hit.mutable_data_ptr<bool>();
+  for (int64_t m = 0; m < M; ++m) {
+    const double lse2 = std::log2(static_cast<double>(p.row_sum[m])) + p.row_max[m];
+    lse_out[m] = static_cast<float>(lse2 * kLn2);
+    loss_out[m] = static_cast<float>((lse2 - p.positive[m] / double(num_views - 1)) * kLn2);
+    if (stats) hit_out[m] = p.best_positive[m] > p.best_negative[m];
+  }
+  return {loss, lse, hit};
+}
+
+// What is left of the gradient of one row once the tiles have summed `dx` = sum over j of G_ij x_j:
+// the pull of the positives, the temperature, the normalisation. Returns <x, dL/dx> / scale.
+struct RowGradient {
+  const Rows& rows;
+  const TileProblem& p;
+  const float* weight;  // [M] upstream gradient
+  double scale;
+  int64_t num_views;
+  bool normalize;
+  std::vector<float> x_buffer, pull_buffer;
+
+  template <class T>
+  double operator()(int64_t m, T* dz) {
+    const int64_t D = rows.D;
+    float* v = p.dx + m * p.ld;
+    const float* x = rows.row(m, x_buffer.data());
+    for (int64_t other = m % p.samples; other < rows.M; other += p.samples) {
+      if (other == m) continue;
+      const float pull = (weight[m] + weight[other]) / static_cast<float>(num_views - 1);
+      const float* y = rows.row(other, pull_buffer.data());
+      for (int64_t d = 0; d < D; ++d) v[d] -= pull * y[d];
+    }
+    double inside = 0.0;
+#pragma omp simd reduction(+ : inside)
+    for (int64_t d = 0; d < D; ++d) inside += static_cast<double>(v[d]) * x[d];
+    const double norm = rows.norm[m];
+    const float out = static_cast<float>(normalize ? scale / std::max(norm, kNormEps) : scale);
+    const float along = normalize && !(norm < kNormEps) ? static_cast<float>(inside) : 0.0f;
+    for (int64_t d = 0; d < D; ++d) dz[d] = static_cast<T>(out * (v[d] - along * x[d]));
+    return inside;
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, const at::Tensor& z,
+                                               const at::Tensor& lse,
+                                               const std::optional<at::Tensor>& scale,
+                                               double scale_factor, int64_t num_views,
+                                               bool normalize) {
+  if (z.scalar_type() == at::kDouble) {
+    static const auto reference = c10::Dispatcher::singleton()
+                                      .findSchemaOrThrow("sslops::nt_xent_bwd_reference", "")
+                                      .typed<Backward>();
+    return reference.call(grad_loss, z, lse, scale, scale_factor, num_views, normalize);
+  }
+  check(z, num_views);
+  const int64_t M = z.size(0), D = z.size(1);
+  TORCH_CHECK_VALUE(grad_loss.numel() == M && lse.numel() == M,
+                    "nt_xent: grad_loss and lse must be", " [M] with M = ", M, ", got ",
+                    grad_loss.sizes(), " and ", lse.sizes());
+  const auto f32 = z.options().dtype(at::kFloat);
+  at::Tensor dz = at::empty({M, D}, z.options());
+  const double inverse = inverse_temperature(scale, scale_factor);
+  if (!usable(inverse)) {
+    dz.fill_(std::numeric_limits<double>::quiet_NaN());
+    return {dz, at::full({}, std::numeric_limits<double>::quiet_NaN(), f32)};
+  }
+
+  const Rows rows = make_rows(z, normalize);
+  TileProblem p = make_problem(rows, inverse, num_views);
+  const at::Tensor w = grad_loss.to(at::kFloat).contiguous(), l = lse.to(at::kFloat).contiguous();
+  const float* weight = w.const_data_ptr<float>();
+  const float* log_sum = l.const_data_ptr<float>();
+  float largest = 0.0f;  // weights are taken relative to it, so that a small 1/M costs no range
+  for (int64_t m = 0; m < M; ++m) largest = std::max(largest, std::abs(weight[m]));
+  const float unit = largest > 0.0f && std::isfinite(largest) ? largest : 1.0f;
+  at::Tensor dx = at::zeros({rows.rows, rows.ld}, f32), vectors = at::zeros({3, rows.rows}, f32);
+  float* tile_weight = vectors.mutable_data_ptr<float>();
+  float* lse2 = tile_weight + rows.rows;
+  float* relative = lse2 + rows.rows;
+  for (int64_t m = 0; m < M; ++m) {
+    relative[m] = weight[m] / unit;
+    lse2[m] = static_cast<float>(log_sum[m] / kLn2);
+    tile_weight[m] = p.online ? relative[m] : relative[m] * std::exp(-log_sum[m]);
+  }
+  p.weight = tile_weight;
+  p.lse2 = lse2;
+  p.dx = dx.mutable_data_ptr<float>();
+  run(rows, p, /*backward=*/true);
+
+  std::vector<double> inside(M);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "nt_xent", [&] {
+    scalar_t* out = dz.mutable_data_ptr<scalar_t>();
+    const int64_t grain = std::max<int64_t>(1, 32768 / D);
+    at::parallel_for(0, M, grain, [&](int64_t begin, int64_t end) {
+      RowGradient gradient{rows,
+                           p,
+                           relative,
+                           inverse * unit,
+                           num_views,
+                           normalize,
+                           std::vector<float>(D),
+                           std::vector<float>(D)};
+      for (int64_t m = begin; m < end; ++m) inside[m] = gradient(m, out + m * D);
+    });
+  });
+  double total = 0.0;  // in order: the same bits whatever the threads did
+  for (double each : inside) total += each;
+  return {dz, at::full({}, 0.5 * unit * total, f32)};
+}
+
+}  // namespace
+}  // namespace sslops
+
+TORCH_LIBRARY_IMPL(sslops, CPU, m) {
+  m.impl("nt_xent_fwd", &sslops::nt_xent_fwd);
+  m.impl("nt_xent_bwd", &sslops::nt_xent_bwd);
+}

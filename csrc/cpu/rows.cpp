@@ -1,0 +1,130 @@
+#include "rows.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "level.h"
+#include "tiles_amx.h"
+
+namespace sslops {
+namespace {
+
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Row n of z as float32 into out [D], divided by its norm; returns the norm. A row that is not
+// finite becomes NaN throughout: every logit that sees it is NaN, as in plain PyTorch.
+template <class T>
+float unit_row(const T* z, int64_t stride, int64_t D, bool normalize, float* out, double* square) {
+  if (stride == 1) {
+    for (int64_t d = 0; d < D; ++d) out[d] = static_cast<float>(z[d]);
+  } else {
+    for (int64_t d = 0; d < D; ++d) out[d] = static_cast<float>(z[d * stride]);
+  }
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t d = 0; d < D; ++d) sum += static_cast<double>(out[d]) * out[d];
+  *square = sum;
+  if (!std::isfinite(sum)) {
+    *square = std::numeric_limits<double>::infinity();
+    std::fill(out, out + D, std::numeric_limits<float>::quiet_NaN());
+    return std::numeric_limits<float>::quiet_NaN();
+  }
+  if (!normalize) return 1.0f;
+  const double norm = std::sqrt(sum);
+  const float inverse = static_cast<float>(1.0 / std::max(norm, kNormEps));
+  for (int64_t d = 0; d < D; ++d) out[d] *= inverse;
+  return static_cast<float>(norm);
+}
+
+// One panel: kPanel rows of x [kPanel, ld] as columns [D, kPanel].
+void transpose_panel(const float* x, int64_t ld, int64_t D, float* panel) {
+  for (int64_t d0 = 0; d0 < D; d0 += 16)
+    for (int64_t r = 0; r < kPanel; ++r)
+      for (int64_t d = d0; d < std::min(D, d0 + 16); ++d) panel[d * kPanel + r] = x[r * ld + d];
+}
+
+}  // namespace
+
+const float* Rows::row(int64_t n, float* buffer) const {
+  if (!amx) return x.const_data_ptr<float>() + n * ld;
+  const at::BFloat16* source = x16.const_data_ptr<at::BFloat16>() + n * ld16;
+  for (int64_t d = 0; d < D; ++d) buffer[d] = static_cast<float>(source[d]);
+  return buffer;
+}
+
+void Rows::point(TileProblem& p) const {
+  p.M = M;
+  p.D = D;
+  p.ld = ld;
+  p.ld16 = ld16;
+  const auto words = [](const at::Tensor& t) {
+    return static_cast<const uint16_t*>(t.const_data_ptr());
+  };
+  if (amx) {
+    p.x16 = words(x16);
+    p.panels16 = words(panels16);
+    p.pairs16 = words(pairs16);
+  } else {
+    p.x = x.const_data_ptr<float>();
+    p.panels = panels.const_data_ptr<float>();
+  }
+}
+
+Rows make_rows(const at::Tensor& z, bool normalize) {
+  Rows r;
+  r.M = z.size(0);
+  r.D = z.size(1);
+  r.rows = round_up(r.M, kPanel);
+  r.ld = round_up(r.D, kPanel) + 16;  // an odd number of cache lines
+  r.ld16 = round_up(r.D, kPanel) + (round_up(r.D, kPanel) / kPanel % 2 ? 0 : kPanel);
+  r.amx = level() == Level::kAmx && z.scalar_type() == at::kBFloat16;
+  const auto f32 = z.options().dtype(at::kFloat), bf16 = z.options().dtype(at::kBFloat16);
+  if (r.amx) {
+    r.x16 = at::empty({r.rows, r.ld16}, bf16);
+    r.panels16 = at::empty({r.rows / 16, r.ld16 / 2, 16, 2}, bf16);
+    r.pairs16 = at::empty({r.rows / 2, r.ld16, 2}, bf16);
+  } else {
+    r.x = at::empty({r.rows, r.ld}, f32);
+    r.panels = at::empty({r.rows / kPanel, r.D, kPanel}, f32);
+  }
+  r.norm.resize(r.M);
+  std::vector<double> square(r.rows / kPanel, 0.0);  // largest of each panel
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "nt_xent", [&] {
+    const scalar_t* data = z.const_data_ptr<scalar_t>();
+    const int64_t step = z.stride(0), stride = z.stride(1);
+    const int64_t grain = std::max<int64_t>(1, 32768 / (kPanel * r.D));
+    at::parallel_for(0, r.rows / kPanel, grain, [&](int64_t begin, int64_t end) {
+      std::vector<float> buffer(r.amx ? kPanel * r.ld : 0);
+      for (int64_t panel = begin; panel < end; ++panel) {
+        float* rows = r.amx ? buffer.data() : r.x.mutable_data_ptr<float>() + panel * kPanel * r.ld;
+        std::fill(rows, rows + kPanel * r.ld, 0.0f);
+        for (int64_t n = 0; n < kPanel && panel * kPanel + n < r.M; ++n) {
+          const int64_t m = panel * kPanel + n;
+          double each;
+          r.norm[m] = unit_row(data + m * step, stride, r.D, normalize, rows + n * r.ld, &each);
+          square[panel] = std::max(square[panel], each);
+        }
+        if (r.amx) {
+          pack_panel_amx(rows, r.ld, r.ld16, panel,
+                         static_cast<uint16_t*>(r.x16.mutable_data_ptr()),
+                         static_cast<uint16_t*>(r.panels16.mutable_data_ptr()),
+                         static_cast<uint16_t*>(r.pairs16.mutable_data_ptr()));
+        } else {
+          transpose_panel(rows, r.ld, r.D,
+                          r.panels.mutable_data_ptr<float>() + panel * kPanel * r.D);
+        }
+      }
+    });
+  });
+  const double largest = *std::max_element(square.begin(), square.end());
+  // rounding to bfloat16 makes a row longer by up to 0.4 %
+  r.largest = 1.01 * (normalize && std::isfinite(largest) ? 1.0 : largest);
+  return r;
+}
+
+}  // namespace sslops
