@@ -63,8 +63,7 @@ void run(const Rows& rows, const TileProblem& problem, bool backward) {
   const TileKernels& kernels = tiles(rows.amx);
   const auto tile = backward ? kernels.backward : kernels.forward;
   const Blocks blocks = make_blocks(rows.rows, rows.D);
-  const int64_t threads = blocks.count() == 1 ? 1 : at::get_num_threads();
-  at::Tensor scratch = at::empty({threads, kScratch}, at::kFloat);
+  at::Tensor scratch = at::empty({blocks.threads, kScratch}, at::kFloat);
   float* data = scratch.mutable_data_ptr<float>();
   for_each_pair(blocks, [&](Range i, Range j, int64_t thread) {
     tile(problem, i, j, data + thread * kScratch);
