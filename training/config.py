@@ -1,0 +1,136 @@
+"""The configuration of a run: one frozen dataclass a method; a field is a `--flag`."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from sslops.training.recipes import pick_recipe
+
+__all__ = ["RunOptions", "TrainConfig", "changed_fields", "closest", "make_config"]
+
+# These may differ between a run and its resumption: none of them touches the trained numbers.
+_FREE_ON_RESUME = frozenset(
+    "data_root log_every checkpoint_every tensorboard evaluate supervised_epochs eval_train"
+    " eval_test tsne_images".split()
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every method has; the defaults that matter come from the data set's recipe."""
+
+    data: str = "digits"  # a name from `sslops list`, or a folder of images
+    data_root: str | None = None  # where the data set's files lie, if not where it looks itself
+    recipe: str | None = None  # defaults of another data set, see `sslops list`
+    image_size: int | None = None  # side in pixels that a folder's images are brought to
+    train_images: int | None = None  # train on so many images, drawn with the seed; all if unset
+    validation: float = 0.1  # share of the training images held out for the kNN during training
+
+    arch: str = "cnn-tiny"  # encoder, see `sslops list`
+    width: int | None = None  # channels of the encoder's first layer, where it has the option
+    pool: int | None = None  # side of the pooled feature map, where the encoder has the option
+    views: str = "digits"  # augmentation, see `sslops list`
+
+    batch: int = 256  # images a step, over all processes
+    epochs: int = 100
+    steps: int | None = None  # instead of epochs
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    lr: float = 1e-3  # at batch 256
+    lr_scaling: Literal["linear", "sqrt", "none"] = "none"  # how lr grows with batch / 256
+    warmup_epochs: float = 5.0  # lr rises linearly, then falls along a cosine to zero
+    weight_decay: float = 1e-4  # never on biases, batch norm and other 1-d parameters
+    momentum: float = 0.9  # of sgd and lars
+    clip: float | None = None  # largest norm of the gradient
+
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
+    channels_last: bool = True
+    compile: bool = False  # torch.compile of the encoder
+    threads: int | None = None  # CPU threads; torch's default if unset
+
+    log_every: int = 10  # steps between lines of metrics.jsonl
+    knn_every: int = 10  # epochs between kNN measurements on the validation part; 0 for none
+    checkpoint_every: int = 10  # epochs between checkpoints
+    tensorboard: bool = False
+
+    evaluate: bool = True  # against controls, when training is over
+    supervised_epochs: int | None = None  # of the supervised control; a quarter of epochs if unset
+    eval_train: int | None = 10_000  # labelled images the probes may use
+    eval_test: int | None = 10_000
+    tsne_images: int = 1000  # test images in the t-SNE picture
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "epochs", "steps", "log_every", "checkpoint_every", "train_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"config: {name} must be at least 1, got {value}")
+        for name in ("lr", "weight_decay", "warmup_epochs", "knn_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"config: {name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"config: validation must be in [0, 1), got {self.validation}")
+
+    def encoder_options(self) -> dict[str, Any]:
+        """Options of `build_encoder` that the user or the recipe set."""
+        options = {"width": self.width, "pool": self.pool}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to do with the run folder; none of it changes a result."""
+
+    out: str | None = None  # run folder; runs/METHOD-DATA if unset
+    overwrite: bool = False  # empty an existing run folder first
+    resume: bool = False  # go on from the folder's last checkpoint, with its configuration
+    seeds: int = 1  # run seed, seed + 1, ... in sub-folders and report mean and deviation
+    dry_run: bool = False  # print the resolved configuration and stop
+
+
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+
+
+def make_config(cls: type[ConfigT], method: str, given: Mapping[str, Any]) -> ConfigT:
+    """Defaults of the class, then of the data set's recipe, then what is given.
+
+    Args:
+        cls: the method's config class.
+        method: its name in the registry.
+        given: field values that override the recipe.
+
+    Raises:
+        TypeError: a name in `given` is not a field.
+        ValueError: unknown recipe, or a value out of range.
+    """
+    known = {field.name for field in fields(cls)}
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{method}: no such option, got {name!r}{closest(name, known)}")
+    data = str(given.get("data", cls.data))
+    recipe = pick_recipe(method, data, given.get("recipe"))
+    # A recipe may be shared by methods: what is not this method's field is another's.
+    values = {name: value for name, value in recipe.fields.items() if name in known}
+    return cls(**{**values, "data": data, **given})
+
+
+def changed_fields(saved: TrainConfig, asked: TrainConfig) -> list[str]:
+    """Fields that a resumed run asks to change although they decide its numbers."""
+    before, after = asdict(saved), asdict(asked)
+    return [
+        name for name in before if name not in _FREE_ON_RESUME and before[name] != after[name]
+    ]
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' for a misspelt name, or what there is to choose from."""
+    known = sorted(known)
+    match = get_close_matches(name, known, n=1)
+    return f"; did you mean {match[0]!r}?" if match else f"; there are {', '.join(known)}"
+
+
+def default_out(method: str, data: str) -> Path:
+    """Run folder for a method on a data set or a folder of images."""
+    return Path("runs") / f"{method}-{Path(data).name or 'data'}"

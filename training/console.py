@@ -1,0 +1,109 @@
+"""What a run prints: banner, one progress line, warnings, tables."""
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+__all__ = ["Console", "duration", "format_metrics", "table"]
+
+PLAIN_SECONDS = 5.0  # between lines when the output is a file or a pipe
+
+
+class Console:
+    """Prints to a terminal with one updating line, to anything else with plain lines.
+
+    Args:
+        stream: standard output if None.
+        quiet: print warnings only.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        self.stream = stream or sys.stdout
+        self.quiet = quiet
+        self.live = self.stream.isatty()
+        self.width = 0  # of the progress line on show
+        self.printed_at = -math.inf
+
+    def print(self, text: str = "") -> None:
+        """One or more whole lines."""
+        if not self.quiet:
+            self._write(text)
+
+    def warn(self, text: str) -> None:
+        """A line that must be seen."""
+        self._write(f"warning: {text}")
+
+    def banner(self, title: str, facts: Mapping[str, Any]) -> None:
+        """A title and aligned facts below it."""
+        width = max(len(name) for name in facts)
+        self.print(title)
+        for name, value in facts.items():
+            self.print(f"  {name:<{width}}  {value}")
+
+    def progress(self, metrics: Mapping[str, Any], *, last: bool = False) -> None:
+        """Show the state of training; `last` leaves the line standing."""
+        if self.quiet:
+            return
+        text = format_metrics(metrics)
+        if self.live:
+            text = text[: shutil.get_terminal_size().columns - 1]
+            self.stream.write("\r" + text.ljust(self.width) + ("\n" if last else ""))
+            self.width = 0 if last else len(text)
+        elif last or "knn" in metrics or time.monotonic() - self.printed_at >= PLAIN_SECONDS:
+            self.stream.write(text + "\n")
+            self.printed_at = time.monotonic()
+        self.stream.flush()
+
+    def _write(self, text: str) -> None:
+        if self.width:
+            self.stream.write("\r" + " " * self.width + "\r")
+            self.width = 0
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """One line of a record of metrics.jsonl, with the totals and eta the loop adds."""
+    parts = [
+        f"epoch {metrics['epoch']:.1f}/{metrics['epochs']:.0f}",
+        f"step {metrics['step']}/{metrics['steps']}",
+        f"loss {metrics['loss']:.3f} (chance {metrics['chance']:.2f})",
+    ]
+    if "accuracy" in metrics:
+        parts.append(f"hit {metrics['accuracy']:.0%}")
+    if "knn" in metrics:
+        parts.append(f"kNN {metrics['knn']:.1%}")
+    parts += [
+        f"lr {metrics['lr']:.2g}",
+        f"{metrics['images_per_second']:,.0f} img/s",
+        f"{metrics['memory_gb']:.1f} GB",
+        f"wait {metrics['data_wait']:.0%}",
+    ]
+    if "feature_std" in metrics:
+        parts.append(f"std {metrics['feature_std']:.3f} (even {metrics['feature_std_even']:.3f})")
+    parts.append(f"eta {duration(metrics['eta'])}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """1:05 or 2:03:04."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned first column, right-aligned others, a rule under the header."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+
+    def join(line: Sequence[str]) -> str:
+        cells = [line[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([join(header), rule, *(join(row) for row in rows)])

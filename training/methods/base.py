@@ -1,0 +1,60 @@
+"""What the loop, the evaluation and the report know about a method: this and nothing else."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Batch", "DataShape", "Method"]
+
+
+class Batch(NamedTuple):
+    """Images [B, C, H, W] uint8 and labels [B] int64 (None if there are none), on the device."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+class DataShape(NamedTuple):
+    """What a network has to know about a data set."""
+
+    channels: int
+    image_size: int
+    classes: int
+
+
+class Method(nn.Module, ABC):
+    """A training objective with its networks.
+
+    Attributes:
+        encoder: what is evaluated and exported.
+        chance: the loss of a model that knows nothing.
+    """
+
+    encoder: nn.Module
+    chance: float
+
+    @abstractmethod
+    def views(self, batch: Batch, generator: torch.Generator) -> Any:
+        """What `step` needs, drawn from the batch with `generator` alone."""
+
+    @abstractmethod
+    def step(self, views: Any) -> dict[str, Tensor]:
+        """The loss and what to log, as scalars.
+
+        Returns:
+            "loss" with gradient; optionally "accuracy" of the pretext task; "features" [M, D],
+            detached, whose spread the loop watches for collapse.
+        """
+
+    def forward(self, views: Any) -> dict[str, Tensor]:
+        """`step`, under the name that DistributedDataParallel calls."""
+        return self.step(views)
+
+    def after_step(self, step: int) -> None:
+        """What follows the optimiser's update number `step` (target networks, queues)."""
+
+    def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Grids of images [rows, columns, C, H, W] in [0, 1] for the report, by name."""
+        return {}

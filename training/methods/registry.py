@@ -1,0 +1,40 @@
+"""Methods by name. A new method adds its import and its line here."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sslops.training.config import TrainConfig, closest
+from sslops.training.methods.base import DataShape, Method
+from sslops.training.methods.simclr import SimCLR, SimCLRConfig
+from sslops.training.methods.supervised import Supervised
+
+__all__ = ["METHODS", "Entry", "find_method"]
+
+
+class Entry(NamedTuple):
+    """A method's config class, its constructor, and one line about it."""
+
+    config: type[TrainConfig]
+    build: Callable[[Any, DataShape], Method]
+    summary: str
+
+
+METHODS: dict[str, Entry] = {
+    "simclr": Entry(
+        SimCLRConfig, SimCLR, "contrast two views of an image (Chen et al. 2020, arXiv:2002.05709)"
+    ),
+    "supervised": Entry(
+        TrainConfig, Supervised, "cross-entropy with labels: the control, not a method to learn by"
+    ),
+}
+
+
+def find_method(name: str) -> Entry:
+    """The method of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in METHODS:
+        raise ValueError(f"train: no such method, got {name!r}{closest(name, METHODS)}")
+    return METHODS[name]

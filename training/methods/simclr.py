@@ -1,0 +1,82 @@
+"""SimCLR: two views of an image should be nearer to each other than to all other images.
+
+Chen et al. 2020, arXiv:2002.05709, algorithm 1:
+
+    for a batch of B images
+        draw two augmentations t, t' of each                      views
+        h = f(t(x)): the representation that is kept              encoder
+        z = g(h): where the loss is taken, thrown away later      projector
+        each view must pick its partner among 2B - 1 others       NT-Xent
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sslops import NTXentLoss, chance
+from sslops.training.augment import RECIPES, make_views
+from sslops.training.config import TrainConfig, closest
+from sslops.training.distributed import gather
+from sslops.training.methods.base import Batch, DataShape, Method
+from sslops.training.models import Projector, build_encoder
+
+__all__ = ["SimCLR", "SimCLRConfig"]
+
+
+@dataclass(frozen=True)
+class SimCLRConfig(TrainConfig):
+    """SimCLR's own knobs."""
+
+    temperature: float = 0.2
+    num_views: int = 2
+    proj_hidden: int = 256  # width of the projector
+    proj_dim: int = 128  # of z
+    proj_layers: int = 2
+
+
+class SimCLR(Method):
+    """Encoder f, projector g and the loss between views.
+
+    Args:
+        config: hyper-parameters.
+        shape: of the data set.
+    """
+
+    def __init__(self, config: SimCLRConfig, shape: DataShape) -> None:
+        super().__init__()
+        if config.views not in RECIPES:
+            raise ValueError(
+                f"simclr: no such views, got {config.views!r}{closest(config.views, RECIPES)}"
+            )
+        self.recipe = RECIPES[config.views]
+        self.num_views = config.num_views
+        self.encoder = build_encoder(
+            config.arch, shape.channels, shape.image_size, **config.encoder_options()
+        )
+        # BN in every layer, the last included: without it small batches learn less.
+        self.projector = Projector(
+            int(self.encoder.dim), config.proj_hidden, config.proj_dim, config.proj_layers
+        )
+        self.loss = NTXentLoss(config.temperature, return_stats=True)
+        self.chance = chance("nt_xent", batch=config.batch, num_views=config.num_views)
+
+    def views(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """[V, B, C, H, W] float32 in [0, 1]."""
+        return make_views(batch.images, self.recipe, self.num_views, generator)
+
+    def step(self, views: Tensor) -> dict[str, Tensor]:
+        """One loss over all views of all processes."""
+        h = self.encoder(views.flatten(0, 1))  # [V B, dim]
+        z = self.projector(h).unflatten(0, views.shape[:2])  # [V, B, D]
+        loss, stats = self.loss(gather(z, dim=1))
+        return {
+            "loss": loss,
+            "accuracy": stats.hit.float().mean(),
+            "features": z.detach().flatten(0, 1),
+        }
+
+    def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images above their views: [1 + V, B, C, H, W]."""
+        original = batch.images.float().div(255)[None]
+        return {"views": torch.cat([original, self.views(batch, generator)])}

@@ -1,0 +1,152 @@
+"""Optimisers, parameter groups and the learning-rate schedule."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LARS", "learning_rate", "make_optimizer", "parameter_groups", "scaled_lr"]
+
+
+class LARS(torch.optim.Optimizer):
+    r"""SGD with momentum whose step is scaled, tensor by tensor, to the weights' norm.
+
+    $$ g' = g + \lambda w, \qquad
+       v \leftarrow \mu v + \gamma\, \eta \frac{\lVert w\rVert}{\lVert g'\rVert}\, g', \qquad
+       w \leftarrow w - v $$
+
+    The ratio is one for groups with `adapt=False` (biases, batch norm) and where a norm is zero.
+
+    Args:
+        params: tensors, or groups that may set `adapt` and `weight_decay`.
+        lr: gamma; inside the momentum buffer, as in SimCLR's code.
+        momentum: mu.
+        weight_decay: lambda.
+        trust: eta, the trust coefficient.
+        adapt: False for plain SGD with momentum.
+
+    Source:
+        You et al. 2017, arXiv:1708.03888, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+        adapt: bool = True,
+    ) -> None:
+        if not (lr >= 0 and 0 <= momentum < 1 and weight_decay >= 0 and trust > 0):
+            raise ValueError(
+                "LARS: needs lr >= 0, 0 <= momentum < 1, weight_decay >= 0 and trust > 0, got"
+                f" {lr}, {momentum}, {weight_decay} and {trust}"
+            )
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust": trust,
+            "adapt": adapt,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._update(param, param.grad, group)
+        return loss
+
+    def _update(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        update = grad.add(param, alpha=group["weight_decay"])
+        if group["adapt"]:
+            weight_norm, update_norm = param.norm(), update.norm()
+            ratio = group["trust"] * weight_norm / update_norm
+            # torch.where: no read on the host; 0 / 0 and x / 0 are both taken out
+            update *= torch.where((weight_norm > 0) & (update_norm > 0), ratio, 1.0)
+        state = self.state[param]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(param)
+        buffer = state["momentum_buffer"]
+        buffer.mul_(group["momentum"]).add_(update, alpha=group["lr"])
+        param.sub_(buffer)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices and kernels with decay; biases, norms and other 1-d tensors without.
+
+    Both carry `adapt`, which only LARS reads.
+    """
+    params = [param for param in module.parameters() if param.requires_grad]
+    groups = [
+        {
+            "params": [param for param in params if param.ndim > 1],
+            "weight_decay": weight_decay,
+            "adapt": True,
+        },
+        {
+            "params": [param for param in params if param.ndim <= 1],
+            "weight_decay": 0.0,
+            "adapt": False,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(
+    name: Literal["adamw", "sgd", "lars"],
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+) -> torch.optim.Optimizer:
+    """AdamW, SGD with Nesterov momentum, or LARS, over `parameter_groups`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    groups = parameter_groups(module, weight_decay)
+    if name == "lars":
+        return LARS(groups, lr, momentum=momentum)
+    for group in groups:
+        del group["adapt"]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0)
+    raise ValueError(f"make_optimizer: name must be adamw, sgd or lars, got {name!r}")
+
+
+def scaled_lr(lr: float, batch: int, rule: Literal["linear", "sqrt", "none"]) -> float:
+    """`lr` is meant for 256 images a step; grow it with the batch, its root, or not at all."""
+    factors = {"linear": batch / 256, "sqrt": math.sqrt(batch / 256), "none": 1.0}
+    if rule not in factors:
+        raise ValueError(f"scaled_lr: rule must be linear, sqrt or none, got {rule!r}")
+    return lr * factors[rule]
+
+
+def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
+    """Linear rise over `warmup` steps, then half a cosine down to zero after `total` steps.
+
+    Args:
+        step: 0 for the first update. It gets peak / warmup, and update `warmup` gets the peak.
+        total: updates in the run.
+        warmup: updates of the rise; 0 starts at the peak.
+        peak: largest value.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
