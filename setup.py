@@ -40,12 +40,27 @@ def extension() -> dict[str, Any]:
     args = ["-std=c++20", "-O3", "-fopenmp", "-Wall", "-fvisibility=hidden"]
     if sys.platform == "darwin":
         args.remove("-fopenmp")
-    sources = sorted(str(file) for file in [*Path("csrc").glob("*.cpp"), *Path("csrc").glob("cpu/*.cpp")])
+    sources = sorted(
+        str(file) for file in [*Path("csrc").glob("*.cpp"), *Path("csrc").glob("cpu/*.cpp")]
+    )
     depends = sorted(str(file) for file in Path("csrc").rglob("*.h"))
     module = cpp.CppExtension("sslops._C", sources, extra_compile_args=args, depends=depends)
-    # A machine without a compiler still gets the pure package; `sslops doctor` says which it is.
     module.optional = build == "auto"
-    return {"ext_modules": [module], "cmdclass": {"build_ext": cpp.BuildExtension}}
+
+    class BuildExtension(cpp.BuildExtension):
+        """Torch's builder; without a working compiler it leaves the pure package, and says so."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                if build == "cpu":
+                    raise
+                print(
+                    f"sslops: no C++ kernels, plain PyTorch runs instead; they failed with {error}"
+                )
+
+    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
 
 
 setup(

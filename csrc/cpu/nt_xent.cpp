@@ -115,7 +115,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nt_xent_fwd(const at::Tensor& z,
   for (int64_t m = 0; m < M; ++m) {
     const double lse2 = std::log2(static_cast<double>(p.row_sum[m])) + p.row_max[m];
     lse_out[m] = static_cast<float>(lse2 * kLn2);
-    loss_out[m] = static_cast<float>((lse2 - p.positive[m] / double(num_views - 1)) * kLn2);
+    const double row_loss = (lse2 - p.positive[m] / static_cast<double>(num_views - 1)) * kLn2;
+    loss_out[m] = row_loss < 0 ? 0.0f : static_cast<float>(row_loss);  // rounding of a peaked row
     if (stats) hit_out[m] = p.best_positive[m] > p.best_negative[m];
   }
   return {loss, lse, hit};

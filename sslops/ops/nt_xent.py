@@ -46,7 +46,6 @@ class NTXentStats(NamedTuple):
     hit: Tensor
 
 
-@torch.library.register_fake("sslops::nt_xent_fwd", lib=LIB)
 def _fake_fwd(
     z: Tensor,
     scale: Tensor | None,
@@ -61,7 +60,6 @@ def _fake_fwd(
     return z.new_empty(M, dtype=dtype), z.new_empty(M, dtype=dtype), hit
 
 
-@torch.library.register_fake("sslops::nt_xent_bwd", lib=LIB)
 def _fake_bwd(
     grad_loss: Tensor,
     z: Tensor,
@@ -100,10 +98,12 @@ def _no_double_backward(ctx: Any, *_: Tensor) -> None:
     )
 
 
-torch.library.register_autograd(
-    "sslops::nt_xent_fwd", _backward, setup_context=_setup_context, lib=LIB
-)
-torch.library.register_autograd("sslops::nt_xent_bwd", _no_double_backward, lib=LIB)
+for _suffix in ("", "_reference"):
+    _fwd, _bwd = f"sslops::nt_xent_fwd{_suffix}", f"sslops::nt_xent_bwd{_suffix}"
+    torch.library.register_fake(_fwd, _fake_fwd, lib=LIB)
+    torch.library.register_fake(_bwd, _fake_bwd, lib=LIB)
+    torch.library.register_autograd(_fwd, _backward, setup_context=_setup_context, lib=LIB)
+    torch.library.register_autograd(_bwd, _no_double_backward, lib=LIB)
 
 
 def nt_xent(

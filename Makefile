@@ -1,0 +1,35 @@
+# Everything runs in .venv, made on first use from the pinned requirements.txt.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs no factor of ten.
+export GOMP_SPINCOUNT ?= 0
+
+.PHONY: help setup demo test lint types bench doctor wheel clean
+help:    ## list the targets
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
+setup: $(VENV)/.built ## environment, pinned packages, compiled kernels
+demo: setup ## train SimCLR on the embedded digits and write runs/demo/report.html
+	$(BIN)/sslops train simclr --data digits --out runs/demo --overwrite
+test: setup ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+lint: setup ## ruff and clang-format, nothing is changed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/*/*
+types: setup ## mypy, strict
+	$(BIN)/mypy -p sslops -p bench
+bench: setup ## measure against PyTorch on this machine, append to bench/results
+	$(BIN)/python -m pytest bench --benchmark-only -s
+doctor: setup ## versions, back ends, and what each op runs here
+	$(BIN)/sslops doctor
+wheel: setup ## build dist/*.whl with the compiled kernels
+	$(BIN)/python -m build --wheel --no-isolation
+clean:   ## remove what was built, keep the environment
+	rm -rf build dist *.egg-info sslops/*.so $(VENV)/.built
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+$(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(shell find csrc -type f)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,113 @@
+"""What runs here: versions, back ends, and why not a faster one."""
+
+import platform
+from importlib import metadata
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+
+from sslops import _library
+from sslops._version import __version__
+
+__all__ = ["Backend", "backends", "report"]
+
+OPS = ("nt_xent",)
+EXTRAS = {"train": ("PIL", "safetensors", "rich", "tyro", "sklearn", "matplotlib")}
+BUILD_HINT = "pip install --no-build-isolation . (a C++20 compiler, ninja and pybind11)"
+
+
+class Backend(NamedTuple):
+    """What one op runs on one kind of device.
+
+    Attributes:
+        op: name of the op.
+        device: "cpu", "cuda" or "other".
+        runs: "cpp (<level>)", "triton" or "reference".
+        why: why not a faster one; empty if there is none.
+    """
+
+    op: str
+    device: str
+    runs: str
+    why: str
+
+
+def backends() -> list[Backend]:
+    """What each op runs on each kind of device of this machine, and why not a faster one."""
+    rows = []
+    for op in OPS:
+        rows.append(_cpu(op))
+        if torch.cuda.is_available():
+            rows.append(_cuda(op))
+        if torch.backends.mps.is_available():
+            rows.append(Backend(op, "other", "reference", "there is no kernel for Metal"))
+    return rows
+
+
+def _cpu(op: str) -> Backend:
+    if not _library.load_extension():
+        why = f"sslops._C was not compiled; {BUILD_HINT}"
+        return Backend(op, "cpu", "reference", why)
+    from sslops import _C
+
+    level = _C.level()
+    best = _C.levels()[-1]
+    if level != best:
+        return Backend(op, "cpu", f"cpp ({level})", f"forced; this machine can run {best}")
+    if level == "amx":
+        return Backend(op, "cpu", "cpp (amx for bfloat16, avx512 otherwise)", "")
+    missing = {"portable": "AVX2 with FMA", "avx2": "AVX-512", "avx512": "AMX (bfloat16 only)"}
+    return Backend(op, "cpu", f"cpp ({level})", f"this processor has no {missing[level]}")
+
+
+def _cuda(op: str) -> Backend:
+    if not _library.HAS_TRITON:
+        return Backend(op, "cuda", "reference", "triton is not installed")
+    if torch.cuda.get_device_capability() < (8, 0):
+        return Backend(op, "cuda", "triton", "tested for compute capability 8.0 and newer only")
+    return Backend(op, "cuda", "triton", "")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def report() -> str:
+    """The text of `sslops doctor`: versions, hardware, back ends, optional packages."""
+    lines = [
+        f"sslops   {__version__}",
+        f"python   {platform.python_version()} on {platform.platform()}",
+        f"torch    {torch.__version__} (CUDA {torch.version.cuda or 'not built in'})",
+        f"triton   {_version('triton')}",
+        f"threads  {torch.get_num_threads()}",
+    ]
+    if _library.load_extension():
+        from sslops import _C
+
+        info = _C.build_info()
+        lines.append(f"kernels  compiled with {info['compiler']}, OpenMP {info['openmp'] or 'off'}")
+        lines.append(f"levels   {', '.join(_C.levels())}; in use: {_C.level()}")
+    else:
+        lines.append(f"kernels  not compiled; {BUILD_HINT}")
+    for n in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(n)
+        lines.append(
+            f"gpu {n}    {torch.cuda.get_device_name(n)}, compute capability {major}.{minor}"
+        )
+    if not torch.cuda.is_available():
+        lines.append("gpu      none found")
+    lines.append("")
+    for row in backends():
+        why = f"  ({row.why})" if row.why else ""
+        lines.append(f"{row.op} on {row.device}: {row.runs}{why}")
+    for extra, modules in EXTRAS.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        state = (
+            f"missing {', '.join(missing)}; pip install 'sslops[{extra}]'" if missing else "ready"
+        )
+        lines.append(f"extra [{extra}]: {state}")
+    return "\n".join(lines)
