@@ -1,43 +1,163 @@
-"""Views of a batch: parameters are drawn per image, pixels are moved once."""
+"""Views of a batch: parameters are drawn per image on the host, pixels stay on their device."""
 
-import math
+from dataclasses import dataclass
+from itertools import permutations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sslops.training.augment.colour import COLOUR_OPS, solarise, to_grey
+from sslops.training.augment.draw import Draw
+from sslops.training.augment.filters import add_noise, gaussian_blur
+from sslops.training.augment.geometry import draw_displacement, draw_theta, warp
 from sslops.training.augment.recipe import ViewRecipe
 
-__all__ = ["make_views"]
+__all__ = ["ViewDraws", "apply_views", "draw_views", "make_views"]
+
+# Images of a group that are worked on at once, on a CPU: their float32 pixels stay in the L2
+# cache. docs/tuning.md
+CHUNK_BYTES = 1 << 20
+UNCHANGED = -1
+
+
+@dataclass(frozen=True)
+class ViewDraws:
+    """All parameters of N views, on the host; None for a change the recipe leaves out.
+
+    Attributes:
+        theta: [N, 2, 3] maps of coordinates, see `draw_theta`.
+        displacement: [N, 2, g, g].
+        orders: the orders of colour changes that may occur.
+        order: [N] index into `orders`, or -1 for an image whose colours stay.
+        factors: [N] for each colour change.
+        grey: [N] bool.
+        sigma: [N] of the blur in pixels, 0 for none.
+        solarise: [N] bool.
+        noise: [N, C, H, W].
+    """
+
+    theta: Tensor
+    displacement: Tensor | None
+    orders: tuple[tuple[str, ...], ...]
+    order: Tensor
+    factors: dict[str, Tensor]
+    grey: Tensor | None
+    sigma: Tensor | None
+    solarise: Tensor | None
+    noise: Tensor | None
+
+
+def draw_views(
+    N: int, recipe: ViewRecipe, shape: tuple[int, int, int], generator: torch.Generator
+) -> ViewDraws:
+    """Draw the parameters of `N` views of images of `shape` (C, H, W)."""
+    C, H, W = shape
+    draw = Draw(N, generator)
+    theta = draw_theta(draw, recipe, H, W)
+    displacement = draw_displacement(draw, recipe) if recipe.elastic else None
+
+    names = COLOUR_OPS if C == 3 else ("brightness", "contrast")
+    factors = {}
+    for name in names:
+        strength = getattr(recipe, name)
+        if strength and recipe.jitter:
+            low = -strength if name == "hue" else max(0.0, 1 - strength)
+            factors[name] = draw.uniform(low, strength if name == "hue" else 1 + strength)
+    orders = tuple(permutations(factors))
+    order = draw.integer(len(orders))
+    order[~draw.coin(recipe.jitter)] = UNCHANGED
+
+    sigma = noise = None
+    grey = draw.coin(recipe.grey) if recipe.grey and C == 3 else None
+    if recipe.blur:
+        sigma = draw.uniform(*recipe.blur_sigma) * draw.coin(recipe.blur)
+    inverted = draw.coin(recipe.solarise) if recipe.solarise else None
+    if recipe.noise:
+        level = draw.uniform(0, recipe.noise, 1, 1, 1)
+        noise = level * draw.normal(C, recipe.size or H, recipe.size or W)
+    return ViewDraws(theta, displacement, orders, order, factors, grey, sigma, inverted, noise)
+
+
+def apply_views(images: Tensor, draws: ViewDraws, recipe: ViewRecipe) -> Tensor:
+    """Apply drawn parameters; view n is made from image n modulo B.
+
+    Args:
+        images: [B, C, H, W] uint8, or float in [0, 1].
+        draws: of N = V * B views.
+        recipe: gives the views' size and padding.
+
+    Returns:
+        [N, C, H, W] float32 in [0, 1].
+    """
+    B, C, H, W = images.shape
+    height, width = recipe.size or H, recipe.size or W
+    out = torch.empty(len(draws.order), C, height, width, device=images.device)
+    chunk = len(out)
+    if images.device.type == "cpu":
+        chunk = max(1, CHUNK_BYTES // (4 * C * max(H * W, height * width)))
+
+    def at(parameter: Tensor, rows: Tensor) -> Tensor:
+        return parameter[rows].to(images.device, non_blocking=True)
+
+    def where(chosen: Tensor | None, rows: Tensor) -> Tensor:
+        """Positions in `rows` that are chosen; [0] if none are."""
+        if chosen is None:
+            return rows[:0].to(images.device)
+        return torch.nonzero(chosen[rows]).flatten().to(images.device, non_blocking=True)
+
+    # Images that share their order of colour changes are worked on together.
+    for index in range(UNCHANGED, len(draws.orders)):
+        group = torch.nonzero(draws.order == index).flatten()
+        for start in range(0, len(group), chunk):
+            rows = group[start : start + chunk]
+            x = images[(rows % B).to(images.device)]
+            x = x.float().mul_(1 / 255) if x.dtype is torch.uint8 else x.float()
+            shift = None if draws.displacement is None else at(draws.displacement, rows)
+            x = warp(x, at(draws.theta, rows), shift, height, width, recipe.padding)
+            for name in draws.orders[index] if index != UNCHANGED else ():
+                x = COLOUR_OPS[name](x, at(draws.factors[name], rows))
+            if len(on := where(draws.grey, rows)):
+                x[on] = to_grey(x[on])
+            if draws.sigma is not None and len(on := where(draws.sigma > 0, rows)):
+                x[on] = gaussian_blur(x[on], draws.sigma[rows][draws.sigma[rows] > 0])
+            if len(on := where(draws.solarise, rows)):
+                x[on] = solarise(x[on])
+            if draws.noise is not None:
+                x = add_noise(x, at(draws.noise, rows))
+            out[rows.to(images.device)] = x
+    return out
 
 
 def make_views(
     images: Tensor, recipe: ViewRecipe, num_views: int, generator: torch.Generator
 ) -> Tensor:
-    """[B, C, H, W] uint8 or float in [0, 1] -> [V, B, C, H, W] float32 in [0, 1]."""
-    x = images.float() / 255 if images.dtype is torch.uint8 else images.float()
-    return torch.stack([_view(x, recipe, generator) for _ in range(num_views)])
+    """Draw `num_views` views of each image; equal generator states give equal bits.
 
+    Args:
+        images: [B, C, H, W] uint8, or float in [0, 1]; C is 1 or 3, on any device.
+        recipe: what may happen to a view.
+        num_views: V, at least 1.
+        generator: best on the CPU, whatever the device of the images: the parameters are needed
+            on the host.
 
-def _view(x: Tensor, recipe: ViewRecipe, generator: torch.Generator) -> Tensor:
-    B, C, H, W = x.shape
+    Returns:
+        [V, B, C, H, W] float32 in [0, 1], on the images' device.
 
-    def uniform(low: float, high: float) -> Tensor:
-        return (torch.rand(B, generator=generator) * (high - low) + low).to(x.device)
-
-    ratio = torch.exp(uniform(*map(math.log, recipe.crop_ratio)))
-    area = uniform(*recipe.crop_scale)
-    w, h = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    cx, cy = uniform(-1, 1) * (1 - w), uniform(-1, 1) * (1 - h)
-    w = torch.where(uniform(0, 1) < recipe.flip, -w, w)
-    theta = torch.zeros(B, 2, 3, device=x.device)
-    theta[:, 0, 0], theta[:, 0, 2], theta[:, 1, 1], theta[:, 1, 2] = w, cx, h, cy
-    size = [B, C, recipe.size or H, recipe.size or W]
-    grid = F.affine_grid(theta, size, align_corners=False)
-    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-    on = (uniform(0, 1) < recipe.jitter).float()
-    b = uniform(-1, 1) * recipe.brightness * on + 1
-    c = uniform(-1, 1) * recipe.contrast * on + 1
-    x = (x * b[:, None, None, None]).clamp(0, 1)
-    mean = x.mean((1, 2, 3), keepdim=True)
-    return torch.lerp(mean, x, c[:, None, None, None]).clamp(0, 1)
+    Raises:
+        TypeError: `images` is neither uint8 nor floating.
+        ValueError: wrong shape, or `num_views` below 1.
+    """
+    if images.dtype is not torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"make_views: images must be uint8 or floating, got {images.dtype}")
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
+        raise ValueError(
+            "make_views: images must be [B, C, H, W] with C = 1 or 3, got shape"
+            f" {tuple(images.shape)}"
+        )
+    if num_views < 1:
+        raise ValueError(f"make_views: num_views must be at least 1, got {num_views}")
+    B, C, H, W = images.shape
+    with torch.no_grad():
+        draws = draw_views(num_views * B, recipe, (C, H, W), generator)
+        views = apply_views(images, draws, recipe)
+    return views.view(num_views, B, *views.shape[1:])

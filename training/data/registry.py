@@ -1,20 +1,66 @@
 """Names of the data sets, and the one function that loads them."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from sslops.training.data.dataset import Dataset
+import torch.nn.functional as F
+
+from sslops.training.data.cifar10 import load_cifar10
+from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.digits import load_digits
+from sslops.training.data.fashion_mnist import load_fashion_mnist
+from sslops.training.data.folder import load_folder
 
 __all__ = ["load", "names"]
 
 
 def names() -> list[str]:
     """The registered data sets; `load` takes the path of a folder as well."""
-    return ["digits"]
+    return ["digits", "fashion-mnist", "cifar10"]
 
 
-def load(data: str, *, root: str | Path | None = None, size: int | None = None) -> Dataset:
-    """Load a data set by name."""
+def load(
+    data: str,
+    *,
+    root: str | Path | None = None,
+    size: int | None = None,
+    download: bool = False,
+) -> Dataset:
+    """Load a data set by name, or any folder of images.
+
+    Args:
+        data: one of `names()`, or the path of a folder (or a tar) of images.
+        root: where the files of a named set lie; before $SSLOPS_DATA and the usual places.
+        size: resize images to size x size.
+        download: allow fetching files that no place has.
+
+    Raises:
+        FileNotFoundError: the files are in none of the places, which the message lists.
+        ValueError: unknown name, or files that are not what they should be.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"data: size must be at least 1, got {size}")
+    root = None if root is None else Path(root)
     if data == "digits":
-        return load_digits()
-    raise ValueError(f"data: must be one of {', '.join(names())} or a folder, got {data!r}")
+        return _resized(load_digits(), size)
+    if data == "fashion-mnist":
+        return _resized(load_fashion_mnist(root, download=download), size)
+    if data == "cifar10":
+        return _resized(load_cifar10(root), size)
+    if Path(data).expanduser().exists():
+        return load_folder(data, size=size)
+    raise ValueError(
+        f"data: must be one of {', '.join(names())} or the path of a folder, got {data!r}"
+    )
+
+
+def _resized(dataset: Dataset, size: int | None) -> Dataset:
+    """The same images at size x size; the registered sets are square and small."""
+    if size is None or size == dataset.image_size:
+        return dataset
+
+    def resize(split: Split) -> Split:
+        images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)
+        return Split(images.contiguous(), split.labels)
+
+    return replace(dataset, train=resize(dataset.train), test=resize(dataset.test))
