@@ -1,21 +1,43 @@
 """Names of the encoders, and the one function that builds them."""
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
 from sslops.training.models.cnn import CNN
+from sslops.training.models.resnet import ResNet
 
 __all__ = ["build_encoder", "encoder_names"]
 
-BUILDERS = {
-    # 8x8 images
-    "cnn-tiny": lambda channels, image_size, width=64, pool=1: CNN(
-        channels, (width, 2 * width, 4 * width), (1, 1, 2), pool
-    ),
-    # 28 to 32 px
-    "cnn4": lambda channels, image_size, width=64, pool=1: CNN(
-        channels, (width, 2 * width, 4 * width, 8 * width), (1, 2, 2, 2), pool
-    ),
+SMALL = 64  # largest side in pixels of images that get the CIFAR stem
+
+
+def _cnn_tiny(channels: int, image_size: int, *, width: int = 32, pool: int = 1) -> nn.Module:
+    return CNN(channels, (width, 2 * width, 4 * width), (1, 1, 2), pool)
+
+
+def _cnn4(channels: int, image_size: int, *, width: int = 32, pool: int = 1) -> nn.Module:
+    return CNN(channels, (width, 2 * width, 4 * width, 8 * width), (2, 1, 2, 2), pool)
+
+
+def _resnet(depth: int) -> Callable[..., nn.Module]:
+    def build(
+        channels: int, image_size: int, *, width: int = 64, zero_init: bool = True
+    ) -> nn.Module:
+        small = image_size <= SMALL
+        return ResNet(channels, depth, width=width, small_stem=small, zero_init=zero_init)
+
+    return build
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "cnn-tiny": _cnn_tiny,
+    "cnn4": _cnn4,
+    "resnet18": _resnet(18),
+    "resnet50": _resnet(50),
 }
 
 
@@ -24,12 +46,33 @@ def encoder_names() -> list[str]:
     return list(BUILDERS)
 
 
-def build_encoder(arch: str, channels: int, image_size: int, **options: int) -> nn.Module:
-    """Build an encoder [B, C, H, W] in [0, 1] -> [B, dim]."""
+def build_encoder(
+    arch: str, channels: int, image_size: int, *, seed: int | None = None, **options: Any
+) -> nn.Module:
+    """Build an encoder with random weights: [B, C, H, W] in [0, 1] -> [B, encoder.dim].
+
+    Args:
+        arch: "cnn-tiny" for 8x8 images, "cnn4" for 28 to 32 px, "resnet18" or "resnet50" (CIFAR
+            stem up to 64 px, ImageNet stem above).
+        channels: C, 1 or 3.
+        image_size: shorter side in pixels; chooses the stem, any size can be encoded.
+        seed: of the weights; None takes them from torch's global generator.
+        **options: `width` of the first layer; `pool`, cells a side that the cnn's features keep
+            (1 is global average pooling); `zero_init` of resnets.
+
+    Raises:
+        ValueError: unknown `arch` or option, or `channels` not 1 or 3.
+    """
     if arch not in BUILDERS:
-        raise ValueError(f"build_encoder: arch must be one of {encoder_names()}, got {arch!r}")
-    seed = options.pop("seed", None)
+        raise ValueError(f"build_encoder: arch must be one of {', '.join(BUILDERS)}, got {arch!r}")
+    build = BUILDERS[arch]
+    known = [name for name in inspect.signature(build).parameters][2:]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(
+            f"build_encoder: options of {arch} are {', '.join(known)}, got {', '.join(unknown)}"
+        )
+    # Only the CPU generator is forked: encoders are built there and moved afterwards.
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        return BUILDERS[arch](channels, image_size, **options)
+        return build(channels, image_size, **options)
