@@ -119,9 +119,7 @@ def make_config(cls: type[ConfigT], method: str, given: Mapping[str, Any]) -> Co
 def changed_fields(saved: TrainConfig, asked: TrainConfig) -> list[str]:
     """Fields that a resumed run asks to change although they decide its numbers."""
     before, after = asdict(saved), asdict(asked)
-    return [
-        name for name in before if name not in _FREE_ON_RESUME and before[name] != after[name]
-    ]
+    return [name for name in before if name not in _FREE_ON_RESUME and before[name] != after[name]]
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,230 @@
+"""The `sslops` command."""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import sslops
+from sslops.training.config import RunOptions, TrainConfig, closest
+
+__all__ = ["COMMANDS", "main"]
+
+EXTRAS = {
+    "PIL": "pillow",
+    "safetensors": "safetensors",
+    "tyro": "tyro",
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments after the program's name; those of the process if None.
+
+    Returns:
+        Exit code: 0; 1 for a failed run; 2 for wrong arguments; 130 or 143 after a signal.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"sslops {sslops.__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        return _error(f"sslops: no such command, got {name!r}{closest(name, COMMANDS)}", 2)
+    from sslops.training.guard import Interrupted, NonFiniteLoss
+    from sslops.training.run import EvaluationFailed
+
+    try:
+        return COMMANDS[name][0](rest)
+    except Interrupted as stop:
+        print(f"sslops: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except (NonFiniteLoss, EvaluationFailed) as error:
+        return _error(str(error), 1)
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
+        return _error(str(error), 2)
+    except KeyboardInterrupt:
+        return _error("sslops: stopped", 130)
+
+
+def _usage() -> str:
+    lines = ["sslops COMMAND [--help]", ""]
+    lines += [f"  {name:<8}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join([*lines, "", "first steps: sslops train simclr"])
+
+
+def _error(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
+
+
+def _train(argv: list[str]) -> int:
+    from sslops.training.console import Console
+    from sslops.training.methods import METHODS, find_method
+    from sslops.training.run import default_config, execute
+
+    if not argv or argv[0] in ("-h", "--help"):
+        print("sslops train METHOD [--help] [--data NAME or FOLDER] [--out FOLDER] ...\n\nmethods:")
+        print("\n".join(f"  {name:<12}{entry.summary}" for name, entry in METHODS.items()))
+        return 0 if argv else 2
+    method, *flags = argv
+    entry = find_method(method)
+    _need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--data", "--recipe", "--out"):
+        first.add_argument(name)
+    first.add_argument("--resume", action="store_true")
+    chosen, _ = first.parse_known_args(flags)
+    given = {
+        name: getattr(chosen, name)
+        for name in ("data", "recipe")
+        if getattr(chosen, name) is not None
+    }
+    defaults = default_config(method, given, RunOptions(out=chosen.out, resume=chosen.resume))
+    config, options = _parse(method, entry.config, defaults, flags)
+    if options.dry_run:
+        print(json.dumps({"method": method, **asdict(config)}, indent=2))
+        return 0
+    execute(method, config, options, Console())
+    return 0
+
+
+def _parse(
+    method: str, cls: type[TrainConfig], defaults: TrainConfig, flags: list[str]
+) -> tuple[TrainConfig, RunOptions]:
+    """Flags of the config and of the run, side by side."""
+    import tyro
+
+    flat: Any = tyro.conf.OmitArgPrefixes
+    both = make_dataclass("Train", [("config", flat[cls]), ("options", flat[RunOptions])])
+    parsed: Any = tyro.cli(
+        both,
+        prog=f"sslops train {method}",
+        description=f"Train {method}. The defaults shown are those of the data set's recipe.",
+        args=flags,
+        default=both(defaults, RunOptions()),
+    )
+    return parsed.config, parsed.options
+
+
+def _eval(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("sslops eval", description="Evaluate a run again.")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--device", default="auto")
+    chosen = parser.parse_args(argv)
+    _need("sklearn", "safetensors", "PIL", "matplotlib")
+    from sslops.training.console import Console
+    from sslops.training.run import evaluate_again
+
+    evaluate_again(chosen.run, chosen.device, Console())
+    return 0
+
+
+def _compare(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("sslops compare", description="One table of several runs.")
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
+    from sslops.training.summary import compare_table
+
+    print(compare_table(parser.parse_args(argv).runs))
+    return 0
+
+
+def _list(argv: list[str]) -> int:
+    argparse.ArgumentParser("sslops list", description="What there is.").parse_args(argv)
+    from sslops.training import augment, data, models
+    from sslops.training.methods import METHODS
+    from sslops.training.recipes import RECIPES
+
+    sections = {
+        "methods": {name: entry.summary for name, entry in METHODS.items()},
+        "data": dict.fromkeys([*data.names(), "PATH/TO/FOLDER"], ""),
+        "recipes": {name: recipe.source for name, recipe in RECIPES.items()},
+        "views": dict.fromkeys(augment.RECIPES, ""),
+        "encoders": dict.fromkeys(models.encoder_names(), ""),
+    }
+    for title, entries in sections.items():
+        print(title)
+        for name, text in entries.items():
+            print(f"  {name:<18}{text}".rstrip())
+    return 0
+
+
+def _doctor(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("sslops doctor", description="What this machine can run.")
+    parser.parse_args(argv)
+    from sslops.doctor import report
+
+    print(report())
+    missing = _missing(*EXTRAS)
+    if missing:
+        print(f"training: needs {', '.join(missing)}; install them with: {INSTALL}")
+    else:
+        print("training: all packages found")
+    return 0
+
+
+def _bench(argv: list[str]) -> int:
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "bench" / "__init__.py").is_file():
+        print(
+            "sslops bench: the benchmarks are in the repository, not in the installed package:"
+            " clone it and run `make bench` there",
+            file=sys.stderr,
+        )
+        return 1
+    return subprocess.run([sys.executable, "-m", "bench", *argv], cwd=root).returncode
+
+
+def _export(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "sslops export", description="Write the encoder of a checkpoint as .safetensors and .json."
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--checkpoint", default="last", choices=["last", "best"])
+    parser.add_argument("--to", type=Path, help="file to write; RUN/encoder.safetensors if unset")
+    chosen = parser.parse_args(argv)
+    _need("safetensors")
+    from sslops.training.run import export_checkpoint
+
+    path = chosen.to or chosen.run / "encoder.safetensors"
+    print(export_checkpoint(chosen.run, chosen.checkpoint, path))
+    return 0
+
+
+INSTALL = 'pip install "sslops[train]"'
+
+
+def _missing(*modules: str) -> list[str]:
+    return [EXTRAS[name] for name in modules if importlib.util.find_spec(name) is None]
+
+
+def _need(*modules: str) -> None:
+    missing = _missing(*modules)
+    if missing:
+        raise FileNotFoundError(
+            f"sslops: training needs packages that are not installed, got no {', '.join(missing)};"
+            f" install them with: {INSTALL}"
+        )
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "train": (_train, "train a method, evaluate it against controls, write a report"),
+    "eval": (_eval, "evaluate a run folder again"),
+    "compare": (_compare, "one table of several run folders"),
+    "list": (_list, "methods, data sets, recipes"),
+    "export": (_export, "the encoder of a checkpoint as .safetensors"),
+    "doctor": (_doctor, "versions, kernels, what each op runs on this machine"),
+    "bench": (_bench, "measure the ops (from a clone of the repository)"),
+}

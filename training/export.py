@@ -1,0 +1,83 @@
+"""Encoders on disk: weights beside a description that rebuilds the network."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sslops.training.config import TrainConfig
+from sslops.training.methods import DataShape
+from sslops.training.models import build_encoder
+
+__all__ = ["load_encoder", "save_encoder"]
+
+
+def save_encoder(
+    path: Path, encoder: nn.Module, config: TrainConfig, shape: DataShape, **facts: Any
+) -> Path:
+    """Write `path` (.safetensors) and its description, the same name with .json.
+
+    Args:
+        path: file to write.
+        encoder: what `build_encoder` returned, trained.
+        config: names the architecture and its options.
+        shape: of the images it takes.
+        facts: more to write down, such as the method and the data.
+
+    Returns:
+        `path`.
+    """
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    description = {
+        "arch": config.arch,
+        "channels": shape.channels,
+        "image_size": shape.image_size,
+        "options": config.encoder_options(),
+        "dim": int(encoder.dim),  # type: ignore[arg-type]
+        "input": "[B, channels, H, W] float in [0, 1]",
+        **facts,
+    }
+    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(weights, temporary)
+    os.replace(temporary, path)
+    path.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n")
+    return path
+
+
+def load_encoder(path: str | Path) -> nn.Module:
+    """Rebuild an exported encoder, in eval mode.
+
+    Args:
+        path: a run folder, or the .safetensors file inside it or elsewhere.
+
+    Returns:
+        A module [B, C, H, W] in [0, 1] -> [B, dim], with the width in its attribute `dim`.
+
+    Raises:
+        FileNotFoundError: the weights or their description are not there.
+
+    Example:
+        >>> encoder = load_encoder("runs/simclr-digits")  # doctest: +SKIP
+        >>> features = encoder(images)  # doctest: +SKIP
+    """
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if path.is_dir():
+        path = path / "encoder.safetensors"
+    for file in (path, path.with_suffix(".json")):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"load_encoder: needs encoder.safetensors and encoder.json, got no {file}"
+            )
+    about = json.loads(path.with_suffix(".json").read_text())
+    encoder = build_encoder(
+        about["arch"], about["channels"], about["image_size"], **about["options"]
+    )
+    encoder.load_state_dict(load_file(path))
+    return encoder.eval()

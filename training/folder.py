@@ -1,0 +1,86 @@
+"""The run folder: opened without ever overwriting a run unasked, read back by later commands."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from sslops.training.config import RunOptions, TrainConfig, changed_fields
+from sslops.training.methods import find_method
+
+__all__ = ["check_folder", "open_folder", "read_config", "read_json", "write_json"]
+
+
+def check_folder(folder: Path, options: RunOptions, method: str, config: TrainConfig) -> None:
+    """See to it that `open_folder` will destroy nothing unasked, before time goes into a run.
+
+    Raises:
+        FileExistsError: it is in use, and neither `overwrite` nor `resume` is set.
+        FileNotFoundError: `resume` without a checkpoint.
+        ValueError: `resume` with another method or another configuration.
+    """
+    if options.resume:
+        if not (folder / "checkpoint" / "last.pt").is_file():
+            raise FileNotFoundError(
+                f"train: --resume needs {folder}/checkpoint/last.pt, got no such file; start anew"
+                " without --resume"
+            )
+        saved_method, saved = read_config(folder)
+        changed = changed_fields(saved, config)
+        if saved_method != method:
+            raise ValueError(f"train: the run in {folder} is {saved_method}, got {method}")
+        if changed:
+            raise ValueError(
+                f"train: --resume keeps the run's configuration, got another {', '.join(changed)};"
+                " start a new run with another --out"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not options.overwrite:
+            raise FileExistsError(
+                f"train: --out must be a new or empty folder, got {folder}; --resume goes on with"
+                " the run in it, --overwrite deletes it, --out takes another name"
+            )
+        if not (folder / "config.json").is_file():
+            raise FileExistsError(
+                f"train: --overwrite deletes only run folders (with config.json), got {folder}"
+            )
+
+
+def open_folder(folder: Path, options: RunOptions, method: str, config: TrainConfig) -> None:
+    """Make a run's folder and write its config.json; `check_folder` has allowed it."""
+    if options.overwrite and not options.resume and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"method": method, **asdict(config)})
+
+
+def read_config(folder: Path) -> tuple[str, TrainConfig]:
+    """The method's name and the configuration of a run.
+
+    Raises:
+        FileNotFoundError: it is no run folder.
+    """
+    values = read_json(folder / "config.json")
+    method = values.pop("method")
+    cls = find_method(method).config
+    known = {field.name for field in fields(cls)}
+    return method, cls(**{name: value for name, value in values.items() if name in known})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a run's JSON file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"sslops: {path.parent} is no complete run, got no {path.name}")
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` indented."""
+    path.write_text(json.dumps(content, indent=2) + "\n")

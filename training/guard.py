@@ -1,0 +1,89 @@
+"""What can end a run early: a loss that is not finite, and signals."""
+
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sslops.training.distributed import World
+
+__all__ = ["FiniteCheck", "Interrupted", "NonFiniteLoss", "StopRequest"]
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; no update was made with it."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop; its checkpoint is saved."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
+        self.exit_code = 128 + number
+
+
+class FiniteCheck:
+    """Reads the loss on the host while the backward pass is already queued behind it.
+
+    A GPU therefore never runs dry, and the answer is there before the optimiser's step.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.value = torch.empty((), pin_memory=self.cuda)
+        self.copied = torch.cuda.Event() if self.cuda else None
+
+    def watch(self, loss: Tensor) -> None:
+        """Start the copy; call before `backward`."""
+        self.value.copy_(loss.detach(), non_blocking=True)
+        if self.copied is not None:
+            self.copied.record()
+
+    def holds(self) -> bool:
+        """Whether the watched loss is finite; call after `backward`."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return math.isfinite(float(self.value))
+
+
+class StopRequest:
+    """Remembers the first SIGINT or SIGTERM; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    @contextmanager
+    def listen(self) -> Iterator[None]:
+        """Catch signals inside the block (of the main thread: Python allows no other)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in numbers}
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            self.number = number
+            for known, handler in before.items():
+                signal.signal(known, handler)
+
+        for number in numbers:
+            signal.signal(number, remember)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def agreed(self, world: World) -> int | None:
+        """The signal that any process has got; all processes must ask at the same step."""
+        if world.size == 1:
+            return self.number
+        number = torch.tensor(self.number or 0, device=world.device)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number) or None

@@ -1,0 +1,295 @@
+"""A whole run: folder, data, method, loop, export, evaluation, report."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslops.training import checkpoint, export
+from sslops.training.config import RunOptions, TrainConfig, closest, default_out, make_config
+from sslops.training.console import Console
+from sslops.training.data import Split
+from sslops.training.distributed import World, join, leave
+from sslops.training.evaluation import (
+    build_method,
+    evaluate_run,
+    load_data,
+    shape_of,
+)
+from sslops.training.folder import check_folder, open_folder, read_config, write_json
+from sslops.training.guard import Interrupted
+from sslops.training.loop import Loop
+from sslops.training.machine import environment, peak_memory_gb
+from sslops.training.methods import Batch, Method, find_method
+from sslops.training.pictures import save_grid
+from sslops.training.summary import (
+    count_parameters,
+    print_banner,
+    print_closing,
+    summarise,
+    summary_table,
+)
+
+__all__ = [
+    "EvaluationFailed",
+    "Result",
+    "default_config",
+    "evaluate_again",
+    "execute",
+    "export_checkpoint",
+    "train",
+]
+
+MONITOR_IMAGES = 5000  # training images among which the kNN during training looks
+PICTURED = 8  # images in the method's own pictures
+
+
+class EvaluationFailed(RuntimeError):
+    """Training is over and its weights are safe, but evaluating them raised."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        dir: run folder.
+        results: content of results.json; of summary.json for several seeds.
+        encoder: the trained encoder, in eval mode (of the last seed).
+    """
+
+    dir: Path
+    results: dict[str, Any]
+    encoder: nn.Module
+
+
+def train(
+    method: str,
+    *,
+    data: str | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    seeds: int = 1,
+    console: Console | None = None,
+    **fields: Any,
+) -> Result:
+    """Train a method, evaluate it against controls and write a report.
+
+    Args:
+        method: a name from `sslops list`.
+        data: a name from `sslops list` or a folder of images; "digits" if None.
+        out: run folder; runs/METHOD-DATA if None.
+        overwrite: delete an existing run in it first.
+        resume: go on from its last checkpoint, with its configuration.
+        seeds: number of runs, with seeds from `seed` on.
+        console: where to report; standard output if None.
+        fields: fields of the method's config; they override the data set's recipe.
+
+    Raises:
+        TypeError: unknown field.
+        ValueError: unknown method, data or value.
+        FileExistsError: the folder is in use, and neither `overwrite` nor `resume` is set.
+        NonFiniteLoss: the loss became NaN or infinite.
+        Interrupted: by SIGINT or SIGTERM; the checkpoint is saved.
+        EvaluationFailed: after training; the weights are saved.
+
+    Example:
+        >>> result = train("simclr", data="digits", out="runs/first")  # doctest: +SKIP
+        >>> result.results["simclr"]["knn"], result.encoder  # doctest: +SKIP
+    """
+    find_method(method)
+    given = {**fields, **({} if data is None else {"data": data})}
+    options = RunOptions(None if out is None else str(out), overwrite, resume, seeds)
+    base = default_config(method, given, options)
+    known = asdict(base)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"train: no such option, got {name!r}{closest(name, known)}")
+    return execute(method, replace(base, **given), options, console or Console())
+
+
+def default_config(method: str, given: dict[str, Any], options: RunOptions) -> TrainConfig:
+    """The configuration before explicit fields: of the run to resume, else of the recipe."""
+    cls = find_method(method).config
+    if options.resume:
+        folder = Path(options.out or default_out(method, str(given.get("data", cls.data))))
+        if (folder / "config.json").is_file():
+            return read_config(folder)[1]
+    return make_config(cls, method, given)
+
+
+def execute(method: str, config: TrainConfig, options: RunOptions, console: Console) -> Result:
+    """Run a resolved configuration, once or for several seeds."""
+    out = Path(options.out or default_out(method, config.data))
+    if options.seeds < 1:
+        raise ValueError(f"train: seeds must be at least 1, got {options.seeds}")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    world = join(config.device)
+    console = console if world.main else Console(quiet=True)
+    try:
+        if options.seeds == 1:
+            return _one(method, config, out, options, world, console)
+        return _several(method, config, out, options, world, console)
+    finally:
+        leave()
+
+
+def _several(
+    method: str,
+    config: TrainConfig,
+    out: Path,
+    options: RunOptions,
+    world: World,
+    console: Console,
+) -> Result:
+    runs = []
+    for seed in range(config.seed, config.seed + options.seeds):
+        folder = out / f"seed{seed}"
+        begun = (folder / "checkpoint" / "last.pt").is_file()
+        each = replace(options, resume=options.resume and begun)
+        runs.append(_one(method, replace(config, seed=seed), folder, each, world, console))
+    summary = summarise([run.results for run in runs])
+    if world.main:
+        write_json(out / "summary.json", summary)
+        console.print(f"\n{options.seeds} seeds, mean ± sd\n{summary_table(summary)}")
+        console.print(f"summary   {out / 'summary.json'}")
+    return Result(out, summary, runs[-1].encoder)
+
+
+def _one(
+    name: str,
+    config: TrainConfig,
+    folder: Path,
+    options: RunOptions,
+    world: World,
+    console: Console,
+) -> Result:
+    if world.main:
+        check_folder(folder, options, name, config)
+    data, split, validation = load_data(config)
+    shape = shape_of(data)
+    method = build_method(name, config, shape, world)
+    loop = Loop(
+        method,
+        split,
+        config,
+        world,
+        console=console,
+        folder=folder,
+        monitor=None if validation is None else _monitor(split, validation, world),
+    )
+    if options.resume:
+        loop.load_state_dict(checkpoint.load(folder / "checkpoint" / "last.pt", world.device))
+    if world.main:
+        open_folder(folder, options, name, config)
+    print_banner(name, data, split, method, loop, folder, console)
+    if world.main:
+        write_json(folder / "env.json", environment(world.device, loop.precision))
+        _pictures(method, split, folder, world)
+    try:
+        loop.run()
+    except Interrupted:
+        console.print(f"go on with: sslops train {name} --out {folder} --resume")
+        raise
+    if not world.main:
+        return Result(folder, {}, method.encoder.eval())
+
+    facts = {"method": name, "data": config.data, "steps": loop.step}
+    export.save_encoder(folder / "encoder.safetensors", method.encoder, config, shape, **facts)
+    results: dict[str, Any] = {"cost": _cost(method, loop)}
+    write_json(folder / "results.json", results)
+    if config.evaluate:
+        alone = World(0, 1, world.device)
+        results = _evaluate(folder, alone, console)
+    print_closing(name, folder, results, console)
+    return Result(folder, results, method.encoder.eval())
+
+
+def evaluate_again(folder: Path, device: str, console: Console) -> Result:
+    """Evaluate a run's exported encoder, as at the end of its training.
+
+    Raises:
+        FileNotFoundError: it is no run folder, or its training is not over.
+        EvaluationFailed: the evaluation raised.
+    """
+    name, config = read_config(folder)
+    encoder = export.load_encoder(folder)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    results = _evaluate(folder, World(0, 1, join(device).device), console)
+    print_closing(name, folder, results, console)
+    return Result(folder, results, encoder)
+
+
+def export_checkpoint(folder: Path, which: str, path: Path) -> Path:
+    """Write the encoder of checkpoint/WHICH.pt to `path`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
+    state = checkpoint.load(folder / "checkpoint" / f"{which}.pt")
+    name, config = read_config(folder)
+    shape = shape_of(load_data(config)[0])
+    method = build_method(name, config, shape, World(0, 1, torch.device("cpu")))
+    method.load_state_dict(state["method"])
+    facts = {"method": name, "data": config.data, "steps": state["step"]}
+    return export.save_encoder(path, method.encoder, config, shape, **facts)
+
+
+def _evaluate(folder: Path, world: World, console: Console) -> dict[str, Any]:
+    from sslops.training.report import write_report
+
+    try:
+        results = evaluate_run(folder, world, console)
+        write_report(folder)
+    except (Interrupted, KeyboardInterrupt):
+        console.print(f"the weights are saved; evaluate them with: sslops eval {folder}")
+        raise
+    except Exception as error:
+        raise EvaluationFailed(
+            f"train: the evaluation failed ({type(error).__name__}: {error}); the trained weights"
+            f" are in {folder / 'encoder.safetensors'}; try again with: sslops eval {folder}"
+        ) from error
+    return results
+
+
+def _monitor(train: Split, validation: Split, world: World) -> Callable[[nn.Module], float]:
+    """Accuracy of validation images by the nearest of the training images."""
+    from sslops.training.evaluate.features import extract
+    from sslops.training.evaluate.knn import knn_accuracy
+
+    assert train.labels is not None
+    assert validation.labels is not None
+    images, labels = train.images[:MONITOR_IMAGES], train.labels[:MONITOR_IMAGES]
+    asked, answers = validation.images, validation.labels
+
+    def accuracy(encoder: nn.Module) -> float:
+        keys, queries = (extract(encoder, part, device=world.device) for part in (images, asked))
+        return knn_accuracy(keys, labels, queries, answers)
+
+    return accuracy
+
+
+def _pictures(method: Method, split: Split, folder: Path, world: World) -> None:
+    labels = None if split.labels is None else split.labels[:PICTURED].to(world.device)
+    batch = Batch(split.images[:PICTURED].to(world.device), labels)
+    # Its own generator: drawing pictures must not move the views of the training.
+    for name, grid in method.pictures(batch, torch.Generator().manual_seed(0)).items():
+        save_grid(folder / "pictures" / f"{name}.png", grid)
+
+
+def _cost(method: Method, loop: Loop) -> dict[str, Any]:
+    return {
+        "seconds": loop.seconds,
+        "images_per_second": loop.step * loop.config.batch / max(loop.seconds, 1e-9),
+        "peak_memory_gb": peak_memory_gb(loop.world.device),
+        "encoder_parameters": count_parameters(method.encoder),
+        "parameters": count_parameters(method),
+        "steps": loop.step,
+        "processes": loop.world.size,
+    }

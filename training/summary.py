@@ -1,0 +1,183 @@
+"""What is said before and after a run, and the tables of one or several runs."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslops.training.console import Console, duration, table
+from sslops.training.data import Dataset, Split
+from sslops.training.folder import read_config, read_json
+from sslops.training.loop import Loop
+from sslops.training.methods import Method
+
+__all__ = [
+    "compare_table",
+    "count_parameters",
+    "print_banner",
+    "print_closing",
+    "results_table",
+    "summarise",
+    "summary_table",
+]
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Numbers in all parameters."""
+    return sum(param.numel() for param in module.parameters())
+
+
+def print_banner(
+    name: str,
+    data: Dataset,
+    split: Split,
+    method: Method,
+    loop: Loop,
+    folder: Path,
+    console: Console,
+) -> None:
+    """What is about to be trained, on what, and where it goes."""
+    config, world = loop.config, loop.world
+    shape = "x".join(str(side) for side in split.images.shape[1:])
+    spent = f", resumed after step {loop.step}" if loop.step else ""
+    console.banner(
+        f"sslops train {name}",
+        {
+            "data": f"{data.name}, {len(split.images):,} images {shape} ({data.licence})",
+            "encoder": f"{config.arch}, {count_parameters(method.encoder):,} parameters,"
+            f" {method.encoder.dim} features",
+            "batch": f"{config.batch}, loss at chance {method.chance:.2f}",
+            "steps": f"{loop.steps:,} in {loop.steps / loop.sampler.steps_per_epoch:.0f} epochs"
+            + spent,
+            "optimiser": f"{config.optimizer}, peak lr {loop.peak_lr:.3g}, {loop.warmup} steps of"
+            f" warm-up, weight decay {config.weight_decay:g}",
+            "device": f"{world.device}, {loop.precision}, {world.size} process(es),"
+            f" {torch.get_num_threads()} thread(s)",
+            "out": str(folder),
+        },
+    )
+
+
+def print_closing(name: str, folder: Path, results: dict[str, Any], console: Console) -> None:
+    """Results beside controls, cost, where things lie, what to try next."""
+    cost = results["cost"]
+    if name in results:
+        console.print("\n" + results_table(results))
+    console.print(
+        f"\ncost      {duration(cost['seconds'])} of training, {cost['images_per_second']:,.0f}"
+        f" images/s, {cost['peak_memory_gb']:.1f} GB at most,"
+        f" {cost['encoder_parameters']:,} parameters"
+    )
+    if (folder / "report.html").is_file():
+        console.print(f"report    {(folder / 'report.html').resolve()}")
+    console.print(f"encoder   {folder / 'encoder.safetensors'}")
+    console.print(
+        f'next      python -c "from sslops.training import load_encoder;'
+        f" print(load_encoder('{folder}'))\"\n"
+        f"          sslops train {name} --seeds 3 --out {folder}-seeds\n"
+        f"          sslops train {name} --data PATH/TO/IMAGES\n"
+        f"          sslops compare {folder.parent}/*"
+    )
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """The arms as rows: kNN, linear probe, few labels, clustering."""
+    arms = {name: arm for name, arm in results.items() if isinstance(arm, dict) and "knn" in arm}
+    labels = sorted({int(n) for arm in arms.values() for n in arm.get("few", {})})
+    labels = sorted({int(n) for arm in arms.values() for n in arm.get("few", {})})
+    header = ["", "kNN", "linear", *[f"{n}/class" for n in labels], "NMI", "ARI"]
+    return table(header, [[name, *_cells(arm, labels)] for name, arm in arms.items()])
+
+
+def _cells(arm: dict[str, Any], labels: Sequence[int]) -> list[str]:
+    few = [arm["few"].get(str(n)) for n in labels]
+    return [
+        f"{arm['knn']:.1%}",
+        f"{arm['linear']:.1%}",
+        *["" if cell is None else _percent(cell["mean"], cell["sd"]) for cell in few],
+        f"{arm['nmi']:.3f}",
+        f"{arm['ari']:.3f}",
+    ]
+
+
+def _percent(mean: float, sd: float) -> str:
+    return f"{100 * mean:.1f} ± {100 * sd:.1f}"
+
+
+def compare_table(folders: Sequence[Path]) -> str:
+    """One row a run: its method's numbers and what they cost.
+
+    Raises:
+        FileNotFoundError: a folder holds no finished run.
+    """
+    runs = []
+    for folder in folders:
+        name, config = read_config(folder)
+        results = read_json(folder / "results.json")
+        if name not in results:
+            raise FileNotFoundError(
+                f"compare: {folder} has not been evaluated, run: sslops eval {folder}"
+            )
+        runs.append((folder, name, config, results))
+    labels = sorted({int(n) for _, name, _, results in runs for n in results[name]["few"]})
+    few = [f"{n}/class" for n in labels]
+    header = ["run", "method", "data", "kNN", "linear", *few, "NMI", "ARI", "img/s", "time"]
+    rows = []
+    for folder, name, config, results in runs:
+        cost = results["cost"]
+        rate, time = f"{cost['images_per_second']:,.0f}", duration(cost["seconds"])
+        numbers = _cells(results[name], labels)
+        rows.append([str(folder), name, Path(config.data).name, *numbers, rate, time])
+    return table(header, rows)
+
+
+def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over runs, arm by arm.
+
+    Returns:
+        {arm: {number: {"mean", "sd", "values"}}}; few labels are called "few.1", "few.5", ...
+    """
+    summary: dict[str, Any] = {}
+    arms = [name for name, arm in results[0].items() if isinstance(arm, dict) and "knn" in arm]
+    for name in [*arms, "cost"]:
+        flat = [_flatten(run[name]) for run in results]
+        summary[name] = {
+            key: {
+                "mean": statistics.fmean(run[key] for run in flat),
+                "sd": statistics.stdev(run[key] for run in flat) if len(flat) > 1 else 0.0,
+                "values": [run[key] for run in flat],
+            }
+            for key in flat[0]
+        }
+    return summary
+
+
+def _flatten(arm: dict[str, Any]) -> dict[str, float]:
+    numbers = {
+        key: float(value)
+        for key, value in arm.items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+    return numbers | {f"few.{n}": cell["mean"] for n, cell in arm.get("few", {}).items()}
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """The arms of `summarise` as rows."""
+    arms = {name: arm for name, arm in summary.items() if "knn" in arm}
+    few = sorted({key for arm in arms.values() for key in arm if key.startswith("few.")}, key=_few)
+    header = ["", "kNN", "linear", *[f"{_few(key)}/class" for key in few], "NMI"]
+    rows = []
+    for name, arm in arms.items():
+        shares = [arm.get(key) for key in ("knn", "linear", *few)]
+        cells = ["" if cell is None else _percent(cell["mean"], cell["sd"]) for cell in shares]
+        nmi = f"{arm['nmi']['mean']:.3f} ± {arm['nmi']['sd']:.3f}"
+        rows.append([name, *cells, nmi])
+    return table(header, rows)
+
+
+def _few(key: str) -> int:
+    return int(key.removeprefix("few."))
