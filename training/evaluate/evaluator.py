@@ -1,0 +1,161 @@
+"""All measures for all arms: the method, and the controls it must beat."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslops.training.data import Dataset, Split, subset
+from sslops.training.evaluate import cluster, few_labels, knn, linear
+from sslops.training.evaluate.features import extract, pixels, spread
+
+__all__ = ["evaluate"]
+
+LABELS_PER_CLASS = (1, 2, 5, 10, 50)
+
+
+def evaluate(
+    encoders: dict[str, nn.Module | None],
+    data: Dataset,
+    *,
+    seed: int,
+    labels_per_class: Sequence[int] = LABELS_PER_CLASS,
+    draws: int = 5,
+    max_train: int | None = None,
+    max_test: int | None = None,
+    device: str | torch.device | None = None,
+) -> dict[str, Any]:
+    """Measure frozen features of every arm on the same images with the same rules.
+
+    Args:
+        encoders: arm -> encoder; None stands for raw pixels.
+        data: labels of the training part choose and fit, those of the test part only score.
+        seed: of subsets, folds, draws and k-means.
+        labels_per_class: of the few-label curve; numbers a class has not are left out.
+        draws: of each point of that curve.
+        max_train: training images to use at most, drawn with the seed; all if None.
+        max_test: test images to use at most.
+        device: where encoders run and classifiers are fitted; default where each encoder is.
+
+    Returns:
+        arm -> {"dim", "feature_std", "rank", and with labels "knn", "knn_k", "linear",
+        "linear_C", "few", "nmi", "ari", "cluster_accuracy", "seconds"}, and "protocol" with
+        every setting. Accuracies are shares of 1. Everything can be written as JSON.
+    """
+    if not encoders:
+        raise ValueError("evaluate: needs at least one arm, got none")
+    if "protocol" in encoders:
+        raise ValueError("evaluate: an arm must not be called 'protocol'")
+    train, test = _at_most(data.train, max_train, seed), _at_most(data.test, max_test, seed)
+    classes = _count_classes(data, train, test)
+    wanted = list(labels_per_class)
+    usable = [] if train.labels is None else few_labels.feasible(train.labels, wanted, classes)
+    results: dict[str, Any] = {}
+    for arm, encoder in encoders.items():
+        start = time.perf_counter()
+        if encoder is None:
+            x, x_test = pixels(train.images), pixels(test.images)
+        else:
+            x = extract(encoder, train.images, device=device)
+            x_test = extract(encoder, test.images, device=device)
+        result: dict[str, Any] = {"dim": x.shape[1], **spread(x_test)}
+        if not (x.isfinite().all() and x_test.isfinite().all()):
+            result = {"dim": x.shape[1], "failed": "features are not finite"}
+        elif classes:
+            on = torch.device(device if device is not None else "cpu")
+            result |= _measure(
+                Split(x.to(on), _to(train.labels, on)),
+                Split(x_test.to(on), _to(test.labels, on)),
+                classes,
+                seed,
+                usable,
+                draws,
+            )
+        results[arm] = {**result, "seconds": round(time.perf_counter() - start, 2)}
+    results["protocol"] = {
+        "data": data.name,
+        "train_images": len(train),
+        "test_images": len(test),
+        "classes": classes,
+        "seed": seed,
+        "features": "encoder output in evaluation mode, computed once; weights and buffers are "
+        "checked to be unchanged",
+        "test_labels": "used only to score; every choice is made on training labels",
+        **_protocol(usable, [n for n in wanted if n not in usable], draws),
+    }
+    return results
+
+
+def _measure(
+    train: Split, test: Split, classes: int, seed: int, usable: list[int], draws: int
+) -> dict[str, Any]:
+    """`images` of the splits are features [N, D] here."""
+    x, y, x_test, y_test = train.images, train.labels, test.images, test.labels
+    result: dict[str, Any] = {}
+    if y_test is None:
+        return result
+    if y is not None:
+        k = knn.choose_k(x, y, seed=seed)
+        probe = linear.linear_probe(x, y, x_test, y_test, classes=classes, seed=seed)
+        result |= {
+            "knn": knn.knn_accuracy(x, y, x_test, y_test, k=k),
+            "knn_k": k,
+            "linear": probe.accuracy,
+            "linear_C": probe.strength,
+            "linear_cv": {f"{c:g}": value for c, value in probe.validation.items()},
+            "few": {
+                str(n): few_labels.few_labels(
+                    x, y, x_test, y_test, n=n, classes=classes, seed=seed, draws=draws
+                )._asdict()
+                for n in usable
+            },
+        }
+    found = cluster.cluster(x_test, y_test, classes=classes, seed=seed)
+    return result | {"nmi": found.nmi, "ari": found.ari, "cluster_accuracy": found.accuracy}
+
+
+def _protocol(usable: list[int], skipped: list[int], draws: int) -> dict[str, Any]:
+    return {
+        "knn": {
+            "metric": "cosine",
+            "weights": "exp(similarity / temperature)",
+            "temperature": knn.TEMPERATURE,
+            "k_candidates": list(knn.KS),
+            "chosen_by": f"leave-one-out on at most {knn.QUERIES:,} training images, for every arm",
+        },
+        "linear": linear.protocol(),
+        "few": {
+            "labels_per_class": usable,
+            "skipped": skipped,
+            "draws": draws,
+            "same_draws_for_all_arms": True,
+            "C": f"cross-validated from {few_labels.CV_FROM} labels a class on, "
+            f"{few_labels.FIXED_C:g} below",
+            "sd": "sample standard deviation over the draws",
+        },
+        "cluster": {
+            "algorithm": "k-means on L2-normalised features of the test images",
+            "k": "number of classes",
+            "n_init": cluster.N_INIT,
+            "nmi": "arithmetic mean of the entropies",
+        },
+        "pixels": "sides above 32 are averaged down to 32",
+    }
+
+
+def _at_most(split: Split, n: int | None, seed: int) -> Split:
+    return split if n is None or n >= len(split) else subset(split, n, seed)
+
+
+def _count_classes(data: Dataset, train: Split, test: Split) -> int:
+    """0 without labels; else enough for every label there is."""
+    labels = [part.labels for part in (train, test) if part.labels is not None]
+    if not labels:
+        return 0
+    return max(len(data.classes), *(int(part.max()) + 1 for part in labels))
+
+
+def _to(labels: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if labels is None else labels.to(device)
