@@ -9,7 +9,7 @@ from torch import Tensor
 from sslops.training.augment.draw import Draw
 from sslops.training.augment.recipe import ViewRecipe
 
-__all__ = ["draw_crop", "draw_displacement", "draw_theta", "warp"]
+__all__ = ["compose_theta", "draw_crop", "draw_displacement", "draw_theta", "warp"]
 
 CROP_TRIES = 10
 
@@ -35,36 +35,63 @@ def draw_crop(draw: Draw, recipe: ViewRecipe, H: int, W: int) -> Tensor:
     return torch.stack([left, top, w, h], 1)
 
 
-def draw_theta(draw: Draw, recipe: ViewRecipe, H: int, W: int) -> Tensor:
+def draw_theta(draw: Draw, recipe: ViewRecipe, H: int, W: int) -> Tensor | None:
+    """Maps [N, 2, 3] as `compose_theta` makes them; None if the recipe moves nothing."""
+    N = draw.N
+    crop = recipe.crop_scale != (1.0, 1.0)
+    zoom = recipe.zoom != (1.0, 1.0)
+    if not (crop or zoom or recipe.flip or recipe.rotate or recipe.shear or recipe.translate):
+        return None
+    box = draw_crop(draw, recipe, H, W) if crop else torch.tensor([[0.0, 0.0, W, H]]).expand(N, 4)
+
+    def around_zero(reach: float) -> Tensor:
+        return draw.uniform(-reach, reach) if reach else torch.zeros(N)
+
+    return compose_theta(
+        box,
+        flip=draw.coin(recipe.flip) if recipe.flip else torch.zeros(N, dtype=torch.bool),
+        angle=around_zero(math.radians(recipe.rotate)),
+        shear=around_zero(math.radians(recipe.shear)),
+        shift=torch.stack([around_zero(recipe.translate), around_zero(recipe.translate)], 1),
+        zoom=draw.uniform(*recipe.zoom) if zoom else torch.ones(N),
+        size=(H, W),
+    )
+
+
+def compose_theta(
+    box: Tensor,
+    *,
+    flip: Tensor,
+    angle: Tensor,
+    shear: Tensor,
+    shift: Tensor,
+    zoom: Tensor,
+    size: tuple[int, int],
+) -> Tensor:
     """Maps [N, 2, 3] from the view's coordinates to the image's, both in [-1, 1].
 
-    From right to left: mirror, scale to the crop's box, rotation, shear and zoom about the box's
-    middle, shift to where that middle lies.
+    A view's point is mirrored, scaled to the box, sheared, rotated and shrunk by the zoom about
+    the box's middle, and shifted.
+
+    Args:
+        box: [N, 4] left, top, width, height in pixels.
+        flip: [N] bool.
+        angle: [N] radians.
+        shear: [N] radians.
+        shift: [N, 2] in shares of the image's width and height.
+        zoom: [N], above 1 enlarges the content.
+        size: H, W of the image.
     """
-    N = draw.N
-    if recipe.crop_scale == (1.0, 1.0):
-        box = torch.tensor([0.0, 0.0, W, H]).expand(N, 4)
-    else:
-        box = draw_crop(draw, recipe, H, W)
+    H, W = size
     left, top, w, h = box.unbind(1)
-    half_w, half_h = torch.where(draw.coin(recipe.flip), -w, w) / 2, h / 2
-    x, y = left + w / 2, top + h / 2  # the box's middle
-
-    a = b = torch.zeros(N)
-    if recipe.rotate:
-        a = draw.uniform(-recipe.rotate, recipe.rotate) * (math.pi / 180)
-    if recipe.shear:
-        b = draw.uniform(-recipe.shear, recipe.shear) * (math.pi / 180)
-    if recipe.translate:
-        x = x + draw.uniform(-recipe.translate, recipe.translate) * W
-        y = y + draw.uniform(-recipe.translate, recipe.translate) * H
-    zoom = 1 / draw.uniform(*recipe.zoom) if recipe.zoom != (1.0, 1.0) else torch.ones(N)
-
-    cos, sin, tan = a.cos() * zoom, a.sin() * zoom, b.tan()
-    # rotation @ [[1, tan], [0, 1]] @ diag(half_w, half_h), then from pixels to [-1, 1]
-    linear_x = [cos * half_w, (cos * tan - sin) * half_h, x - W / 2]
-    linear_y = [sin * half_w, (sin * tan + cos) * half_h, y - H / 2]
-    return torch.stack([torch.stack(linear_x, 1) * (2 / W), torch.stack(linear_y, 1) * (2 / H)], 1)
+    x = left + w / 2 + shift[:, 0] * W  # where the view's middle lies
+    y = top + h / 2 + shift[:, 1] * H
+    half_w, half_h = torch.where(flip, -w, w) / 2, h / 2
+    cos, sin, tan = angle.cos() / zoom, angle.sin() / zoom, shear.tan()
+    # [[cos, -sin], [sin, cos]] @ [[1, tan], [0, 1]] @ diag(half_w, half_h)
+    row_x = torch.stack([cos * half_w, (cos * tan - sin) * half_h, x - W / 2], 1)
+    row_y = torch.stack([sin * half_w, (sin * tan + cos) * half_h, y - H / 2], 1)
+    return torch.stack([row_x * (2 / W), row_y * (2 / H)], 1)
 
 
 def draw_displacement(draw: Draw, recipe: ViewRecipe) -> Tensor:
@@ -73,7 +100,7 @@ def draw_displacement(draw: Draw, recipe: ViewRecipe) -> Tensor:
 
 
 def warp(
-    x: Tensor, theta: Tensor, displacement: Tensor | None, H: int, W: int, padding: str
+    x: Tensor, theta: Tensor | None, displacement: Tensor | None, H: int, W: int, padding: str
 ) -> Tensor:
     """Resample `x` [N, C, h, w] to [N, C, H, W] with one bilinear look-up a pixel.
 
@@ -81,6 +108,8 @@ def warp(
     resize the images beforehand. Unlike torchvision's RandomResizedCrop the box keeps its
     fractions of a pixel, and a sample at its rim blends with the image's pixels outside it.
     """
+    if theta is None:
+        theta = torch.eye(2, 3, device=x.device).expand(len(x), 2, 3)
     grid = torch.empty(len(x), H, W, 2, device=x.device)
     u = (2 * torch.arange(W, device=x.device) + 1) / W - 1  # pixel middles
     v = (2 * torch.arange(H, device=x.device) + 1) / H - 1

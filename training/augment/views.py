@@ -1,6 +1,8 @@
 """Views of a batch: parameters are drawn per image on the host, pixels stay on their device."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import torch
@@ -18,6 +20,7 @@ __all__ = ["ViewDraws", "apply_views", "draw_views", "make_views"]
 # cache. docs/tuning.md
 CHUNK_BYTES = 1 << 20
 UNCHANGED = -1
+BLUR_REACH = 3.0  # taps on each side, in the recipe's largest sigma
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class ViewDraws:
         noise: [N, C, H, W].
     """
 
-    theta: Tensor
+    theta: Tensor | None
     displacement: Tensor | None
     orders: tuple[tuple[str, ...], ...]
     order: Tensor
@@ -45,6 +48,24 @@ class ViewDraws:
     sigma: Tensor | None
     solarise: Tensor | None
     noise: Tensor | None
+
+    def take(self, rows: Tensor) -> "ViewDraws":
+        """The parameters of the views at `rows` [n]."""
+
+        def pick(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[rows]
+
+        return replace(
+            self,
+            theta=pick(self.theta),
+            displacement=pick(self.displacement),
+            order=self.order[rows],
+            factors={name: factor[rows] for name, factor in self.factors.items()},
+            grey=pick(self.grey),
+            sigma=pick(self.sigma),
+            solarise=pick(self.solarise),
+            noise=pick(self.noise),
+        )
 
 
 def draw_views(
@@ -84,48 +105,60 @@ def apply_views(images: Tensor, draws: ViewDraws, recipe: ViewRecipe) -> Tensor:
     Args:
         images: [B, C, H, W] uint8, or float in [0, 1].
         draws: of N = V * B views.
-        recipe: gives the views' size and padding.
+        recipe: gives what is not drawn.
 
     Returns:
         [N, C, H, W] float32 in [0, 1].
     """
     B, C, H, W = images.shape
     height, width = recipe.size or H, recipe.size or W
-    out = torch.empty(len(draws.order), C, height, width, device=images.device)
-    chunk = len(out)
+    N = chunk = len(draws.order)
+    out = torch.empty(N, C, height, width, device=images.device)
     if images.device.type == "cpu":
         chunk = max(1, CHUNK_BYTES // (4 * C * max(H * W, height * width)))
-
-    def at(parameter: Tensor, rows: Tensor) -> Tensor:
-        return parameter[rows].to(images.device, non_blocking=True)
-
-    def where(chosen: Tensor | None, rows: Tensor) -> Tensor:
-        """Positions in `rows` that are chosen; [0] if none are."""
-        if chosen is None:
-            return rows[:0].to(images.device)
-        return torch.nonzero(chosen[rows]).flatten().to(images.device, non_blocking=True)
-
     # Images that share their order of colour changes are worked on together.
-    for index in range(UNCHANGED, len(draws.orders)):
-        group = torch.nonzero(draws.order == index).flatten()
+    for order in range(UNCHANGED, len(draws.orders)):
+        group = torch.nonzero(draws.order == order).flatten()
         for start in range(0, len(group), chunk):
             rows = group[start : start + chunk]
+            names = draws.orders[order] if order != UNCHANGED else ()
             x = images[(rows % B).to(images.device)]
             x = x.float().mul_(1 / 255) if x.dtype is torch.uint8 else x.float()
-            shift = None if draws.displacement is None else at(draws.displacement, rows)
-            x = warp(x, at(draws.theta, rows), shift, height, width, recipe.padding)
-            for name in draws.orders[index] if index != UNCHANGED else ():
-                x = COLOUR_OPS[name](x, at(draws.factors[name], rows))
-            if len(on := where(draws.grey, rows)):
-                x[on] = to_grey(x[on])
-            if draws.sigma is not None and len(on := where(draws.sigma > 0, rows)):
-                x[on] = gaussian_blur(x[on], draws.sigma[rows][draws.sigma[rows] > 0])
-            if len(on := where(draws.solarise, rows)):
-                x[on] = solarise(x[on])
-            if draws.noise is not None:
-                x = add_noise(x, at(draws.noise, rows))
-            out[rows.to(images.device)] = x
+            x = _change(x, draws.take(rows), names, recipe)
+            out.index_copy_(0, rows.to(images.device), x)
     return out
+
+
+def _change(x: Tensor, draws: ViewDraws, names: tuple[str, ...], recipe: ViewRecipe) -> Tensor:
+    """Change all of `x` [n, C, H, W], which is overwritten; `names` are the colour changes."""
+    H, W = recipe.size or x.shape[2], recipe.size or x.shape[3]
+
+    def here(parameter: Tensor) -> Tensor:
+        return parameter.to(x.device, non_blocking=True)
+
+    theta, displacement = draws.theta, draws.displacement
+    if theta is not None or displacement is not None or (H, W) != x.shape[2:]:
+        theta = theta if theta is None else here(theta)
+        displacement = displacement if displacement is None else here(displacement)
+        x = warp(x, theta, displacement, H, W, recipe.padding)
+    for name in names:
+        x = COLOUR_OPS[name](x, here(draws.factors[name]))
+    if draws.grey is not None:
+        x = _change_some(x, draws.grey, to_grey)
+    if draws.sigma is not None:
+        blurred = draws.sigma > 0
+        sigma = here(draws.sigma[blurred])
+        radius = math.ceil(BLUR_REACH * recipe.blur_sigma[1])
+        x = _change_some(x, blurred, lambda some: gaussian_blur(some, sigma, radius))
+    if draws.solarise is not None:
+        x = _change_some(x, draws.solarise, solarise)
+    return x if draws.noise is None else add_noise(x, here(draws.noise))
+
+
+def _change_some(x: Tensor, chosen: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Change the images of `x` that are `chosen` [n] bool, in place."""
+    index = torch.nonzero(chosen).flatten().to(x.device, non_blocking=True)
+    return x.index_copy_(0, index, change(x[index])) if len(index) else x
 
 
 def make_views(
