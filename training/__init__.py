@@ -1,6 +1,19 @@
 """Self-supervised training: one loop, one file a method, one report."""
 
-from sslops.training.export import load_encoder
-from sslops.training.run import Result, train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sslops.training.export import load_encoder
+    from sslops.training.run import Result, train
 
 __all__ = ["Result", "load_encoder", "train"]
+
+_HOME = {"Result": "run", "load_encoder": "export", "train": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `sslops doctor` runs without the packages training needs."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

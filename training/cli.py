@@ -12,6 +12,7 @@ from typing import Any
 
 import sslops
 from sslops.training.config import RunOptions, TrainConfig, closest
+from sslops.training.guard import EvaluationFailed, Interrupted, NonFiniteLoss
 
 __all__ = ["COMMANDS", "main"]
 
@@ -43,9 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         return _error(f"sslops: no such command, got {name!r}{closest(name, COMMANDS)}", 2)
-    from sslops.training.guard import Interrupted, NonFiniteLoss
-    from sslops.training.run import EvaluationFailed
-
     try:
         return COMMANDS[name][0](rest)
     except Interrupted as stop:
@@ -167,11 +165,6 @@ def _doctor(argv: list[str]) -> int:
     from sslops.doctor import report
 
     print(report())
-    missing = _missing(*EXTRAS)
-    if missing:
-        print(f"training: needs {', '.join(missing)}; install them with: {INSTALL}")
-    else:
-        print("training: all packages found")
     return 0
 
 
@@ -203,19 +196,12 @@ def _export(argv: list[str]) -> int:
     return 0
 
 
-INSTALL = 'pip install "sslops[train]"'
-
-
-def _missing(*modules: str) -> list[str]:
-    return [EXTRAS[name] for name in modules if importlib.util.find_spec(name) is None]
-
-
 def _need(*modules: str) -> None:
-    missing = _missing(*modules)
+    missing = [EXTRAS[name] for name in modules if importlib.util.find_spec(name) is None]
     if missing:
         raise FileNotFoundError(
             f"sslops: training needs packages that are not installed, got no {', '.join(missing)};"
-            f" install them with: {INSTALL}"
+            ' install them with: pip install "sslops[train]"'
         )
 
 

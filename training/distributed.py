@@ -68,7 +68,7 @@ def wrap(method: nn.Module, world: World) -> nn.Module:
         return method
     if world.device.type == "cuda":
         # Local statistics tell a row which rows share its process: a shortcut for the loss.
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     return nn.parallel.DistributedDataParallel(method)
 
 
@@ -81,4 +81,4 @@ def gather(z: Tensor, dim: int = 0) -> Tensor:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return z
-    return torch.cat(list(dist_nn.all_gather(z.contiguous())), dim)
+    return torch.cat(list(dist_nn.all_gather(z.contiguous())), dim)  # type: ignore[no-untyped-call]

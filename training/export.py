@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -37,7 +37,7 @@ def save_encoder(
         "channels": shape.channels,
         "image_size": shape.image_size,
         "options": config.encoder_options(),
-        "dim": int(encoder.dim),  # type: ignore[arg-type]
+        "dim": cast(int, encoder.dim),
         "input": "[B, channels, H, W] float in [0, 1]",
         **facts,
     }

@@ -1,4 +1,4 @@
-"""What can end a run early: a loss that is not finite, and signals."""
+"""What can end a run early: a loss that is not finite, signals, a failing evaluation."""
 
 import math
 import signal
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sslops.training.distributed import World
 
-__all__ = ["FiniteCheck", "Interrupted", "NonFiniteLoss", "StopRequest"]
+__all__ = ["EvaluationFailed", "FiniteCheck", "Interrupted", "NonFiniteLoss", "StopRequest"]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -28,6 +28,10 @@ class Interrupted(RuntimeError):
         self.exit_code = 128 + number
 
 
+class EvaluationFailed(RuntimeError):
+    """Training is over and its weights are safe, but evaluating them raised."""
+
+
 class FiniteCheck:
     """Reads the loss on the host while the backward pass is already queued behind it.
 
@@ -37,7 +41,7 @@ class FiniteCheck:
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.value = torch.empty((), pin_memory=self.cuda)
-        self.copied = torch.cuda.Event() if self.cuda else None
+        self.copied = torch.cuda.Event() if self.cuda else None  # type: ignore[no-untyped-call]
 
     def watch(self, loss: Tensor) -> None:
         """Start the copy; call before `backward`."""

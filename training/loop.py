@@ -121,7 +121,7 @@ class Loop:
             out: dict[str, Tensor] = self._model(views)
         self._finite.watch(out["loss"])
         self.optimizer.zero_grad(set_to_none=True)
-        out["loss"].backward()
+        out["loss"].backward()  # type: ignore[no-untyped-call]
         if not self._finite.holds():
             self._give_up(batch, views)
         if self.config.clip is not None:

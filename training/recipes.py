@@ -76,15 +76,15 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "cifar10-resnet18": Recipe(
-        "Chen et al. 2020, arXiv:2002.05709, appendix B.9, and the authors' repository"
-        " (google-research/simclr, README): CIFAR-10 for 1000 epochs, no blur",
+        "google-research/simclr, README (CIFAR-10, ResNet-18, 1000 epochs); Chen et al. 2020,"
+        " arXiv:2002.05709, appendix B.9: no blur",
         {
             "arch": "resnet18",
             "views": "colour",
             "batch": 512,
             "epochs": 1000,
             "optimizer": "lars",
-            "lr": 0.5,
+            "lr": 1.0,
             "lr_scaling": "linear",
             "warmup_epochs": 10.0,
             "weight_decay": 1e-4,

@@ -98,7 +98,7 @@ class MetricsFile:
         if tensorboard and folder is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, rarely wanted
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+            self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, record: dict[str, Any]) -> None:
         """One line."""

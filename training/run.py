@@ -20,7 +20,7 @@ from sslops.training.evaluation import (
     shape_of,
 )
 from sslops.training.folder import check_folder, open_folder, read_config, write_json
-from sslops.training.guard import Interrupted
+from sslops.training.guard import EvaluationFailed, Interrupted
 from sslops.training.loop import Loop
 from sslops.training.machine import environment, peak_memory_gb
 from sslops.training.methods import Batch, Method, find_method
@@ -34,7 +34,6 @@ from sslops.training.summary import (
 )
 
 __all__ = [
-    "EvaluationFailed",
     "Result",
     "default_config",
     "evaluate_again",
@@ -45,10 +44,6 @@ __all__ = [
 
 MONITOR_IMAGES = 5000  # training images among which the kNN during training looks
 PICTURED = 8  # images in the method's own pictures
-
-
-class EvaluationFailed(RuntimeError):
-    """Training is over and its weights are safe, but evaluating them raised."""
 
 
 @dataclass(frozen=True)
@@ -242,9 +237,9 @@ def export_checkpoint(folder: Path, which: str, path: Path) -> Path:
 
 
 def _evaluate(folder: Path, world: World, console: Console) -> dict[str, Any]:
-    from sslops.training.report import write_report
-
     try:
+        from sslops.training.report import write_report
+
         results = evaluate_run(folder, world, console)
         write_report(folder)
     except (Interrupted, KeyboardInterrupt):

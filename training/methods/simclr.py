@@ -10,6 +10,7 @@ Chen et al. 2020, arXiv:2002.05709, algorithm 1:
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class SimCLR(Method):
         )
         # BN in every layer, the last included: without it small batches learn less.
         self.projector = Projector(
-            int(self.encoder.dim), config.proj_hidden, config.proj_dim, config.proj_layers
+            cast(int, self.encoder.dim), config.proj_hidden, config.proj_dim, config.proj_layers
         )
         self.loss = NTXentLoss(config.temperature, return_stats=True)
         self.chance = chance("nt_xent", batch=config.batch, num_views=config.num_views)

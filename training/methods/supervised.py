@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class Supervised(Method):
         self.encoder = build_encoder(
             config.arch, shape.channels, shape.image_size, **config.encoder_options()
         )
-        self.classifier = nn.Linear(int(self.encoder.dim), shape.classes)
+        self.classifier = nn.Linear(cast(int, self.encoder.dim), shape.classes)
         self.chance = math.log(shape.classes)
 
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:

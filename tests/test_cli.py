@@ -1,0 +1,255 @@
+"""The command: what a user types, sees, and gets as exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.run import get_args_parser
+
+from sslops.training import cli
+from sslops.training.config import RunOptions
+from sslops.training.console import Console, duration, format_metrics, table
+from sslops.training.diagnosis import Diagnosis
+from sslops.training.methods.simclr import SimCLRConfig
+
+TINY = (
+    "--steps 3 --batch 64 --width 8 --proj-hidden 16 --proj-dim 8 --log-every 1 --knn-every 0"
+    " --no-evaluate --threads 1"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def start(*arguments, module="sslops.training", **options):
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_smoke_through_a_process(tmp_path):
+    process = start("simclr", *TINY, "--out", tmp_path / "run")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "digits, 1,297 images 1x8x8 (CC BY 4.0)" in out
+    assert "loss at chance 4.84" in out
+    assert "step 3/3" in out
+    assert "\r" not in out  # plain lines: this is no terminal
+    for name in ("config.json", "env.json", "metrics.jsonl", "results.json", "encoder.json"):
+        assert (tmp_path / "run" / name).is_file(), name
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["method"], config["steps"], config["width"]) == ("simclr", 3, 8)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
+    folder = tmp_path / "run"
+    long = [*TINY, "--steps", "100000"]
+    process = start("simclr", *long, "--out", folder)
+    deadline = time.monotonic() + 60
+    while not (folder / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert f"go on with: sslops train simclr --out {folder} --resume" in out
+    assert f"stopped by {number.name} after step" in err
+    assert (folder / "checkpoint" / "last.pt").is_file()
+    assert not (folder / "encoder.safetensors").exists()
+
+
+def test_resume_takes_the_configuration_from_the_folder(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run")]
+    assert cli.main(["train", "simclr", *TINY, *out]) == 0
+    assert cli.main(["train", "simclr", *out, "--resume"]) == 0
+    assert "3 in 0 epochs, resumed after step 3" in capsys.readouterr().out
+    assert cli.main(["train", "simclr", *out]) == 2
+    assert "--out must be a new or empty folder" in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_recipe_and_stops(tmp_path, capsys):
+    out = tmp_path / "run"
+    flags = ["--data", "cifar10", "--batch=512", "--dry-run", "--out", str(out)]
+    assert cli.main(["train", "simclr", *flags]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert (config["views"], config["arch"], config["batch"]) == ("colour", "cnn4", 512)
+    assert not out.exists()
+
+
+def test_another_recipe_for_the_same_data(capsys):
+    flags = ["--data", "cifar10", "--recipe", "cifar10-resnet18", "--dry-run"]
+    assert cli.main(["train", "simclr", *flags]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert (config["data"], config["arch"], config["optimizer"]) == ("cifar10", "resnet18", "lars")
+
+
+def test_non_finite_loss_ends_with_1(tmp_path, capsys):
+    flags = [*TINY, "--out", str(tmp_path / "run"), "--lr", "1e30", "--optimizer", "sgd"]
+    assert cli.main(["train", "simclr", *flags, "--steps", "30", "--warmup-epochs", "0"]) == 1
+    assert "the loss must be finite, got nan" in capsys.readouterr().err
+    assert (tmp_path / "run" / "nonfinite.pt").is_file()
+
+
+def test_several_seeds(tmp_path, capsys):
+    flags = [*TINY, "--out", str(tmp_path / "runs"), "--seeds", "2"]
+    assert cli.main(["train", "simclr", *flags]) == 0
+    assert [p.name for p in sorted((tmp_path / "runs").iterdir())] == [
+        "seed0",
+        "seed1",
+        "summary.json",
+    ]
+    summary = json.loads((tmp_path / "runs" / "summary.json").read_text())
+    assert summary["cost"]["steps"] == {"mean": 3.0, "sd": 0.0, "values": [3.0, 3.0]}
+
+
+def test_export_of_a_checkpoint(tmp_path, capsys):
+    run, copy = tmp_path / "run", tmp_path / "copy.safetensors"
+    assert cli.main(["train", "simclr", *TINY, "--out", str(run)]) == 0
+    assert cli.main(["export", str(run), "--to", str(copy)]) == 0
+    assert copy.read_bytes() == (run / "encoder.safetensors").read_bytes()
+    assert json.loads(copy.with_suffix(".json").read_text())["steps"] == 3
+    assert cli.main(["export", str(run), "--checkpoint", "best"]) == 2  # no kNN was measured
+    assert "best.pt" in capsys.readouterr().err
+
+
+def test_list(capsys):
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    for word in ("simclr", "digits", "fashion-mnist", "cifar10", "imagenet", "arXiv:2002.05709"):
+        assert word in out
+
+
+def test_help_and_version(capsys):
+    assert cli.main([]) == cli.main(["--help"]) == cli.main(["--version"]) == 0
+    assert cli.main(["train", "--help"]) == 0
+    assert cli.main(["train"]) == 2
+    with pytest.raises(SystemExit) as leave:
+        cli.main(["train", "simclr", "--help"])
+    assert leave.value.code == 0
+    assert "--temperature" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "no such command, got 'trian'; did you mean 'train'?"),
+        (["train", "simclrr"], "no such method, got 'simclrr'; did you mean 'simclr'?"),
+        (["train", "simclr", "--data", "digitz", "--no-evaluate"], "digitz"),
+        (["train", "simclr", "--recipe", "mnist"], "recipe must be one of"),
+        (["compare", "nowhere"], "nowhere is no complete run, got no config.json"),
+        (["eval", "nowhere"], "nowhere is no complete run"),
+        (["export", "nowhere"], "needs an existing file"),
+    ],
+)
+def test_mistakes_end_with_2_and_a_message(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temprature", "0.5"], "--temperature"),
+        (["--batch", "0"], "batch must be at least 1, got 0"),
+        (["--optimizer", "adam"], "adamw"),
+    ],
+)
+def test_wrong_flags_end_with_2_and_a_message(flags, message, capsys):
+    with pytest.raises(SystemExit) as leave:
+        cli.main(["train", "simclr", *flags])
+    assert leave.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_missing_extras_are_named(monkeypatch, capsys):
+    found = cli.importlib.util.find_spec
+    monkeypatch.setattr(
+        cli.importlib.util, "find_spec", lambda name: None if name == "tyro" else found(name)
+    )
+    assert cli.main(["train", "simclr"]) == 2
+    assert 'got no tyro; install them with: pip install "sslops[train]"' in capsys.readouterr().err
+
+
+def test_bench_is_not_in_the_wheel(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "sslops" / "training" / "cli.py"))
+    assert cli.main(["bench"]) == 1
+    assert "make bench" in capsys.readouterr().err
+
+
+def test_importing_the_command_needs_no_extra():
+    code = (
+        "import sys, sslops.training.cli;"
+        "print(sorted({'tyro', 'sklearn', 'PIL', 'safetensors', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_flag_is_taken_for_one_of_torchrun():
+    """torchrun abbreviates: a flag that begins one of its own is ambiguous to it."""
+    torchruns = [
+        option
+        for action in get_args_parser()._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    ]
+    for cls in (SimCLRConfig, RunOptions):
+        for name in cls.__dataclass_fields__:
+            flag = "--" + name.replace("_", "-")
+            clashes = [option for option in torchruns if option.startswith(flag)]
+            assert not clashes, (flag, clashes)
+
+
+def test_progress_line_updates_on_a_terminal(capsys):
+    console = Console(sys.stdout)
+    console.live = True
+    metrics = {
+        "epoch": 1.5, "epochs": 10.0, "step": 6, "steps": 40, "loss": 5.0, "chance": 6.24,
+        "lr": 1e-3, "images_per_second": 1234.0, "memory_gb": 0.5, "data_wait": 0.01, "eta": 65.0,
+    }  # fmt: skip
+    console.progress(metrics)
+    console.warn("look here")
+    console.progress(metrics, last=True)
+    out = capsys.readouterr().out
+    assert out.startswith("\repoch 1.5/10  step 6/40  loss 5.000 (chance 6.24)")
+    assert "warning: look here\n" in out
+    assert out.endswith("\n")
+    assert "kNN 91.0%" in format_metrics({**metrics, "knn": 0.91})
+
+
+def test_durations_and_tables():
+    assert [duration(s) for s in (5, 65, 3723)] == ["0:05", "1:05", "1:02:03"]
+    assert table(["", "kNN"], [["ours", "1%"]]) == "      kNN\n----  ---\nours   1%"
+
+
+def test_diagnosis_says_each_thing_once_and_only_when_true():
+    good = {"step": 500, "loss": 3.0, "chance": 6.24, "accuracy": 0.9, "feature_std": 0.12,
+            "feature_std_even": 0.125}  # fmt: skip
+    assert Diagnosis(1000, 50)(good) == []
+    for change, word in (
+        ({"loss": 6.2}, "chance value 6.24"),
+        ({"feature_std": 0.03}, "collapse to a point"),
+        ({"step": 10, "accuracy": 0.999}, "shortcut"),
+    ):
+        diagnosis = Diagnosis(1000, 50)
+        (warning,) = diagnosis({**good, **change})
+        assert word in warning
+        assert diagnosis({**good, **change}) == []
+    assert Diagnosis(1000, 50)({**good, "step": 100, "loss": 6.2}) == []  # too early to judge
+
+
+def test_repository_root_has_the_benchmarks():
+    assert (Path(cli.__file__).resolve().parents[1] / "bench" / "__init__.py").is_file()
