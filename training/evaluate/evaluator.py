@@ -72,6 +72,7 @@ def evaluate(
                 seed,
                 usable,
                 draws,
+                per_feature=encoder is not None,
             )
         results[arm] = {**result, "seconds": round(time.perf_counter() - start, 2)}
     results["protocol"] = {
@@ -89,7 +90,14 @@ def evaluate(
 
 
 def _measure(
-    train: Split, test: Split, classes: int, seed: int, usable: list[int], draws: int
+    train: Split,
+    test: Split,
+    classes: int,
+    seed: int,
+    usable: list[int],
+    draws: int,
+    *,
+    per_feature: bool,
 ) -> dict[str, Any]:
     """`images` of the splits are features [N, D] here."""
     x, y, x_test, y_test = train.images, train.labels, test.images, test.labels
@@ -98,7 +106,9 @@ def _measure(
         return result
     if y is not None:
         k = knn.choose_k(x, y, seed=seed)
-        probe = linear.linear_probe(x, y, x_test, y_test, classes=classes, seed=seed)
+        probe = linear.linear_probe(
+            x, y, x_test, y_test, classes=classes, seed=seed, per_feature=per_feature
+        )
         result |= {
             "knn": knn.knn_accuracy(x, y, x_test, y_test, k=k),
             "knn_k": k,
@@ -107,7 +117,15 @@ def _measure(
             "linear_cv": {f"{c:g}": value for c, value in probe.validation.items()},
             "few": {
                 str(n): few_labels.few_labels(
-                    x, y, x_test, y_test, n=n, classes=classes, seed=seed, draws=draws
+                    x,
+                    y,
+                    x_test,
+                    y_test,
+                    n=n,
+                    classes=classes,
+                    seed=seed,
+                    draws=draws,
+                    per_feature=per_feature,
                 )._asdict()
                 for n in usable
             },

@@ -37,9 +37,7 @@ def draw_labels(labels: Tensor, n: int, classes: int, seed: int) -> Tensor:
     for label in range(classes):
         members = torch.nonzero(labels.cpu() == label).flatten()
         if len(members) < n:
-            raise ValueError(
-                f"draw_labels: class {label} must have {n} images, got {len(members)}"
-            )
+            raise ValueError(f"draw_labels: class {label} must have {n} images, got {len(members)}")
         drawn.append(members[torch.randperm(len(members), generator=generator)[:n]])
     return torch.cat(drawn)
 
@@ -54,6 +52,7 @@ def few_labels(
     classes: int,
     seed: int,
     draws: int = 5,
+    per_feature: bool = True,
 ) -> FewLabels:
     """Logistic regression on `n` labelled images a class, drawn `draws` times.
 
@@ -70,8 +69,9 @@ def few_labels(
         classes: K.
         seed: of the draws.
         draws: how many.
+        per_feature: see `Scaler.of`.
     """
-    scaler = Scaler.of(train)
+    scaler = Scaler.of(train, per_feature=per_feature)
     test = scaler(test)
     accuracies, strengths = [], []
     for draw in range(draws):

@@ -97,9 +97,7 @@ def fit(
     return Linear(theta[:, :D], theta[:, D])
 
 
-def _minimise(
-    objective: Objective, start: Tensor, tolerance: float, max_iterations: int
-) -> Tensor:
+def _minimise(objective: Objective, start: Tensor, tolerance: float, max_iterations: int) -> Tensor:
     """L-BFGS on each problem; one that is solved leaves the batch."""
     result = start.clone()
     which = torch.arange(len(start), device=start.device)  # the problems still at work
@@ -111,9 +109,7 @@ def _minimise(
         going = _largest(grad) > limit
         if not going.all():
             result[which[~going]] = theta[~going]
-            which, theta, loss, grad, limit = (
-                x[going] for x in (which, theta, loss, grad, limit)
-            )
+            which, theta, loss, grad, limit = (x[going] for x in (which, theta, loss, grad, limit))
             pairs = [(s[going], y[going]) for s, y in pairs]
             if not len(which):
                 return result
