@@ -123,7 +123,7 @@ def apply_views(images: Tensor, draws: ViewDraws, recipe: ViewRecipe) -> Tensor:
             rows = group[start : start + chunk]
             names = draws.orders[order] if order != UNCHANGED else ()
             x = images[(rows % B).to(images.device)]
-            x = x.float().mul_(1 / 255) if x.dtype is torch.uint8 else x.float()
+            x = x.float().div_(255) if x.dtype is torch.uint8 else x.float()
             x = _change(x, draws.take(rows), names, recipe)
             out.index_copy_(0, rows.to(images.device), x)
     return out
