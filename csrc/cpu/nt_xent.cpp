@@ -144,9 +144,7 @@ struct RowGradient {
       const float* y = rows.row(other, pull_buffer.data());
       for (int64_t d = 0; d < D; ++d) v[d] -= pull * y[d];
     }
-    double inside = 0.0;
-#pragma omp simd reduction(+ : inside)
-    for (int64_t d = 0; d < D; ++d) inside += static_cast<double>(v[d]) * x[d];
+    const double inside = dot(v, x, D);
     const double norm = rows.norm[m];
     const float out = static_cast<float>(normalize ? scale / std::max(norm, kNormEps) : scale);
     const float along = normalize && !(norm < kNormEps) ? static_cast<float>(inside) : 0.0f;

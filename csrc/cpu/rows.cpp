@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "level.h"
@@ -25,9 +26,7 @@ float unit_row(const T* z, int64_t stride, int64_t D, bool normalize, float* out
   } else {
     for (int64_t d = 0; d < D; ++d) out[d] = static_cast<float>(z[d * stride]);
   }
-  double sum = 0.0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t d = 0; d < D; ++d) sum += static_cast<double>(out[d]) * out[d];
+  const double sum = dot(out, out, D);
   *square = sum;
   if (!std::isfinite(sum)) {
     *square = std::numeric_limits<double>::infinity();
@@ -41,14 +40,47 @@ float unit_row(const T* z, int64_t stride, int64_t D, bool normalize, float* out
   return static_cast<float>(norm);
 }
 
-// One panel: kPanel rows of x [kPanel, ld] as columns [D, kPanel].
+// One panel: kPanel rows of x [kPanel, ld] as columns [D, kPanel], in blocks of 4 x 4.
 void transpose_panel(const float* x, int64_t ld, int64_t D, float* panel) {
-  for (int64_t d0 = 0; d0 < D; d0 += 16)
-    for (int64_t r = 0; r < kPanel; ++r)
-      for (int64_t d = d0; d < std::min(D, d0 + 16); ++d) panel[d * kPanel + r] = x[r * ld + d];
+  typedef float F4 __attribute__((vector_size(16)));
+  typedef int32_t I4 __attribute__((vector_size(16)));
+  const auto load = [](const float* p) {
+    F4 v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  };
+  for (int64_t r = 0; r < kPanel; r += 4) {
+    const float* row = x + r * ld;
+    for (int64_t d = 0; d < D; d += 4) {  // rows are padded, panels are not
+      const F4 a = load(row + d), b = load(row + ld + d);
+      const F4 c = load(row + 2 * ld + d), e = load(row + 3 * ld + d);
+      const F4 ab_low = __builtin_shuffle(a, b, I4{0, 4, 1, 5});
+      const F4 ab_high = __builtin_shuffle(a, b, I4{2, 6, 3, 7});
+      const F4 ce_low = __builtin_shuffle(c, e, I4{0, 4, 1, 5});
+      const F4 ce_high = __builtin_shuffle(c, e, I4{2, 6, 3, 7});
+      const F4 columns[4] = {__builtin_shuffle(ab_low, ce_low, I4{0, 1, 4, 5}),
+                             __builtin_shuffle(ab_low, ce_low, I4{2, 3, 6, 7}),
+                             __builtin_shuffle(ab_high, ce_high, I4{0, 1, 4, 5}),
+                             __builtin_shuffle(ab_high, ce_high, I4{2, 3, 6, 7})};
+      for (int64_t n = 0; n < std::min<int64_t>(4, D - d); ++n)
+        std::memcpy(panel + (d + n) * kPanel + r, &columns[n], sizeof(F4));
+    }
+  }
 }
 
 }  // namespace
+
+double dot(const float* a, const float* b, int64_t n) {
+  double lanes[8] = {};  // independent sums, or each addition waits for the one before
+  int64_t k = 0;
+  for (; k + 8 <= n; k += 8)
+    for (int64_t lane = 0; lane < 8; ++lane)
+      lanes[lane] += static_cast<double>(a[k + lane]) * b[k + lane];
+  for (; k < n; ++k) lanes[k % 8] += static_cast<double>(a[k]) * b[k];
+  for (int64_t width = 4; width > 0; width /= 2)
+    for (int64_t lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  return lanes[0];
+}
 
 const float* Rows::row(int64_t n, float* buffer) const {
   if (!amx) return x.const_data_ptr<float>() + n * ld;

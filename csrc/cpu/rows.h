@@ -24,6 +24,9 @@ struct Rows {
   void point(TileProblem& problem) const;
 };
 
+// <a, b> of n floats, in double precision and always in the same order.
+double dot(const float* a, const float* b, int64_t n);
+
 constexpr double kNormEps = 1e-12;  // of torch.nn.functional.normalize
 
 // z [M, D], float32, float16 or bfloat16, any strides.

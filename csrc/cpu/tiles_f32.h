@@ -56,7 +56,9 @@ struct TilesF32 {
   }
 
   // A tile without masks, positives or statistics: sums straight from the registers.
-  static void forward_plain(const TileProblem& p, Range i, Range j, float* scratch) {
+  // Not inlined: merged with the rest of `forward`, two accumulators leave their registers.
+  static __attribute__((noinline)) void forward_plain(const TileProblem& p, Range i, Range j,
+                                                      float* scratch) {
     float* row_lanes = scratch;              // [kTile, W]
     float* col_lanes = scratch + kTile * W;  // [kTile]
     for (int64_t n = 0; n < i.size() * W; ++n) row_lanes[n] = 0.0f;
@@ -228,8 +230,9 @@ struct TilesF32 {
     const bool diagonal = i.begin == j.begin;
     if (diagonal)
       for (int64_t n = 0; n < i.size(); ++n) g[n * kTileStride + n] = 0.0f;
-    accumulate(p, i, j, g, kTileStride, 1);
-    if (!diagonal) accumulate(p, j, i, g, 1, kTileStride);
+    float* panel = scratch + kTile * kTileStride;
+    accumulate(p, i, j, g, kTileStride, 1, panel);
+    if (!diagonal) accumulate(p, j, i, g, 1, kTileStride, panel);
   }
   static __attribute__((noinline)) F pair_gradient(const TileProblem& p, F s, int64_t r,
                                                    int64_t c) {
@@ -237,29 +240,31 @@ struct TilesF32 {
     return p.weight[r] * V::exp2(logit - p.lse2[r]) +
            V::load(p.weight + c) * V::exp2(logit - V::load(p.lse2 + c));
   }
-  // dx[to] += G x[from], where G_rk = g[r * row + k * step].
+  // dx[to] += G x[from], where G_rk = g[r * row + k * step]. NR features at a time are copied to
+  // `panel` [kTile, NR]: in x a wide row lies a page from the next, in the panel beside it.
   static void accumulate(const TileProblem& p, Range to, Range from, const float* g, int64_t row,
-                         int64_t step) {
-    const float* x = p.x + from.begin * p.ld;
+                         int64_t step, float* panel) {
     for (int64_t d = 0; d < p.D; d += NR) {
+      for (int64_t k = 0; k < from.size(); ++k)
+        std::memcpy(panel + k * NR, p.x + (from.begin + k) * p.ld + d, NR * sizeof(float));
       int64_t r = 0;
       for (; r + MR <= to.size(); r += MR)
-        accumulate_rows<MR>(p, to.begin + r, d, g + r * row, row, step, x, from.size());
+        accumulate_rows<MR>(p, to.begin + r, d, g + r * row, row, step, panel, from.size());
       for (; r < to.size(); r += 4)
-        accumulate_rows<4>(p, to.begin + r, d, g + r * row, row, step, x, from.size());
+        accumulate_rows<4>(p, to.begin + r, d, g + r * row, row, step, panel, from.size());
     }
   }
   template <int R>
   static SSLOPS_INLINE void accumulate_rows(const TileProblem& p, int64_t r0, int64_t d,
                                             const float* g, int64_t row, int64_t step,
-                                            const float* x, int64_t K) {
+                                            const float* panel, int64_t K) {
     F acc[R][NV];
     float* out = p.dx + r0 * p.ld + d;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) acc[r][v] = V::load(out + r * p.ld + v * W);
-    block<R>(acc, g, row, step, x + d, p.ld, K);
+    block<R>(acc, g, row, step, panel, NR, K);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4

@@ -1,0 +1,113 @@
+"""How everything is measured: interleaved rounds in one process, medians, one JSON line a row."""
+
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sslops
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def interleave(
+    jobs: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    first: Callable[..., Any] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Run every job once a round and return the statistics of each, in milliseconds.
+
+    A neighbour on the machine then slows all jobs of a round alike, and ratios hold. The order
+    rotates from round to round; a first round is not counted.
+
+    Args:
+        jobs: name -> what to time.
+        rounds: that are counted.
+        first: pytest-benchmark's `benchmark.pedantic`; it then times the first job itself, with
+            the other jobs of a round in its set-up.
+    """
+    names = list(jobs)
+    times: dict[str, list[float]] = {name: [] for name in names}
+
+    def run(name: str, keep: bool) -> None:
+        start = time.perf_counter()
+        jobs[name]()
+        if keep:
+            times[name].append((time.perf_counter() - start) * 1e3)
+
+    for name in names:
+        run(name, keep=False)
+    gc.collect()
+    if first is None:
+        for n in range(rounds):
+            for k in range(len(names)):
+                run(names[(n + k) % len(names)], keep=True)
+    else:
+
+        def others() -> None:
+            for name in names[1:]:
+                run(name, keep=True)
+
+        first(lambda: run(names[0], keep=True), setup=others, rounds=rounds, iterations=1)
+    return {
+        name: {
+            "median_ms": round(statistics.median(values), 4),
+            "min_ms": round(min(values), 4),
+            "max_ms": round(max(values), 4),
+        }
+        for name, values in times.items()
+    }
+
+
+def device_name() -> str:
+    """The GPU, or the processor as the system names it."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit that is checked out, with a + if files differ from it."""
+
+    def git(*args: str) -> str:
+        run = ["git", *args]
+        return subprocess.run(run, capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + (
+        "+" if git("status", "--porcelain", "-uno") else ""
+    )
+
+
+def record(file: str, command: str, **row: Any) -> None:
+    """Append a row to `bench/results/<file>.jsonl` with everything needed to judge it."""
+    levels = None
+    if sslops.HAS_EXTENSION:
+        from sslops import _C
+
+        levels = _C.level()
+    row |= {
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "level": levels,
+        "torch": torch.__version__,
+        "sslops": sslops.__version__,
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "command": command,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{file}.jsonl").open("a") as out:
+        out.write(json.dumps(row) + "\n")
