@@ -77,6 +77,9 @@ def evaluate(
         results[arm] = {**result, "seconds": round(time.perf_counter() - start, 2)}
     results["protocol"] = {
         "data": data.name,
+        "licence": data.licence,
+        "source": data.source,
+        "class_names": list(data.classes),
         "train_images": len(train),
         "test_images": len(test),
         "classes": classes,

@@ -47,7 +47,7 @@ def extract(
     encoder.eval()
     try:
         rows = []
-        for chunk in images.split(batch):
+        for chunk in torch.split(images, batch):
             out = encoder(chunk.to(device).float().div_(255))
             if out.ndim != 2:
                 raise ValueError(f"extract: encoder must return [B, dim], got {tuple(out.shape)}")
@@ -72,7 +72,7 @@ def pixels(images: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     rows = []
-    for chunk in images.split(4096):
+    for chunk in torch.split(images, 4096):
         x = chunk.float().div_(255)
         if max(height, width) > MAX_PIXEL_SIDE:
             x = F.adaptive_avg_pool2d(x, (min(height, MAX_PIXEL_SIDE), min(width, MAX_PIXEL_SIDE)))

@@ -113,7 +113,8 @@ def choose_strength(
     Raises:
         ValueError: a class has fewer than two images, so that no fold can be left out.
     """
-    folds = min(folds, int(labels.bincount()[labels.unique()].min()))
+    counts = labels.bincount()
+    folds = min(folds, int(counts[counts > 0].min()))
     if folds < 2:
         raise ValueError("choose_strength: cross-validation needs 2 labels a class, got 1")
     fold = fold_of_each(labels.cpu(), folds, seed)  # [N]

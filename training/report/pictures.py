@@ -1,0 +1,163 @@
+"""PNG files for the report: augmented views, nearest neighbours; and t-SNE coordinates."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+from sslops.training.data import Dataset, Split, subset
+from sslops.training.evaluate.features import extract
+from sslops.training.evaluate.knn import neighbours
+from sslops.training.evaluate.tsne import MAX_POINTS, tsne
+
+__all__ = ["neighbours_png", "pairs_png", "write_pictures"]
+
+CELL = 56  # pixels a side
+GAP = 6
+FRAME = 4
+SAME, OTHER, NEUTRAL = (47, 158, 68, 255), (224, 49, 49, 255), (139, 146, 157, 255)
+QUERIES = 8
+NEIGHBOURS = 6
+GALLERY = 20_000  # training images among which neighbours are looked for
+
+
+def write_pictures(
+    run_dir: Path,
+    data: Dataset,
+    encoders: dict[str, nn.Module | None],
+    views: Tensor | None,
+    seed: int,
+    *,
+    points: int = 1000,
+) -> None:
+    """Write pictures/*.png and features.npz of a run.
+
+    Args:
+        run_dir: the run folder.
+        data: queries are test images, their neighbours training images.
+        encoders: the method first; "random-init" is shown as the state before training.
+        views: [rows, B, C, H, W] in [0, 1], a column an image; None if they are drawn already.
+        seed: of queries, subsets and t-SNE.
+        points: test images in the t-SNE picture, at most 2,000.
+    """
+    folder = Path(run_dir) / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    if views is not None:
+        (folder / "views.png").write_bytes(pairs_png(views))
+    trained = [name for name, encoder in encoders.items() if encoder is not None]
+    after = next((name for name in trained if name not in ("random-init", "supervised")), None)
+    stages = {"neighbours-before": "random-init", "neighbours": after or ""}
+    networks = {file: encoders[name] for file, name in stages.items() if name in trained}
+    gallery = data.train if len(data.train) <= GALLERY else subset(data.train, GALLERY, seed)
+    queries = pick_queries(data.test, QUERIES, seed)
+    shown = data.test
+    points = min(points, MAX_POINTS)
+    if points < len(shown):
+        shown = subset(shown, points, seed)
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for file, encoder in networks.items():
+        assert encoder is not None
+        png = neighbours_png(encoder, data.test, queries, gallery)
+        (folder / f"{file}.png").write_bytes(png)
+        if len(shown) >= 4:
+            arm = "after" if file == "neighbours" else "before"
+            arrays[arm] = tsne(extract(encoder, shown.images), seed)
+    if shown.labels is not None:
+        arrays["labels"] = shown.labels.numpy()
+    arrays["classes"] = np.array(data.classes, dtype=np.str_)
+    np.savez_compressed(Path(run_dir) / "features.npz", **arrays)  # type: ignore[arg-type]
+
+
+def pairs_png(views: Tensor, columns: int = 12) -> bytes:
+    """A grid of images [rows, B, C, H, W] in [0, 1], the first `columns` of B.
+
+    A single tensor of two views [2, B, C, H, W] is such a grid.
+    """
+    if views.ndim != 5:
+        raise ValueError(f"pairs_png: views must be [rows, B, C, H, W], got {tuple(views.shape)}")
+    grid = views[:, :columns].detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+    rows, width = len(grid), grid.shape[1]
+    side = CELL + GAP
+    sheet = Image.new("RGBA", (width * side - GAP, rows * side - GAP), (0, 0, 0, 0))
+    for row in range(rows):
+        for column in range(width):
+            sheet.paste(_cell(grid[row, column]), (column * side, row * side))
+    return _png(sheet)
+
+
+def neighbours_png(
+    encoder: nn.Module, test: Split, queries: Tensor, gallery: Split, k: int = NEIGHBOURS
+) -> bytes:
+    """Each query at the left, then its `k` nearest images of the gallery in frames.
+
+    A green frame says same class, a red one with a corner says another class, grey that the
+    labels are not known.
+
+    Args:
+        encoder: whose features are compared by cosine.
+        test: where the queries come from.
+        queries: [Q] int64.
+        gallery: where the neighbours come from.
+        k: neighbours a query.
+    """
+    asked = extract(encoder, test.images[queries])
+    keys = extract(encoder, gallery.images)
+    k = min(k, len(keys))
+    index = torch.cat([found for _, found in neighbours(asked, keys, k)])  # [Q, k]
+    side = CELL + 2 * FRAME + GAP
+    first = side + GAP
+    sheet = Image.new("RGBA", (first + k * side - GAP, len(queries) * side - GAP), (0, 0, 0, 0))
+    for row, query in enumerate(queries.tolist()):
+        sheet.paste(_cell(test.images[query]), (FRAME, row * side + FRAME))
+        for column, key in enumerate(index[row].tolist()):
+            same = None
+            if test.labels is not None and gallery.labels is not None:
+                same = bool(test.labels[query] == gallery.labels[key])
+            place = (first + column * side, row * side)
+            sheet.paste(_framed(gallery.images[key], same), place)
+    return _png(sheet)
+
+
+def pick_queries(test: Split, n: int, seed: int) -> Tensor:
+    """`n` test images drawn at random, of different classes as far as there are; [n] int64."""
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))
+    if test.labels is None:
+        return order[:n]
+    seen: dict[int, int] = {}
+    rank = []  # how many of its class came before
+    for i in order.tolist():
+        label = int(test.labels[i])
+        rank.append(seen.get(label, 0))
+        seen[label] = rank[-1] + 1
+    chosen = order[torch.tensor(rank).argsort(stable=True)[:n]]
+    return chosen[test.labels[chosen].argsort(stable=True)]
+
+
+def _framed(image: Tensor, same: bool | None) -> Image.Image:
+    side = CELL + 2 * FRAME
+    colour = NEUTRAL if same is None else SAME if same else OTHER
+    cell = Image.new("RGBA", (side, side), colour)
+    cell.paste(_cell(image), (FRAME, FRAME))
+    if same is False:
+        corner: Sequence[tuple[int, int]] = ((side - 22, 0), (side, 0), (side, 22))
+        ImageDraw.Draw(cell).polygon(corner, fill=OTHER)
+    return cell
+
+
+def _cell(image: Tensor) -> Image.Image:
+    """[C, H, W] uint8 -> CELL x CELL."""
+    pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    small = max(image.shape[1:]) <= CELL
+    resample = Image.Resampling.NEAREST if small else Image.Resampling.BOX
+    return Image.fromarray(pixels).resize((CELL, CELL), resample).convert("RGBA")
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,161 @@
+"""One report.html from a run folder."""
+
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from sslops import __version__
+from sslops.training.report.page import definitions, missing, page, section
+from sslops.training.report.results import headline, label_curve, numbers
+from sslops.training.report.run_folder import Run, read_run
+from sslops.training.report.training_curves import cost, curves, setting_entries
+from sslops.training.report.views import feature_space, method_pictures, neighbours
+
+__all__ = ["render", "write_report"]
+
+CONTROLS_TEXT = (
+    "Controls: raw pixels, the same network untrained (same architecture and pooling), and the "
+    "same network trained with labels. Every arm is measured by the same rules on the same images."
+)
+SCALE_TEXT = (
+    "These numbers are not comparable with published ones: those come from other data, larger "
+    "networks and longer training. Compare arms of this page, and runs with the same protocol."
+)
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write report.html into a run folder, from whatever the folder holds.
+
+    Returns:
+        Path of the file, which loads nothing else.
+
+    Raises:
+        FileNotFoundError: `run_dir` is no run folder.
+    """
+    run = read_run(Path(run_dir))
+    path = run.folder / "report.html"
+    partial = path.with_suffix(".partial")
+    partial.write_text(render(run), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def render(run: Run) -> str:
+    """The report as HTML."""
+    return page(
+        f"{run.method} on {run.data}",
+        [
+            _head(run),
+            headline(run),
+            label_curve(run) if run.arms else "",
+            numbers(run),
+            feature_space(run),
+            neighbours(run),
+            curves(run),
+            method_pictures(run),
+            cost(run),
+            _protocol(run),
+            _settings(run),
+            _footer(run),
+        ],
+    )
+
+
+def _head(run: Run) -> str:
+    config, env = run.config, run.env
+    parts = []
+    if run.protocol:
+        parts.append(
+            f"{run.protocol.get('train_images', 0):,} training and "
+            f"{run.protocol.get('test_images', 0):,} test images"
+        )
+    encoder = str(config.get("arch", ""))
+    if encoder:
+        dim = run.encoder.get("dim")
+        parts.append(f"{encoder}, {dim} features" if dim else encoder)
+    for name, unit in (("epochs", "epochs"), ("batch", "images a step"), ("seed", "seed")):
+        if config.get(name) is not None:
+            value = config[name]
+            parts.append(f"seed {value}" if name == "seed" else f"{value:,} {unit}")
+    version = env.get("sslops", __version__)
+    lines = [" · ".join(parts), f"{_date(run)} · sslops {version}"]
+    if env.get("device_name"):
+        lines[1] += f" · {env['device_name']}"
+    facts = "".join(f'<p class="facts">{escape(line)}</p>' for line in lines if line)
+    title = f"{escape(run.method)} <span>on</span> {escape(run.data)}"
+    return f"<header><h1>{title}</h1>{facts}</header>{_state(run)}"
+
+
+def _state(run: Run) -> str:
+    """A sentence where a run has not come to its end."""
+    if run.arms:
+        return ""
+    if run.cost:
+        return missing("Training is complete; the features have not been evaluated.")
+    step = run.last("step")
+    if step is None:
+        return missing("This run has not logged a step yet.", warn=True)
+    return missing(
+        f"This run has not finished: the last record is of step {step:,.0f}. "
+        f"Go on with: sslops train {run.method} --out {run.folder} --resume",
+        warn=True,
+    )
+
+
+def _date(run: Run) -> str:
+    for name in ("metrics.jsonl", "config.json"):
+        path = run.folder / name
+        if path.is_file():
+            when = datetime.fromtimestamp(path.stat().st_mtime, tz=timezone.utc)
+            return f"{when.day} {when:%B %Y, %H:%M} UTC"
+    return ""
+
+
+def _protocol(run: Run) -> str:
+    content = f'<p class="lead">{escape(CONTROLS_TEXT)} {escape(SCALE_TEXT)}</p>'
+    if not run.protocol:
+        return section("Protocol", content)
+    names = {"cluster": "clustering", "few": "few labels", "linear": "linear probe", "knn": "kNN"}
+    entries: dict[str, str] = {}
+    for key, value in run.protocol.items():
+        if key == "class_names":
+            entries["class names"] = ", ".join(str(name) for name in value)
+        elif isinstance(value, Mapping):
+            entries[names.get(key, key)] = "; ".join(
+                f"{name.replace('_', ' ')}: {text}"
+                for name, text in setting_entries(_readable(value)).items()
+            )
+        else:
+            entries[key.replace("_", " ")] = str(value)
+    return section("Protocol", content, definitions(entries, long=True))
+
+
+def _readable(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: ("yes" if value else "no") if isinstance(value, bool) else value
+        for name, value in values.items()
+        if value != []
+    }
+
+
+def _settings(run: Run) -> str:
+    parts = []
+    if run.config:
+        parts.append(section("Configuration", definitions(setting_entries(run.config))))
+    if run.env:
+        env = dict(run.env)
+        command = env.pop("command", None)
+        if isinstance(command, list):
+            env["command"] = " ".join(str(word) for word in command)
+        parts.append(section("Environment", definitions(setting_entries(env))))
+    return "".join(parts)
+
+
+def _footer(run: Run) -> str:
+    return (
+        "<footer>Load the encoder: <code>from sslops.training import load_encoder; "
+        f"encoder = load_encoder({escape(repr(str(run.folder)))})</code></footer>"
+    )

@@ -1,0 +1,217 @@
+"""Sections on how good the features are: headline, accuracy against labels, all numbers."""
+
+from collections.abc import Callable, Mapping
+from html import escape
+from typing import Any
+
+from sslops.training.report.page import cell_table, figure, missing, section
+from sslops.training.report.run_folder import CONTROLS, Run
+from sslops.training.report.svg import Line, line_chart
+
+__all__ = ["arm_style", "headline", "label_curve", "numbers"]
+
+Get = Callable[[Mapping[str, Any]], float | None]
+
+NAMES = {"random-init": "untrained", "pixels": "raw pixels", "supervised": "supervised"}
+
+
+def arm_style(run: Run, arm: str) -> str:
+    """CSS class of an arm, the same in all charts."""
+    if arm == run.method:
+        return "method"
+    return arm if arm in CONTROLS else "other"
+
+
+def arm_name(arm: str) -> str:
+    """How an arm is called in charts."""
+    return NAMES.get(arm, arm)
+
+
+def headline(run: Run) -> str:
+    """A sentence and a card for each measure, every control beside the method."""
+    arms = run.arms
+    if run.method not in arms:
+        return ""
+    counts = _label_counts(arms)
+    cards: list[tuple[str, Get, bool]] = [
+        (f"{n} label{'s' * (n > 1)} a class", _few(n), True) for n in _ends(counts)
+    ]
+    cards += [
+        ("Linear probe, all labels", _key("linear"), True),
+        ("Nearest neighbours", _key("knn"), True),
+        ("Clusters against classes, NMI", _key("nmi"), False),
+        ("Clusters against classes, ARI", _key("ari"), False),
+    ]
+    shown = [_card(run, *card) for card in cards]
+    sentence = _verdict(run, counts)
+    verdict = f'<p class="verdict">{escape(sentence)}</p>' if sentence else ""
+    return f'{verdict}<div class="cards">{"".join(shown)}</div>' if any(shown) else verdict
+
+
+def label_curve(run: Run) -> str:
+    """Accuracy against labels a class on a log axis."""
+    arms, counts = run.arms, _label_counts(run.arms)
+    title = "Accuracy against number of labels"
+    if not counts:
+        return section(
+            title,
+            missing("No labels were available for training images, so there is no such curve."),
+        )
+    lines = []
+    for arm, result in reversed(list(arms.items())):  # the method is drawn last, on top
+        few = result.get("few", {})
+        have = [n for n in counts if str(n) in few]
+        if have:
+            lines.append(
+                Line(
+                    [(n, 100 * few[str(n)]["mean"]) for n in have],
+                    arm_style(run, arm),
+                    label=arm_name(arm),
+                    deviations=[100 * few[str(n)]["sd"] for n in have],
+                    markers=True,
+                )
+            )
+    draws = run.protocol.get("few", {}).get("draws", "several")
+    chart = line_chart(
+        lines,
+        title="Test accuracy in percent against labels a class",
+        x_label="labelled images a class",
+        log_x=True,
+        x_ticks=counts,
+        y_format="{:g} %",
+        right=82,
+    )
+    return section(
+        title,
+        figure(
+            "Logistic regression on frozen features",
+            f'<div class="narrow">{chart}</div>',
+            f"Test accuracy, mean and standard deviation of {draws} draws of the labelled images, "
+            "the same images for every arm.",
+            wide=True,
+        ),
+        lead="Representations are worth most where labels are few. All arms use the same "
+        "classifier on features that were never trained again.",
+    )
+
+
+def numbers(run: Run) -> str:
+    """The table of everything."""
+    arms = run.arms
+    if not arms:
+        return section(
+            "All numbers",
+            missing("This run was not evaluated. `sslops eval` with its folder does it."),
+        )
+    counts = _label_counts(arms)
+    columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
+        *((f"{n} label{'s' * (n > 1)}", _few_cell(n)) for n in counts),
+        ("kNN", _percent_cell("knn", "k = {:g}", "knn_k")),
+        ("linear", _percent_cell("linear", "C = {:g}", "linear_C")),
+        ("NMI", _plain_cell("nmi")),
+        ("ARI", _plain_cell("ari")),
+        ("cluster acc.", _percent_cell("cluster_accuracy")),
+        ("features", _plain_cell("dim", "{:,.0f}")),
+        ("eff. rank", _plain_cell("rank", "{:.1f}")),
+    ]
+    columns = [column for column in columns if any(column[1](arm) for arm in arms.values())]
+    rows = [
+        [escape(arm_name(name)), *(cell(arm) or "&ndash;" for _, cell in columns)]
+        for name, arm in arms.items()
+    ]
+    failed = [name for name, arm in arms.items() if "failed" in arm]
+    notes = [missing(f"{name}: {arms[name]['failed']}.", warn=True) for name in failed]
+    return section(
+        "All numbers", cell_table(["", *(name for name, _ in columns)], rows), *notes,
+        lead="Accuracies in percent on test images. k and C were chosen on training labels.",
+    )  # fmt: skip
+
+
+def _card(run: Run, title: str, get: Get, percent: bool) -> str:
+    values = {arm: get(result) for arm, result in run.arms.items()}
+    own = values.get(run.method)
+    if own is None:
+        return ""
+    bars = []
+    for arm, value in values.items():
+        if value is None:
+            continue
+        width = 100 * min(max(value, 0.0), 1.0)
+        text = f"{100 * value:.1f}" if percent else f"{value:.3f}"
+        first = " first" if arm == run.method else ""
+        bars.append(
+            f'<div class="bar{first}"><span>{escape(arm_name(arm))}</span>'
+            f'<i><b class="fill {arm_style(run, arm)}" style="width:{width:.1f}%"></b></i>'
+            f"<em>{text}</em></div>"
+        )
+    big = f"{100 * own:.1f}<small> %</small>" if percent else f"{own:.3f}"
+    return (
+        f'<div class="card"><h3>{escape(title)}</h3><div class="big">{big}</div>'
+        f'<div class="bars">{"".join(bars)}</div></div>'
+    )
+
+
+def _verdict(run: Run, counts: list[int]) -> str:
+    arms = run.arms
+    get, condition = (
+        (_few(counts[0]), f"With {counts[0]} label{'s' * (counts[0] > 1)} a class")
+        if counts
+        else (_key("linear"), "With all labels")
+    )
+    own = get(arms[run.method])
+    if own is None:
+        return ""
+    parts = []
+    for arm, name in (("pixels", "raw pixels"), ("random-init", "the same network untrained")):
+        value = get(arms[arm]) if arm in arms else None
+        if value is not None:
+            gap = 100 * (own - value)
+            parts.append(f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} {name}")
+    against = f": {' and '.join(parts)}" if parts else ""
+    return (
+        f"{condition}, features of {run.method} name {100 * own:.1f} % of the test images "
+        f"right{against}."
+    )
+
+
+def _label_counts(arms: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    return sorted({int(n) for arm in arms.values() for n in arm.get("few", {})})
+
+
+def _ends(counts: list[int]) -> list[int]:
+    """The fewest labels, and ten or what comes next to it."""
+    if len(counts) < 2:
+        return counts
+    return [counts[0], min(counts[1:], key=lambda n: abs(n - 10))]
+
+
+def _key(name: str) -> Get:
+    return lambda arm: arm.get(name)
+
+
+def _few(n: int) -> Get:
+    return lambda arm: arm.get("few", {}).get(str(n), {}).get("mean")
+
+
+def _few_cell(n: int) -> Callable[[Mapping[str, Any]], str]:
+    def cell(arm: Mapping[str, Any]) -> str:
+        value = arm.get("few", {}).get(str(n))
+        if value is None:
+            return ""
+        return f"{100 * value['mean']:.1f} <small>± {100 * value['sd']:.1f}</small>"
+
+    return cell
+
+
+def _percent_cell(name: str, choice: str = "", key: str = "") -> Callable[[Mapping[str, Any]], str]:
+    def cell(arm: Mapping[str, Any]) -> str:
+        if arm.get(name) is None:
+            return ""
+        chosen = f" <small>{choice.format(arm[key])}</small>" if arm.get(key) is not None else ""
+        return f"{100 * arm[name]:.1f}{chosen}"
+
+    return cell
+
+
+def _plain_cell(name: str, form: str = "{:.3f}") -> Callable[[Mapping[str, Any]], str]:
+    return lambda arm: "" if arm.get(name) is None else form.format(arm[name])

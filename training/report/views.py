@@ -1,0 +1,96 @@
+"""Sections one looks at: t-SNE, nearest neighbours, augmented views, the method's pictures."""
+
+import numpy as np
+
+from sslops.training.report.page import figure, legend, missing, picture, section
+from sslops.training.report.run_folder import Run
+from sslops.training.report.svg import scatter
+
+__all__ = ["feature_space", "method_pictures", "neighbours"]
+
+NEIGHBOURS = {"neighbours-before": "Before training", "neighbours": "After training"}
+LEGEND_CLASSES = 20
+
+
+def feature_space(run: Run) -> str:
+    """t-SNE before and after."""
+    title = "The feature space, before and after"
+    pairs = [(name, run.points[name]) for name in ("before", "after") if name in run.points]
+    pairs = [(name, xy) for name, xy in pairs if xy.ndim == 2 and xy.shape[1] == 2 and len(xy)]
+    if not pairs:
+        return section(title, missing("No t-SNE coordinates were saved (features.npz)."))
+    labels = run.points.get("labels")
+    if labels is not None and any(len(labels) != len(xy) for _, xy in pairs):
+        labels = None
+    names = _class_names(run, labels)
+    heads = {"before": "Untrained encoder", "after": f"After {run.method}"}
+    figures = "".join(
+        figure(
+            heads[name],
+            scatter(
+                xy.astype(np.float64),
+                labels,
+                names if len(names) <= LEGEND_CLASSES else (),
+                title=f"t-SNE of features, {heads[name]}",
+            ),
+        )
+        for name, xy in pairs
+    )
+    key = ""
+    if labels is not None and 0 < len(names) <= LEGEND_CLASSES:
+        present = np.unique(labels)
+        key = legend({names[i]: f"c{i % 20}" for i in present if i < len(names)}, dotted=True)
+    coloured = " coloured by class, which neither network was shown" if labels is not None else ""
+    return section(
+        title,
+        key,
+        f'<div class="charts">{figures}</div>',
+        lead=f"t-SNE of {len(pairs[0][1]):,} test images{coloured}. Neighbourhoods mean "
+        "something; distances between islands and their sizes do not.",
+    )
+
+
+def neighbours(run: Run) -> str:
+    """Nearest training images of test queries."""
+    title = "Nearest neighbours"
+    shown = [(name, text) for name, text in NEIGHBOURS.items() if name in run.pictures]
+    if not shown:
+        return section(title, missing("No picture of neighbours was saved."))
+    framed = len(shown) == 2
+    figures = "".join(
+        figure(text, picture(run.pictures[name], f"Nearest neighbours, {text.lower()}"))
+        for name, text in shown
+    )
+    lead = "Left a query, then the images whose features are most similar (cosine)."
+    if framed:
+        lead = (
+            "Left a test image, drawn at random, then the training images whose features are most "
+            "similar (cosine). Green frame: same class. Red frame with a corner: another class."
+        )
+    return section(title, f'<div class="charts">{figures}</div>', lead=lead)
+
+
+def method_pictures(run: Run) -> str:
+    """What the method looked at, and whatever else it drew."""
+    names = [name for name in run.pictures if name not in NEIGHBOURS]
+    if not names:
+        return section("What the method sees", missing("No picture of augmented images was saved."))
+    figures = []
+    for name in sorted(names, key=lambda n: (n != "views", n)):
+        caption = (
+            "Each column is one training image: on top as it is, below as the method sees it. The "
+            "method learns that what stands in a column belongs together."
+            if name == "views"
+            else ""
+        )
+        head = "Augmented views" if name == "views" else name.replace("-", " ").capitalize()
+        figures.append(figure(head, picture(run.pictures[name], head), caption, wide=True))
+    return section("What the method sees", f'<div class="charts">{"".join(figures)}</div>')
+
+
+def _class_names(run: Run, labels: object) -> list[str]:
+    if labels is None:
+        return []
+    if "classes" in run.points:
+        return [str(name) for name in run.points["classes"]]
+    return [str(name) for name in run.protocol.get("class_names", ())]
