@@ -66,6 +66,6 @@ def extension() -> dict[str, Any]:
 setup(
     packages=packages(),
     package_dir={"sslops": "sslops", **FOLDERS},
-    package_data={"sslops": ["py.typed"]},
+    package_data={"sslops": ["py.typed", "*.pyi"]},
     **extension(),
 )

@@ -1,6 +1,6 @@
 """NT-Xent loss: schema, kernels per device, fake kernel, autograd, public function."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -104,6 +104,32 @@ for _suffix in ("", "_reference"):
     torch.library.register_fake(_bwd, _fake_bwd, lib=LIB)
     torch.library.register_autograd(_fwd, _backward, setup_context=_setup_context, lib=LIB)
     torch.library.register_autograd(_bwd, _no_double_backward, lib=LIB)
+
+
+@overload
+def nt_xent(
+    z: Tensor,
+    *,
+    num_views: int | None = ...,
+    temperature: float | Tensor = ...,
+    weights: Tensor | None = ...,
+    reduction: Literal["none", "mean", "sum"] = ...,
+    normalize: bool = ...,
+    return_stats: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def nt_xent(
+    z: Tensor,
+    *,
+    num_views: int | None = ...,
+    temperature: float | Tensor = ...,
+    weights: Tensor | None = ...,
+    reduction: Literal["none", "mean", "sum"] = ...,
+    normalize: bool = ...,
+    return_stats: bool,
+) -> Tensor | tuple[Tensor, NTXentStats]: ...
 
 
 def nt_xent(
