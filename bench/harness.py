@@ -93,15 +93,10 @@ def commit() -> str:
 
 def record(file: str, command: str, **row: Any) -> None:
     """Append a row to `bench/results/<file>.jsonl` with everything needed to judge it."""
-    levels = None
-    if sslops.HAS_EXTENSION:
-        from sslops import _C
-
-        levels = _C.level()
     row |= {
+        "backends": [each.runs for each in sslops.backends()],
         "device": device_name(),
         "threads": torch.get_num_threads(),
-        "level": levels,
         "torch": torch.__version__,
         "sslops": sslops.__version__,
         "commit": commit(),
