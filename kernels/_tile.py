@@ -1,0 +1,176 @@
+"""Triton helpers and the prologue shared by the similarity kernels.
+
+Every kernel reads unit rows x = z / max(norm, 1e-12) from a zero-padded, contiguous copy in z's
+dtype: tiles load without masks, and positives, sums and gradients all see the same rounded x.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+EPS = tl.constexpr(1e-12)  # of torch.nn.functional.normalize
+PAD = 128  # rows of the padded copy are a multiple of it; every BLOCK_M and BLOCK_N divides it
+MAX_WHOLE_D = 256  # up to here 16-bit kernels keep whole rows on chip, padded to a power of two
+
+
+@triton.jit
+def effective_scale(scale_ptr, scale_factor):
+    """Inverse temperature, NaN where it is not positive; `scale_ptr` may be None."""
+    scale = scale_factor
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr).to(tl.float32) * scale_factor
+    return tl.where(scale > 0, scale, float("nan"))
+
+
+@triton.jit
+def round_tf32(x):
+    """Nearest 10-bit mantissa, ties to even: what is left is exact in a TF32 product.
+
+    The hardware would truncate instead, which pulls every product towards zero.
+    """
+    bits = x.to(tl.uint32, bitcast=True)
+    bits += 0xFFF + ((bits >> 13) & 1)
+    # the carry would turn a NaN into zero
+    return tl.where(x == x, (bits & 0xFFFFE000).to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def load_tile(
+    x_ptr,  # [M_pad, D_pad]
+    first_row,
+    first_col,
+    D_pad,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    BOUNDED: tl.constexpr = False,  # the tile may reach past D_pad, where it is zero
+):
+    """Tile of the padded copy, inside its rows: [ROWS, COLS]."""
+    # int64: row * D_pad passes 2**31 at 2**24 x 128
+    ptr = x_ptr + tl.cast(first_row, tl.int64) * D_pad + first_col
+    cols = tl.arange(0, COLS)
+    ptrs = ptr + tl.arange(0, ROWS)[:, None] * D_pad + cols[None, :]
+    if BOUNDED:
+        return tl.load(ptrs, mask=first_col + cols[None, :] < D_pad, other=0.0)
+    return tl.load(ptrs)
+
+
+@triton.jit
+def similarities(
+    x_ptr,  # [M_pad, D_pad]
+    first_m,
+    first_n,
+    D_pad,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Dot products of two blocks of rows, BLOCK_K features at a time: [BLOCK_M, BLOCK_N]."""
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for k in range(0, D_pad, BLOCK_K):
+        a = load_tile(x_ptr, first_m, k, D_pad, BLOCK_M, BLOCK_K)
+        b = load_tile(x_ptr, first_n, k, D_pad, BLOCK_N, BLOCK_K)
+        acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def other_case(scale2, limit, ONLINE: tl.constexpr):
+    """Whether the kernel of the other case does the work; never for a NaN scale."""
+    return scale2 <= limit if ONLINE else scale2 > limit
+
+
+@triton.jit
+def drop_self_and_padding(s, offs_m, offs_n, M):
+    """-inf for logits of a row with itself and for columns past M: [BLOCK_M, BLOCK_N]."""
+    keep = (offs_n[None, :] < M) & (offs_m[:, None] != offs_n[None, :])
+    return tl.where(keep, s, float("-inf"))
+
+
+@triton.jit
+def load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd):
+    """Rows and columns of a strided [M, D] matrix as float32, zero outside: [ROWS, COLS]."""
+    # int64: a stride may be anything
+    ptrs = z_ptr + rows.to(tl.int64)[:, None] * stride_zm + cols.to(tl.int64)[None, :] * stride_zd
+    mask = (rows[:, None] < M) & (cols[None, :] < D)
+    return tl.load(ptrs, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["M", "D"])
+def unit_rows_kernel(
+    z_ptr,  # [M, D], any strides
+    x_ptr,  # [M_pad, D_pad], written; zero outside [M, D]
+    norm_ptr,  # [M_pad] float32, written; 1 without NORMALIZE
+    M,
+    D,
+    D_pad,
+    stride_zm,
+    stride_zd,
+    NORMALIZE: tl.constexpr,
+    TF32: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """One program normalises ROWS rows."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    norm = tl.full([ROWS], 1.0, tl.float32)
+    if NORMALIZE:
+        squares = tl.zeros([ROWS], tl.float32)
+        for first in range(0, D, COLS):
+            u = load_rows(z_ptr, rows, first + tl.arange(0, COLS), M, D, stride_zm, stride_zd)
+            squares += tl.sum(u * u, axis=1)
+        norm = tl.sqrt_rn(squares)
+    tl.store(norm_ptr + rows, norm)
+    for first in range(0, D_pad, COLS):
+        cols = first + tl.arange(0, COLS)
+        x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
+        if NORMALIZE:
+            # not tl.maximum, which would drop a NaN
+            x = tl.div_rn(x, tl.where(norm < EPS, EPS, norm)[:, None])
+        if TF32:
+            x = round_tf32(x)
+        ptrs = x_ptr + rows.to(tl.int64)[:, None] * D_pad + cols[None, :]
+        tl.store(ptrs, x.to(x_ptr.dtype.element_ty))
+
+
+def padded_width(D: int, dtype: torch.dtype) -> int:
+    """Columns of the padded copy."""
+    if dtype is not torch.float32 and D <= MAX_WHOLE_D:
+        return max(64, triton.next_power_of_2(D))
+    return triton.cdiv(D, 64) * 64
+
+
+def unit_rows(z: Tensor, normalize: bool, precision: str) -> tuple[Tensor, Tensor]:
+    """Launch the prologue: (x [M_pad, D_pad] in z's dtype, norm [M_pad] float32)."""
+    M, D = z.shape
+    rows = triton.cdiv(M, PAD) * PAD
+    x = z.new_empty(rows, padded_width(D, z.dtype))
+    norm = z.new_empty(rows, dtype=torch.float32)
+    unit_rows_kernel[(rows // UNIT_ROWS["ROWS"],)](
+        z, x, norm, M, D, x.shape[1], *z.stride(), normalize, precision == "tf32", **UNIT_ROWS
+    )
+    return x, norm
+
+
+UNIT_ROWS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
+
+
+def matmul_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """How `tl.dot` multiplies float32: "tf32" where torch's CUDA matmul does, else "ieee"."""
+    if dtype is not torch.float32 or torch.version.hip is not None or device.type != "cuda":
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def family(device: torch.device) -> str:
+    """Row of the configuration tables: "sm_90", "sm_100", "hip", or "sm_80" for all else."""
+    if torch.version.hip is not None:
+        return "hip"
+    if device.type == "cuda":
+        major = torch.cuda.get_device_capability(device)[0]
+        if major in (9, 10):
+            return "sm_90" if major == 9 else "sm_100"
+    return "sm_80"

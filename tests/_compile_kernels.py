@@ -1,0 +1,120 @@
+"""Compiles every configuration of the Triton kernels for one target and prints what came out.
+
+python -m tests._compile_kernels cuda:90     # or hip:gfx942; no device is needed
+
+The launchers themselves run, on tensors without memory: what compiles here is, to the bit, what a
+user's call would compile. TRITON_INTERPRET must not be set.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from sslops.kernels import _tile, nt_xent
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+WIDTHS = (64, 128, 256)  # one a row of the table
+
+
+class Target:
+    """What JITFunction.run asks a driver for, without a device."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def call_launchers(width: int, dtype: torch.dtype) -> None:
+    """Both passes; a tensor scale launches the fixed and the ONLINE case."""
+    z = torch.empty(256, width, dtype=dtype, device="meta")
+    scale = torch.empty((), device="meta")
+    for stats in (False, True):
+        _, lse, _ = nt_xent.nt_xent_fwd(z, scale, 1.0, 2, True, stats)
+    nt_xent.nt_xent_bwd(torch.empty(256, device="meta"), z, lse, scale, 1.0, 2, True)
+
+
+def compile_all(target: GPUTarget) -> list[dict[str, Any]]:
+    """Facts of every kernel that the launchers ask for."""
+    arch = "hip" if target.backend == "hip" else f"sm_{target.arch}"
+    seen: dict[int, dict[str, Any]] = {}
+    precision = "ieee"
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        start = time.perf_counter()
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        if id(kernel) not in seen:
+            flags = {k: v for k, v in kwargs.items() if k.isupper() or k.startswith("num_")}
+            name = f"{self.__name__} {args[0].dtype} {flags}"
+            seen[id(kernel)] = {
+                "name": name, "seconds": time.perf_counter() - start, **facts(kernel, target)
+            }  # fmt: skip
+
+    driver.set_active(Target(target))
+    with (
+        mock.patch.object(JITFunction, "run", compile_only),
+        mock.patch.object(nt_xent, "family", lambda device: arch),
+        mock.patch.object(nt_xent, "matmul_precision", lambda dtype, device: precision),
+    ):
+        for width in WIDTHS:
+            call_launchers(width, torch.bfloat16)
+        call_launchers(128, torch.float16)
+        for width in WIDTHS:
+            call_launchers(width, torch.float32)
+        if target.backend == "cuda":
+            precision = "tf32"
+            for width in WIDTHS:
+                call_launchers(width, torch.float32)
+    return list(seen.values())
+
+
+def facts(kernel: Any, target: GPUTarget) -> dict[str, Any]:
+    """Shared memory in bytes, spilled bytes or registers, matrix instructions in the code."""
+    out: dict[str, Any] = {"shared": kernel.metadata.shared}
+    if target.backend == "hip":
+        code = kernel.asm["amdgcn"]
+        spills = re.findall(r"\.vgpr_spill_count:\s*(\d+)", code)
+        out["registers"] = int(re.search(r"\.vgpr_count:\s*(\d+)", code)[1])
+        out["matrix"] = sorted(set(re.findall(r"v_mfma_\w+", code)))
+        return out | {"spills": sum(map(int, spills))}
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", file.name],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    # what a thread cannot hold in registers lies in its stack frame, and in local memory
+    out["spills"] = sum(map(int, re.findall(r"(?:STACK|LOCAL):(\d+)", usage)))
+    out["registers"] = int(re.search(r"REG:(\d+)", usage)[1])
+    found = re.findall(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", kernel.asm["ptx"])
+    return out | {"matrix": sorted(set(found))}
+
+
+if __name__ == "__main__":
+    backend, arch = sys.argv[1].split(":")
+    if backend == "hip":
+        found = compile_all(GPUTarget("hip", arch, 64))
+    else:
+        found = compile_all(GPUTarget("cuda", int(arch), 32))
+    print(json.dumps(found))
