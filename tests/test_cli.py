@@ -14,7 +14,7 @@ from torch.distributed.run import get_args_parser
 
 from sslops.training import cli
 from sslops.training.config import RunOptions
-from sslops.training.console import Console, duration, format_metrics, table
+from sslops.training.console import Console, duration, format_metrics
 from sslops.training.diagnosis import Diagnosis
 from sslops.training.methods.simclr import SimCLRConfig
 
@@ -230,9 +230,8 @@ def test_progress_line_updates_on_a_terminal(capsys):
     assert "kNN 91.0%" in format_metrics({**metrics, "knn": 0.91})
 
 
-def test_durations_and_tables():
+def test_durations():
     assert [duration(s) for s in (5, 65, 3723)] == ["0:05", "1:05", "1:02:03"]
-    assert table(["", "kNN"], [["ours", "1%"]]) == "      kNN\n----  ---\nours   1%"
 
 
 def test_diagnosis_says_each_thing_once_and_only_when_true():

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -187,6 +188,21 @@ def test_exported_encoder_is_the_trained_one(tmp_path):
         assert torch.equal(load_encoder(result.dir)(images), result.encoder(images))
     with pytest.raises(FileNotFoundError, match=r"load_encoder: needs .* got no .*none"):
         load_encoder(tmp_path / "none")
+
+
+def test_evaluates_against_controls_and_reports(tmp_path):
+    few = {"eval_train": 120, "eval_test": 60, "tsne_images": 40, "supervised_epochs": 1}
+    result = run(tmp_path / "a", steps=2, evaluate=True, **few)
+    arms = {"simclr", "random-init", "pixels", "supervised"}
+    assert arms <= result.results.keys()
+    assert all(0 <= result.results[arm]["knn"] <= 1 for arm in arms)
+    assert result.results["cost"]["encoder_parameters"] > 0
+    assert json.loads((tmp_path / "a" / "results.json").read_text()) == result.results
+    with np.load(tmp_path / "a" / "features.npz") as features:
+        shapes = {name: features[name].shape for name in features.files}
+    assert shapes == {"before": (40, 2), "after": (40, 2), "labels": (40,)}
+    assert (tmp_path / "a" / "pictures" / "neighbours.png").is_file()
+    assert "<html" in (tmp_path / "a" / "report.html").read_text()
 
 
 def test_other_knobs_run(tmp_path):

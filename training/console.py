@@ -1,13 +1,13 @@
-"""What a run prints: banner, one progress line, warnings, tables."""
+"""What a run prints: banner, one progress line, warnings."""
 
 import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TextIO
 
-__all__ = ["Console", "duration", "format_metrics", "table"]
+__all__ = ["Console", "duration", "format_metrics"]
 
 PLAIN_SECONDS = 5.0  # between lines when the output is a file or a pipe
 
@@ -73,7 +73,7 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
         f"loss {metrics['loss']:.3f} (chance {metrics['chance']:.2f})",
     ]
     if "accuracy" in metrics:
-        parts.append(f"hit {metrics['accuracy']:.0%}")
+        parts.append(f"accuracy {metrics['accuracy']:.0%}")
     if "knn" in metrics:
         parts.append(f"kNN {metrics['knn']:.1%}")
     parts += [
@@ -93,17 +93,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned first column, right-aligned others, a rule under the header."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-
-    def join(line: Sequence[str]) -> str:
-        cells = [line[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        return "  ".join(cells).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([join(header), rule, *(join(row) for row in rows)])

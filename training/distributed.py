@@ -3,11 +3,11 @@
 import os
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 
 __all__ = ["World", "gather", "join", "leave", "seed_everything", "wrap"]
@@ -72,6 +72,24 @@ def wrap(method: nn.Module, world: World) -> nn.Module:
     return nn.parallel.DistributedDataParallel(method)
 
 
+class _Gather(torch.autograd.Function):
+    """all_gather forwards, sum over processes backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        """[...] -> [processes, ...]."""
+        parts = [torch.empty_like(z) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, z)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """Each process has a gradient for every process's part."""
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
+
+
 def gather(z: Tensor, dim: int = 0) -> Tensor:
     """Concatenate `z` of all processes along `dim`; gradients flow back to their process.
 
@@ -81,4 +99,5 @@ def gather(z: Tensor, dim: int = 0) -> Tensor:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return z
-    return torch.cat(list(dist_nn.all_gather(z.contiguous())), dim)  # type: ignore[no-untyped-call]
+    parts: Tensor = _Gather.apply(z.contiguous())  # type: ignore[no-untyped-call]
+    return torch.cat(parts.unbind(), dim)

@@ -78,21 +78,18 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     Returns:
         What results.json holds.
     """
-    from sslops.training.evaluate import evaluate, extract, tsne
+    from sslops.training.evaluate import evaluate
 
     started = time.perf_counter()
     name, config = read_config(folder)
     data, train, _ = load_data(config)
     shape = shape_of(data)
     cost = read_json(folder / "results.json").get("cost", {})
-    if data.test.labels is None or data.train.labels is None:
-        console.print("no labels: nothing to evaluate with; the encoder is exported all the same")
-        return {"cost": cost}
 
     trained = export.load_encoder(folder).to(world.device)
     untrained = build_method(name, config, shape, world).encoder.eval()
     arms: dict[str, nn.Module | None] = {name: trained, "random-init": untrained, "pixels": None}
-    if name != "supervised":
+    if name != "supervised" and train.labels is not None:
         arms["supervised"] = _supervised(folder, config, train, shape, world, console)
     console.print(f"evaluating {', '.join(arms)} ...")
     results: dict[str, Any] = evaluate(
@@ -101,28 +98,41 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
         seed=config.seed,
         max_train=config.eval_train,
         max_test=config.eval_test,
+        device=world.device,
     )
     results["cost"] = {**cost, "evaluation_seconds": time.perf_counter() - started}
     write_json(folder / "results.json", results)
 
-    shown = data.test
-    if config.tsne_images < len(shown.images):
-        shown = subset(shown, config.tsne_images, config.seed)
-    assert shown.labels is not None
-    before, after = (
-        extract(arm, shown.images, device=world.device) for arm in (untrained, trained)
-    )
+    _draw(folder, config, data.test, untrained, trained, world)
+    return results
+
+
+def _draw(
+    folder: Path,
+    config: TrainConfig,
+    test: Split,
+    untrained: nn.Module,
+    trained: nn.Module,
+    world: World,
+) -> None:
+    """features.npz: t-SNE before and after training; pictures/neighbours.png."""
+    from sslops.training.evaluate import extract, tsne
+
+    if config.tsne_images < len(test.images):
+        test = subset(test, config.tsne_images, config.seed)
+    before = extract(untrained, test.images, device=world.device)
+    after = extract(trained, test.images, device=world.device)
+    labels = {} if test.labels is None else {"labels": test.labels.numpy()}
     np.savez_compressed(
         folder / "features.npz",
+        allow_pickle=False,
         before=tsne(before, config.seed),
         after=tsne(after, config.seed),
-        labels=shown.labels.numpy(),
+        **labels,
     )
-    queries = torch.linspace(0, len(shown.images) - 1, QUERIES).long()
-    save_grid(
-        folder / "pictures" / "neighbours.png", nearest_neighbours(after, shown.images, queries)
-    )
-    return results
+    queries = torch.linspace(0, len(after) - 1, QUERIES).long()
+    grid = nearest_neighbours(after, test.images, queries)
+    save_grid(folder / "pictures" / "neighbours.png", grid)
 
 
 def _supervised(
@@ -136,6 +146,7 @@ def _supervised(
     path = folder / "checkpoint" / SUPERVISED
     if not path.is_file():
         console.print("training the supervised control ...")
-        encoder = train_supervised(config, train, shape, world, console)
+        updating = Console(console.stream, quiet=console.quiet or not console.live)
+        encoder = train_supervised(config, train, shape, world, updating)
         export.save_encoder(path, encoder, config, shape, method="supervised", data=config.data)
     return export.load_encoder(path).to(world.device)

@@ -29,7 +29,7 @@ def save_encoder(
     Returns:
         `path`.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
     description = {
@@ -43,7 +43,7 @@ def save_encoder(
     }
     weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
     temporary = path.with_name(path.name + ".tmp")
-    save_file(weights, temporary)
+    temporary.write_bytes(save(weights))
     os.replace(temporary, path)
     path.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n")
     return path

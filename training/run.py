@@ -238,9 +238,9 @@ def export_checkpoint(folder: Path, which: str, path: Path) -> Path:
 
 def _evaluate(folder: Path, world: World, console: Console) -> dict[str, Any]:
     try:
+        results = evaluate_run(folder, world, console)
         from sslops.training.report import write_report
 
-        results = evaluate_run(folder, world, console)
         write_report(folder)
     except (Interrupted, KeyboardInterrupt):
         console.print(f"the weights are saved; evaluate them with: sslops eval {folder}")

@@ -2,15 +2,16 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sslops.training.console import Console, duration, table
+from sslops.training.console import Console, duration
 from sslops.training.data import Dataset, Split
+from sslops.training.evaluate.table import align, arms, table
 from sslops.training.folder import read_config, read_json
 from sslops.training.loop import Loop
 from sslops.training.methods import Method
@@ -20,7 +21,6 @@ __all__ = [
     "count_parameters",
     "print_banner",
     "print_closing",
-    "results_table",
     "summarise",
     "summary_table",
 ]
@@ -65,8 +65,8 @@ def print_banner(
 def print_closing(name: str, folder: Path, results: dict[str, Any], console: Console) -> None:
     """Results beside controls, cost, where things lie, what to try next."""
     cost = results["cost"]
-    if name in results:
-        console.print("\n" + results_table(results))
+    if arms(results):
+        console.print("\n" + table(results))
     console.print(
         f"\ncost      {duration(cost['seconds'])} of training, {cost['images_per_second']:,.0f}"
         f" images/s, {cost['peak_memory_gb']:.1f} GB at most,"
@@ -84,35 +84,11 @@ def print_closing(name: str, folder: Path, results: dict[str, Any], console: Con
     )
 
 
-def results_table(results: dict[str, Any]) -> str:
-    """The arms as rows: kNN, linear probe, few labels, clustering."""
-    arms = {name: arm for name, arm in results.items() if isinstance(arm, dict) and "knn" in arm}
-    labels = sorted({int(n) for arm in arms.values() for n in arm.get("few", {})})
-    labels = sorted({int(n) for arm in arms.values() for n in arm.get("few", {})})
-    header = ["", "kNN", "linear", *[f"{n}/class" for n in labels], "NMI", "ARI"]
-    return table(header, [[name, *_cells(arm, labels)] for name, arm in arms.items()])
-
-
-def _cells(arm: dict[str, Any], labels: Sequence[int]) -> list[str]:
-    few = [arm["few"].get(str(n)) for n in labels]
-    return [
-        f"{arm['knn']:.1%}",
-        f"{arm['linear']:.1%}",
-        *["" if cell is None else _percent(cell["mean"], cell["sd"]) for cell in few],
-        f"{arm['nmi']:.3f}",
-        f"{arm['ari']:.3f}",
-    ]
-
-
-def _percent(mean: float, sd: float) -> str:
-    return f"{100 * mean:.1f} ± {100 * sd:.1f}"
-
-
 def compare_table(folders: Sequence[Path]) -> str:
     """One row a run: its method's numbers and what they cost.
 
     Raises:
-        FileNotFoundError: a folder holds no finished run.
+        FileNotFoundError: a folder holds no evaluated run.
     """
     runs = []
     for folder in folders:
@@ -120,19 +96,34 @@ def compare_table(folders: Sequence[Path]) -> str:
         results = read_json(folder / "results.json")
         if name not in results:
             raise FileNotFoundError(
-                f"compare: {folder} has not been evaluated, run: sslops eval {folder}"
+                f"compare: {folder} has not been evaluated; do it with: sslops eval {folder}"
             )
         runs.append((folder, name, config, results))
-    labels = sorted({int(n) for _, name, _, results in runs for n in results[name]["few"]})
-    few = [f"{n}/class" for n in labels]
-    header = ["run", "method", "data", "kNN", "linear", *few, "NMI", "ARI", "img/s", "time"]
-    rows = []
+    counts = sorted(
+        {int(n) for _, name, _, all_arms in runs for n in all_arms[name].get("few", {})}
+    )
+    few = [f"{n}/class" for n in counts]
+    lines = [["run", "method", "data", *few, "kNN", "linear", "NMI", "img/s", "time"]]
     for folder, name, config, results in runs:
-        cost = results["cost"]
-        rate, time = f"{cost['images_per_second']:,.0f}", duration(cost["seconds"])
-        numbers = _cells(results[name], labels)
-        rows.append([str(folder), name, Path(config.data).name, *numbers, rate, time])
-    return table(header, rows)
+        arm, cost = results[name], results["cost"]
+        cells = [arm.get("few", {}).get(str(n)) for n in counts]
+        lines.append(
+            [
+                str(folder),
+                name,
+                Path(config.data).name,
+                *["-" if cell is None else _percent(cell["mean"], cell["sd"]) for cell in cells],
+                *[f"{100 * arm[key]:.1f}" if key in arm else "-" for key in ("knn", "linear")],
+                f"{arm['nmi']:.3f}" if "nmi" in arm else "-",
+                f"{cost['images_per_second']:,.0f}",
+                duration(cost["seconds"]),
+            ]
+        )
+    return align(lines)
+
+
+def _percent(mean: float, sd: float) -> str:
+    return f"{100 * mean:.1f} ± {100 * sd:.1f}"
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -142,8 +133,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         {arm: {number: {"mean", "sd", "values"}}}; few labels are called "few.1", "few.5", ...
     """
     summary: dict[str, Any] = {}
-    arms = [name for name, arm in results[0].items() if isinstance(arm, dict) and "knn" in arm]
-    for name in [*arms, "cost"]:
+    for name in [*arms(results[0]), "cost"]:
         flat = [_flatten(run[name]) for run in results]
         summary[name] = {
             key: {
@@ -152,11 +142,12 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 "values": [run[key] for run in flat],
             }
             for key in flat[0]
+            if all(key in run for run in flat)
         }
     return summary
 
 
-def _flatten(arm: dict[str, Any]) -> dict[str, float]:
+def _flatten(arm: Mapping[str, Any]) -> dict[str, float]:
     numbers = {
         key: float(value)
         for key, value in arm.items()
@@ -165,18 +156,18 @@ def _flatten(arm: dict[str, Any]) -> dict[str, float]:
     return numbers | {f"few.{n}": cell["mean"] for n, cell in arm.get("few", {}).items()}
 
 
-def summary_table(summary: dict[str, Any]) -> str:
-    """The arms of `summarise` as rows."""
-    arms = {name: arm for name, arm in summary.items() if "knn" in arm}
-    few = sorted({key for arm in arms.values() for key in arm if key.startswith("few.")}, key=_few)
-    header = ["", "kNN", "linear", *[f"{_few(key)}/class" for key in few], "NMI"]
-    rows = []
-    for name, arm in arms.items():
-        shares = [arm.get(key) for key in ("knn", "linear", *few)]
-        cells = ["" if cell is None else _percent(cell["mean"], cell["sd"]) for cell in shares]
-        nmi = f"{arm['nmi']['mean']:.3f} ± {arm['nmi']['sd']:.3f}"
-        rows.append([name, *cells, nmi])
-    return table(header, rows)
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """The arms of `summarise` as rows, each number as mean ± sd over the seeds."""
+    rows = {name: arm for name, arm in summary.items() if name != "cost"}
+    few = sorted({key for arm in rows.values() for key in arm if key.startswith("few.")}, key=_few)
+    lines = [["", *[f"{_few(key)}/class" for key in few], "kNN", "linear", "NMI"]]
+    for name, arm in rows.items():
+        shares = [arm.get(key) for key in (*few, "knn", "linear")]
+        cells = ["-" if cell is None else _percent(cell["mean"], cell["sd"]) for cell in shares]
+        nmi = arm.get("nmi")
+        cells.append("-" if nmi is None else f"{nmi['mean']:.3f} ± {nmi['sd']:.3f}")
+        lines.append([name, *cells])
+    return align(lines)
 
 
 def _few(key: str) -> int:

@@ -1,0 +1,60 @@
+"""Two processes compute the gradient that one computes with the whole batch."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from sslops import nt_xent
+from sslops.training.distributed import gather, join, leave, wrap
+
+V, B, D_IN, D = 2, 6, 5, 4
+
+
+def loss_and_model():
+    torch.manual_seed(0)
+    images, model = torch.randn(V, B, D_IN), nn.Linear(D_IN, D)
+    return images, model, lambda z: nt_xent(z, temperature=0.5)
+
+
+def worker(rank, port, folder):
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    world = join("cpu")
+    images, model, loss = loss_and_model()
+    share = images[:, rank * B // 2 : (rank + 1) * B // 2]
+    parallel = wrap(model, world)  # its gradient hooks live as long as it does
+    value = loss(gather(parallel(share), dim=1))
+    value.backward()
+    assert (world.rank, world.size, world.main) == (rank, 2, rank == 0)
+    torch.save({"loss": value.detach(), "grad": model.weight.grad}, f"{folder}/{rank}.pt")
+    leave()
+    assert not dist.is_initialized()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
+def test_gradient_of_two_processes_is_that_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    images, model, loss = loss_and_model()
+    value = loss(model(images))
+    value.backward()
+    for rank in range(2):
+        # DistributedDataParallel averaged the gradients: both hold the whole batch's
+        saved = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(saved["loss"], value.detach())
+        torch.testing.assert_close(saved["grad"], model.weight.grad)
+
+
+def test_one_process_gathers_nothing():
+    z = torch.randn(2, 3)
+    assert gather(z) is z
