@@ -60,10 +60,12 @@ def evaluate(
         else:
             x = extract(encoder, train.images, device=device)
             x_test = extract(encoder, test.images, device=device)
-        result: dict[str, Any] = {"dim": x.shape[1], **spread(x_test)}
+        result: dict[str, Any] = {"dim": x.shape[1]}
         if not (x.isfinite().all() and x_test.isfinite().all()):
-            result = {"dim": x.shape[1], "failed": "features are not finite"}
-        elif classes:
+            result["failed"] = "features are not finite"
+        else:
+            result |= spread(x_test)
+        if classes and "failed" not in result:
             on = torch.device(device if device is not None else "cpu")
             result |= _measure(
                 Split(x.to(on), _to(train.labels, on)),

@@ -91,7 +91,9 @@ def spread(features: Tensor) -> dict[str, float]:
     unit = F.normalize(features, dim=1)
     centred = unit - unit.mean(0)
     std = centred.pow(2).mean(0).sqrt().mean() * features.shape[1] ** 0.5
-    values = torch.linalg.svdvals(centred[:2000].double()).square()
+    some = centred[:2000].double()
+    gram = some.T @ some if some.shape[1] <= len(some) else some @ some.T  # same eigenvalues
+    values = torch.linalg.eigvalsh(gram).clamp_min(0)
     total = values.sum()
     if not total > 0:
         return {"feature_std": float(std), "rank": 1.0}

@@ -118,15 +118,15 @@ def choose_strength(
     if folds < 2:
         raise ValueError("choose_strength: cross-validation needs 2 labels a class, got 1")
     fold = fold_of_each(labels.cpu(), folds, seed)  # [N]
-    grid = torch.tensor(sorted(strengths))
+    grid = sorted(strengths)
     members = fold[:, None] != torch.arange(folds).repeat_interleave(len(grid))  # [N, folds * Cs]
-    predicted = fit(features, labels, classes, grid.repeat(folds), members=members).predict(
+    predicted = fit(features, labels, classes, torch.tensor(grid * folds), members=members).predict(
         features
     )
     right = (predicted == labels).cpu() & ~members.T  # [folds * Cs, N]
     share = right.sum(1) / (~members).sum(0)
     mean = share.view(folds, -1).mean(0)  # [Cs]
-    validation = {float(c): float(a) for c, a in zip(grid, mean, strict=True)}
+    validation = dict(zip(grid, mean.tolist(), strict=True))
     return max(validation, key=lambda c: (validation[c], -c)), validation
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sslops.training.report.page import cell_table, figure, missing, section
 from sslops.training.report.run_folder import CONTROLS, Run
-from sslops.training.report.svg import Line, line_chart
+from sslops.training.report.svg import Line, Rule, line_chart
 
 __all__ = ["arm_style", "headline", "label_curve", "numbers"]
 
@@ -57,41 +57,61 @@ def label_curve(run: Run) -> str:
             title,
             missing("No labels were available for training images, so there is no such curve."),
         )
-    lines = []
-    for arm, result in reversed(list(arms.items())):  # the method is drawn last, on top
-        few = result.get("few", {})
-        have = [n for n in counts if str(n) in few]
-        if have:
-            lines.append(
-                Line(
-                    [(n, 100 * few[str(n)]["mean"]) for n in have],
-                    arm_style(run, arm),
-                    label=arm_name(arm),
-                    deviations=[100 * few[str(n)]["sd"] for n in have],
-                    markers=True,
-                )
-            )
     draws = run.protocol.get("few", {}).get("draws", "several")
-    chart = line_chart(
+    charts = [
+        figure(
+            "Test accuracy",
+            _curves_chart(run, counts, None),
+            f"Logistic regression on frozen features: mean and standard deviation of {draws} draws "
+            "of the labelled images, the same images for every arm.",
+        )
+    ]
+    if "pixels" in arms and len(arms) > 1:
+        charts.append(
+            figure(
+                "Points gained over raw pixels",
+                _curves_chart(run, counts, "pixels"),
+                "The same means, less those of raw pixels: what the features add to the images.",
+            )
+        )
+    return section(
+        title,
+        f'<div class="charts">{"".join(charts)}</div>',
+        lead="Representations are worth most where labels are few. All arms use the same "
+        "classifier on features that are not trained any further.",
+    )
+
+
+def _curves_chart(run: Run, counts: list[int], base: str | None) -> str:
+    """Mean accuracy of each arm in percent, or the difference from the arm `base`."""
+    lines = []
+    for arm, result in reversed(list(run.arms.items())):  # the method is drawn last, on top
+        few = result.get("few", {})
+        zero = {} if base is None else run.arms[base].get("few", {})
+        have = [n for n in counts if str(n) in few and (base is None or str(n) in zero)]
+        if not have or arm == base:
+            continue
+        less = {n: zero[str(n)]["mean"] if base else 0.0 for n in have}
+        lines.append(
+            Line(
+                [(n, 100 * (few[str(n)]["mean"] - less[n])) for n in have],
+                arm_style(run, arm),
+                label=arm_name(arm),
+                deviations=() if base else [100 * few[str(n)]["sd"] for n in have],
+                markers=True,
+            )
+        )
+    if not lines:
+        return missing("There is nothing to compare.")
+    return line_chart(
         lines,
-        title="Test accuracy in percent against labels a class",
+        title="Accuracy in percent against labels a class" + (f", less {base}" if base else ""),
         x_label="labelled images a class",
         log_x=True,
         x_ticks=counts,
-        y_format="{:g} %",
-        right=82,
-    )
-    return section(
-        title,
-        figure(
-            "Logistic regression on frozen features",
-            f'<div class="narrow">{chart}</div>',
-            f"Test accuracy, mean and standard deviation of {draws} draws of the labelled images, "
-            "the same images for every arm.",
-            wide=True,
-        ),
-        lead="Representations are worth most where labels are few. All arms use the same "
-        "classifier on features that were never trained again.",
+        y_format="{:+g}" if base else "{:g} %",
+        rules=[Rule(0.0, "raw pixels", style="zero", left=True)] if base else (),
+        right=84,
     )
 
 
@@ -111,12 +131,11 @@ def numbers(run: Run) -> str:
         ("NMI", _plain_cell("nmi")),
         ("ARI", _plain_cell("ari")),
         ("cluster acc.", _percent_cell("cluster_accuracy")),
-        ("features", _plain_cell("dim", "{:,.0f}")),
         ("eff. rank", _plain_cell("rank", "{:.1f}")),
     ]
     columns = [column for column in columns if any(column[1](arm) for arm in arms.values())]
     rows = [
-        [escape(arm_name(name)), *(cell(arm) or "&ndash;" for _, cell in columns)]
+        [_row_head(name, arm), *(cell(arm) or "&ndash;" for _, cell in columns)]
         for name, arm in arms.items()
     ]
     failed = [name for name, arm in arms.items() if "failed" in arm]
@@ -125,6 +144,10 @@ def numbers(run: Run) -> str:
         "All numbers", cell_table(["", *(name for name, _ in columns)], rows), *notes,
         lead="Accuracies in percent on test images. k and C were chosen on training labels.",
     )  # fmt: skip
+
+
+def _row_head(name: str, arm: Mapping[str, Any]) -> str:
+    return f"{escape(arm_name(name))}<small class=under>{arm['dim']:,} features</small>"
 
 
 def _card(run: Run, title: str, get: Get, percent: bool) -> str:
@@ -207,7 +230,11 @@ def _percent_cell(name: str, choice: str = "", key: str = "") -> Callable[[Mappi
     def cell(arm: Mapping[str, Any]) -> str:
         if arm.get(name) is None:
             return ""
-        chosen = f" <small>{choice.format(arm[key])}</small>" if arm.get(key) is not None else ""
+        chosen = (
+            f"<small class=under>{choice.format(arm[key])}</small>"
+            if arm.get(key) is not None
+            else ""
+        )
         return f"{100 * arm[name]:.1f}{chosen}"
 
     return cell

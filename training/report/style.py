@@ -29,10 +29,10 @@ h1{font-size:2.1rem;line-height:1.15;letter-spacing:-.02em;margin:0 0 6px;font-w
 h1 span{color:var(--soft);font-weight:400}
 h2{font-size:1.22rem;letter-spacing:-.01em;margin:52px 0 6px;font-weight:650}
 h3{font-size:.95rem;margin:0 0 2px;font-weight:620}
-p{margin:0 0 12px;max-width:68ch}
+p{margin:0 0 12px;max-width:76ch;text-wrap:pretty}
 .facts,.lead,figcaption,.note-text{color:var(--soft)}
 .facts{font-size:.93rem;margin:0;max-width:none}
-.verdict{font-size:1.14rem;line-height:1.5;margin:26px 0 22px;max-width:62ch}
+.verdict{font-size:1.14rem;line-height:1.5;margin:26px 0 22px;max-width:66ch;text-wrap:pretty}
 .lead{margin-bottom:16px;font-size:.95rem}
 .missing{color:var(--soft);border-left:3px solid var(--edge);padding:4px 0 4px 14px}
 .warn{border-left-color:var(--bad);color:var(--ink)}
@@ -69,6 +69,7 @@ svg path{fill:none}
 .grid{stroke:var(--grid)}.axis{stroke:var(--soft);stroke-opacity:.55}
 .rule{stroke-dasharray:5 4;stroke-width:1.4}
 .chance{stroke:var(--bad)}svg text.chance{fill:var(--bad);stroke:none}
+.zero{stroke:#b96f00}svg text.zero{fill:var(--soft);stroke:none}
 .even{stroke:var(--good)}svg text.even{fill:var(--good);stroke:none}
 .line{stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}
 .marks{stroke-width:7;stroke-linecap:round}.whisker{stroke-width:1.5;stroke-opacity:.55}
@@ -76,14 +77,18 @@ svg path{fill:none}
 svg text.name{stroke:none}
 .scroll{overflow-x:auto;margin:14px 0 0;border:1px solid var(--edge);border-radius:12px;
 background:var(--card)}
-table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:9px 14px;text-align:right;white-space:nowrap;border-top:1px solid var(--edge)}
+table{border-collapse:collapse;width:100%;font-size:.87rem;font-variant-numeric:tabular-nums}
+th,td{padding:9px 10px;vertical-align:top;text-align:right;white-space:nowrap;
+border-top:1px solid var(--edge)}
 thead th{border-top:0;color:var(--soft);font-weight:500;font-size:.84rem}
 th:first-child,td:first-child{text-align:left}
 tbody th{font-weight:500}
 tr.first td,tr.first th{font-weight:650}
-td small{color:var(--soft);font-weight:400}
+tbody th small{font-size:.8rem}
+td small,th small{color:var(--soft);font-weight:400}
+td .under,th .under{display:block;line-height:1.2}
 img{display:block;max-width:100%;height:auto;image-rendering:pixelated}
+figure.wide img{width:100%;max-width:760px}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:10px 24px;margin:0}
 dl.long{grid-template-columns:1fr}
 dl.long div{display:grid;grid-template-columns:170px 1fr;gap:4px 16px}
@@ -95,7 +100,9 @@ font-size:.86rem}
 .cards{grid-template-columns:repeat(2,minmax(0,1fr));gap:10px}.charts{grid-template-columns:1fr}
 .card,figure{padding:13px 14px}.card .big{font-size:1.7rem}h2{margin-top:40px}
 .bar{grid-template-columns:74px 1fr 38px;gap:6px}.bars{font-size:.78rem}
-dl.long div{grid-template-columns:1fr}th,td{padding:8px 11px}}
+dl{grid-template-columns:repeat(auto-fill,minmax(136px,1fr));gap:10px 16px}
+dl.long,dl.long div{grid-template-columns:1fr}th,td{padding:8px 11px}
+svg text{font-size:14.5px}svg .name{font-size:13.5px}svg .axis-name{font-size:14px}}
 @media(max-width:430px){.cards{grid-template-columns:1fr}}
 @media print{body{background:#fff;font-size:11pt}main{padding:0;max-width:none}
 h2{break-after:avoid;margin-top:26px}.scroll{overflow:visible}th,td{padding:4px 6px}

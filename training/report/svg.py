@@ -38,12 +38,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Rule:
-    """A dashed horizontal line with its name above it, or below."""
+    """A dashed horizontal line with its name above it or below, at the right end or the left."""
 
     y: float
     label: str
     style: str = "chance"
     below: bool = False
+    left: bool = False
 
 
 def line_chart(
@@ -83,7 +84,7 @@ def line_chart(
     parts = []
     for y in nice_ticks(low, high):
         parts.append(f'<path class="grid" d="M{LEFT} {py(y):.1f}H{end}"/>')
-        parts.append(_text(LEFT - 7, py(y) + 4, y_format.format(y), "tick", "end"))
+        parts.append(_text(LEFT - 7, py(y) + 4, _signed(y_format, y), "tick", "end"))
     ticks = nice_ticks(min(xs), max(xs), 5) if x_ticks is None else x_ticks
     for x in ticks:
         parts.append(_text(px(x), HEIGHT - BOTTOM + 17, f"{x:,g}", "tick", "middle"))
@@ -94,8 +95,9 @@ def line_chart(
     for rule in rules:
         y = py(rule.y)
         parts.append(f'<path class="rule {rule.style}" d="M{LEFT} {y:.1f}H{end}"/>')
+        at, anchor = (LEFT + 8, "start") if rule.left else (end - 2, "end")
         parts.append(
-            _text(end - 2, y + (15 if rule.below else -6), rule.label, f"note {rule.style}", "end")
+            _text(at, y + (15 if rule.below else -6), rule.label, f"note {rule.style}", anchor)
         )
     for line in lines:
         parts.append(_curve(line, px, py))
@@ -149,6 +151,10 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
         ticks.append(round(value, 12) + 0.0)  # + 0.0: no minus zero
         first += 1
     return ticks
+
+
+def _signed(form: str, value: float) -> str:
+    return "0" if value == 0 and "+" in form else form.format(value)
 
 
 def _curve(line: Line, px: Callable[[float], float], py: Callable[[float], float]) -> str:

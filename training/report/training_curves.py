@@ -147,9 +147,9 @@ def _cost_entries(run: Run) -> dict[str, str]:
     _put(entries, "encoder parameters", known.get("encoder_parameters"), lambda v: f"{v:,.0f}")
     _put(entries, "parameters in all", known.get("parameters"), lambda v: f"{v:,.0f}")
     _put(entries, "steps", known.get("steps", run.last("step")), lambda v: f"{v:,.0f}")
-    device = " ".join(dict.fromkeys(str(env[k]) for k in ("device_name", "device") if env.get(k)))
+    device = env.get("device_name") or env.get("device")
     if device:
-        entries["device"] = device
+        entries["device"] = f"{device} ({env['device']})" if env.get("device") else str(device)
     for name, label in (("threads", "CPU threads"), ("precision", "precision")):
         if env.get(name) is not None:
             entries[label] = str(env[name])

@@ -40,7 +40,9 @@ def feature_space(run: Run) -> str:
     if labels is not None and 0 < len(names) <= LEGEND_CLASSES:
         present = np.unique(labels)
         key = legend({names[i]: f"c{i % 20}" for i in present if i < len(names)}, dotted=True)
-    coloured = " coloured by class, which neither network was shown" if labels is not None else ""
+    coloured = "" if labels is None else " coloured by class"
+    if coloured and run.method != "supervised":
+        coloured += ", which neither network was shown"
     return section(
         title,
         key,

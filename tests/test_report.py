@@ -1,0 +1,268 @@
+"""The report: one safe file, whatever a run folder holds or lacks."""
+
+import io
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from sslops.training.data import Dataset, Split
+from sslops.training.report import (
+    compare,
+    neighbours_png,
+    pairs_png,
+    write_pictures,
+    write_report,
+)
+from sslops.training.report.pictures import CELL, FRAME, GAP, OTHER, SAME, pick_queries
+from sslops.training.report.svg import Line, line_chart, nice_ticks, scatter
+
+EVIL = "<img src=x onerror=alert(1)>&\"'"
+
+
+def arm(base: float) -> dict[str, Any]:
+    few = {str(n): {"mean": base + 0.01 * n, "sd": 0.02} for n in (1, 2, 5, 10)}
+    return {
+        "dim": 64, "feature_std": 0.9, "rank": 20.0, "knn": base + 0.1, "knn_k": 5,
+        "linear": base + 0.2, "linear_C": 10.0, "few": few,
+        "nmi": base - 0.1, "ari": base - 0.2, "cluster_accuracy": base,
+    }  # fmt: skip
+
+
+def make_run(folder: Path, *, method: str = "simclr", class_name: str = "zero") -> Path:
+    (folder / "pictures").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    write = {
+        "config.json": {"method": method, "data": "digits", "arch": "cnn-tiny", "batch": 256,
+                        "epochs": 4, "seed": 0, "lr": 1e-3},
+        "env.json": {"sslops": "0.1.0", "device_name": "a CPU", "device": "cpu",
+                     "command": ["sslops", "train"]},
+        "encoder.json": {"dim": 64},
+        "results.json": {
+            method: arm(0.7), "random-init": arm(0.4), "pixels": arm(0.6), "supervised": arm(0.75),
+            "protocol": {"data": "digits", "train_images": 100, "test_images": 50, "seed": 0,
+                         "class_names": [class_name, "one"], "knn": {"temperature": 0.07},
+                         "few": {"draws": 5}},
+            "cost": {"seconds": 61.0, "images_per_second": 2000.0, "peak_memory_gb": 0.5,
+                     "encoder_parameters": 1234, "steps": 40},
+        },
+    }  # fmt: skip
+    for name, content in write.items():
+        (folder / name).write_text(json.dumps(content))
+    lines = [
+        {"step": s, "epoch": s / 10, "loss": 6.2 * math.exp(-s / 30), "chance": 6.236, "lr": 1e-3,
+         "accuracy": s / 50, "feature_std": 0.1, "feature_std_even": 0.125,
+         "images_per_second": 2000.0, "data_wait": 0.01, "memory_gb": 0.5}
+        for s in range(0, 41, 10)
+    ]  # fmt: skip
+    lines[-1]["knn"] = 0.9
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    np.savez(
+        folder / "features.npz",
+        before=rng.normal(size=(30, 2)).astype(np.float32),
+        after=rng.normal(size=(30, 2)).astype(np.float32),
+        labels=np.arange(30) % 2,
+        classes=np.array([class_name, "one"]),
+    )
+    png = pairs_png(torch.rand(3, 4, 1, 8, 8))
+    for name in ("views", "neighbours", "neighbours-before"):
+        (folder / "pictures" / f"{name}.png").write_bytes(png)
+    return folder
+
+
+def html_of(folder: Path) -> str:
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    text = path.read_text(encoding="utf-8")
+    assert text.rstrip().endswith("</html>")
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", text.lower())
+    return text
+
+
+def test_report_is_one_file_that_loads_nothing(tmp_path):
+    html = html_of(make_run(tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("*.partial"))
+    loads = re.findall(r"(?:src|href|srcset|data|action)=\"([^\"]*)\"|url\(([^)]*)\)", html)
+    assert loads
+    assert all((a or b).startswith("data:") for a, b in loads)
+    assert "<script" not in html
+    assert "@import" not in html
+    assert "default-src 'none'" in html
+
+
+def test_report_shows_every_part(tmp_path):
+    html = html_of(make_run(tmp_path / "run"))
+    for text in (
+        "chance 6.24", "collapse below 0.037", "With 1 label a class", "71.0 % of the test images",
+        "10.0 points above raw pixels", "30.0 points above the same network untrained",
+        "All numbers", "Untrained encoder", "After simclr", "Nearest neighbours",
+        "Augmented views", "1 min 01 s", "2,000", "0.50 GB", "not comparable with published",
+        "temperature: 0.07", "load_encoder", "sslops 0.1.0", "prefers-color-scheme:dark",
+    ):  # fmt: skip
+        assert text in html, text
+    assert html.count("data:image/png;base64") == 3
+    assert 'class="missing' not in html
+
+
+def test_a_worse_method_is_called_worse(tmp_path):
+    run = make_run(tmp_path / "run")
+    results = json.loads((run / "results.json").read_text())
+    results["simclr"] = arm(0.5)
+    (run / "results.json").write_text(json.dumps(results))
+    assert "10.0 points below raw pixels" in html_of(run)
+
+
+def test_names_are_escaped(tmp_path):
+    html = html_of(make_run(tmp_path / "run", method=EVIL, class_name=EVIL))
+    assert "<img src=x" not in html
+    assert "&lt;img src=x onerror=alert(1)&gt;" in html
+
+
+@pytest.mark.parametrize(
+    "gone",
+    ["env.json", "encoder.json", "results.json", "metrics.jsonl", "features.npz", "pictures"],
+)
+def test_a_missing_part_leaves_a_sentence(tmp_path, gone):
+    run = make_run(tmp_path / "run")
+    path = run / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    html = html_of(run)
+    if gone not in ("env.json", "encoder.json"):
+        assert 'class="missing' in html
+
+
+def test_only_a_config_is_enough(tmp_path):
+    (tmp_path / "config.json").write_text('{"method": "simclr", "data": "digits"}')
+    assert "has not logged a step yet" in html_of(tmp_path)
+
+
+def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "results.json").unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "lo')  # cut off
+    html = html_of(run)
+    assert "the last record is of step 40" in html
+    assert "--resume" in html
+
+
+def test_numbers_that_are_not_finite_are_left_out(tmp_path):
+    run = make_run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 50, "loss": NaN, "chance": 6.2, "feature_std": Infinity}\n')
+    assert "Last value 1.634" in html_of(run)
+
+
+def test_results_without_labels(tmp_path):
+    run = make_run(tmp_path / "run")
+    bare = {"dim": 64, "feature_std": 0.9, "rank": 20.0}
+    results = {"simclr": bare, "pixels": bare, "random-init": {"dim": 64, "failed": "features are not finite"}}
+    (run / "results.json").write_text(json.dumps(results))
+    html = html_of(run)
+    assert "there is no such curve" in html
+    assert "random-init: features are not finite." in html
+
+
+def test_not_a_run_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"must be a run folder with a config\.json"):
+        write_report(tmp_path)
+    with pytest.raises(FileNotFoundError, match="must be a run folder"):
+        compare([tmp_path])
+    with pytest.raises(ValueError, match="at least one run folder, got none"):
+        compare([])
+
+
+def test_compare_marks_runs_on_other_data(tmp_path):
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", method="moco")
+    assert "*" not in compare([first, second])
+    results = json.loads((second / "results.json").read_text())
+    results["protocol"]["train_images"] = 7
+    (second / "results.json").write_text(json.dumps(results))
+    text = compare([first, second])
+    head, _, *rows = text.splitlines()
+    assert head.split()[:3] == ["run", "method", "data"]
+    assert "71.0 ± 2.0" in rows[0]
+    assert f"{second} *" in rows[1]
+    assert "not comparable" in rows[2]
+
+
+def stripes(n: int) -> Split:
+    """Images whose class is the row that is lit."""
+    labels = torch.arange(n) % 4
+    images = torch.zeros(n, 1, 4, 4, dtype=torch.uint8)
+    images[torch.arange(n), 0, labels] = 200
+    return Split(images, labels)
+
+
+def pixel_of(png: bytes, x: int, y: int) -> tuple[int, ...]:
+    return Image.open(io.BytesIO(png)).getpixel((x, y))
+
+
+def test_neighbours_are_framed_by_class():
+    test, gallery = stripes(8), stripes(12)
+    queries = torch.tensor([0, 1])
+    side = CELL + 2 * FRAME + GAP
+    x = side + GAP + 1  # the frame of the first neighbour
+    right = neighbours_png(nn.Flatten(), test, queries, gallery, k=3)
+    assert Image.open(io.BytesIO(right)).size == (side + GAP + 3 * side - GAP, 2 * side - GAP)
+    assert pixel_of(right, x, 1) == SAME
+    assert gallery.labels is not None
+    moved = Split(gallery.images, (gallery.labels + 1) % 4)
+    wrong = neighbours_png(nn.Flatten(), test, queries, moved, k=3)
+    assert pixel_of(wrong, x, side + 1) == OTHER
+    assert pixel_of(wrong, 1, 1)[3] == 0  # outside frames it is transparent
+
+
+def test_pairs_picture():
+    png = pairs_png(torch.rand(2, 20, 3, 8, 8), columns=5)
+    assert Image.open(io.BytesIO(png)).size == (5 * (CELL + GAP) - GAP, 2 * (CELL + GAP) - GAP)
+    with pytest.raises(ValueError, match=r"\[rows, B, C, H, W\], got \(2, 3\)"):
+        pairs_png(torch.rand(2, 3))
+
+
+def test_queries_are_of_different_classes():
+    split = stripes(40)
+    assert split.labels is not None
+    chosen = pick_queries(split, 4, seed=0)
+    assert split.labels[chosen].tolist() == [0, 1, 2, 3]
+    assert split.labels[pick_queries(split, 8, seed=0)].bincount().tolist() == [2, 2, 2, 2]
+    assert len(pick_queries(Split(split.images, None), 8, seed=0).unique()) == 8
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_write_pictures(tmp_path, labelled):
+    part = stripes(24) if labelled else Split(stripes(24).images, None)
+    data = Dataset("stripes", part, part, tuple("abcd") if labelled else (), "none", "here")
+    arms = {"simclr": nn.Flatten(), "random-init": nn.Flatten(), "pixels": None}
+    write_pictures(tmp_path, data, arms, torch.rand(2, 6, 1, 4, 4), 0)
+    names = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert names == {"views.png", "neighbours.png", "neighbours-before.png"}
+    with np.load(tmp_path / "features.npz") as arrays:
+        assert arrays["before"].shape == arrays["after"].shape == (24, 2)
+        assert ("labels" in arrays.files) == labelled
+    (tmp_path / "config.json").write_text('{"method": "simclr", "data": "stripes"}')
+    assert "After simclr" in html_of(tmp_path)
+
+
+def test_ticks_are_round_and_within():
+    assert nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert nice_ticks(-27, 31) == [-20, 0, 20]
+    assert nice_ticks(2, 2) == [2]
+
+
+def test_charts_of_one_point_and_equal_values():
+    one = line_chart([Line([(5, 1.0)], "method", label="x")], title="t", x_label="s", log_x=True)
+    flat = line_chart([Line([(0, 2.0), (9, 2.0)], "method")], title="t", x_label="s")
+    still = scatter(np.zeros((5, 2)), None, (), title="t")
+    for svg in (one, flat, still):
+        assert svg.startswith("<svg")
+        assert "nan" not in svg
+        assert "inf" not in svg
