@@ -164,7 +164,8 @@ def test_numbers_that_are_not_finite_are_left_out(tmp_path):
 def test_results_without_labels(tmp_path):
     run = make_run(tmp_path / "run")
     bare = {"dim": 64, "feature_std": 0.9, "rank": 20.0}
-    results = {"simclr": bare, "pixels": bare, "random-init": {"dim": 64, "failed": "features are not finite"}}
+    failed = {"dim": 64, "failed": "features are not finite"}
+    results = {"simclr": bare, "pixels": bare, "random-init": failed}
     (run / "results.json").write_text(json.dumps(results))
     html = html_of(run)
     assert "there is no such curve" in html

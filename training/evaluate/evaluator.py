@@ -162,6 +162,7 @@ def _protocol(usable: list[int], skipped: list[int], draws: int) -> dict[str, An
             "algorithm": "k-means on L2-normalised features of the test images",
             "k": "number of classes",
             "n_init": cluster.N_INIT,
+            "images": f"at most {cluster.POINTS:,}, drawn with the seed",
             "nmi": "arithmetic mean of the entropies",
         },
         "pixels": "sides above 32 are averaged down to 32",
