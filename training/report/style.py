@@ -35,6 +35,7 @@ p{margin:0 0 12px;max-width:76ch;text-wrap:pretty}
 .verdict{font-size:1.14rem;line-height:1.5;margin:26px 0 22px;max-width:66ch;text-wrap:pretty}
 .lead{margin-bottom:16px;font-size:.95rem}
 .missing{color:var(--soft);border-left:3px solid var(--edge);padding:4px 0 4px 14px}
+header+.missing{margin-top:22px}
 .warn{border-left-color:var(--bad);color:var(--ink)}
 .cards,.charts{display:grid;gap:14px}
 .cards{grid-template-columns:repeat(3,minmax(0,1fr))}
@@ -63,7 +64,7 @@ svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font-size:12.5px;fill:var(--soft);font-family:inherit}
 svg .name{font-weight:620}
 svg .axis-name{font-size:12px}
-svg .centre{font-size:16px;font-weight:700;fill:var(--ink);paint-order:stroke;
+svg .centre{font-size:15px;font-weight:700;fill:var(--ink);paint-order:stroke;
 stroke:var(--card);stroke-width:4px;stroke-linejoin:round}
 svg path{fill:none}
 .grid{stroke:var(--grid)}.axis{stroke:var(--soft);stroke-opacity:.55}

@@ -130,12 +130,30 @@ def scatter(
         parts.append(
             f'<path class="dots c{int(label) % 20}" stroke-width="{2 * radius}" d="{dots}"/>'
         )
-    if names:
-        for label in np.unique(labels):
-            x, y = np.median(at[labels == label], axis=0)
-            if int(label) < len(names):
-                parts.append(_text(x, y + 5, names[int(label)], "centre", "middle"))
+    parts += _class_names(at, labels, names, side)
     return _frame(parts, side, side, title)
+
+
+def _class_names(
+    at: NDArray[np.floating], labels: NDArray[np.integer], names: Sequence[str], side: int
+) -> list[str]:
+    """Each name at its class's median, moved down where it would cover another."""
+    centres = [
+        (*np.median(at[labels == label], axis=0).tolist(), names[int(label)])
+        for label in np.unique(labels)
+        if int(label) < len(names)
+    ]
+    placed: list[tuple[float, float, float]] = []  # x, y, half the width
+    parts = []
+    for x, y, name in sorted(centres, key=lambda centre: centre[1]):
+        half = 4.6 * len(name) + 2
+        x = min(max(x, half), side - half)
+        for other_x, other_y, other_half in placed:  # from top to bottom
+            if abs(x - other_x) < half + other_half and abs(y - other_y) < _ROW + 2:
+                y = other_y + _ROW + 2
+        placed.append((x, y, half))
+        parts.append(_text(x, y + 5, name, "centre", "middle"))
+    return parts
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
