@@ -13,7 +13,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 EPS = tl.constexpr(1e-12)  # of torch.nn.functional.normalize
 PAD = 128  # rows of the padded copy are a multiple of it; every BLOCK_M and BLOCK_N divides it
-MAX_WHOLE_D = 256  # up to here 16-bit kernels keep whole rows on chip, padded to a power of two
+WHOLE_D = 256  # 16-bit rows up to here are padded to a power of two, and stay on chip whole
+UNIT_ROWS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
 
 
 @triton.jit
@@ -138,9 +139,9 @@ def unit_rows_kernel(
 
 def padded_width(D: int, dtype: torch.dtype) -> int:
     """Columns of the padded copy."""
-    if dtype is not torch.float32 and D <= MAX_WHOLE_D:
-        return max(64, triton.next_power_of_2(D))
-    return triton.cdiv(D, 64) * 64
+    if dtype is not torch.float32 and D <= WHOLE_D:
+        return max(64, int(triton.next_power_of_2(D)))
+    return -(-D // 64) * 64
 
 
 def unit_rows(z: Tensor, normalize: bool, precision: str) -> tuple[Tensor, Tensor]:
@@ -153,9 +154,6 @@ def unit_rows(z: Tensor, normalize: bool, precision: str) -> tuple[Tensor, Tenso
         z, x, norm, M, D, x.shape[1], *z.stride(), normalize, precision == "tf32", **UNIT_ROWS
     )
     return x, norm
-
-
-UNIT_ROWS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
 
 
 def matmul_precision(dtype: torch.dtype, device: torch.device) -> str:

@@ -31,12 +31,11 @@ from sslops.kernels._nt_xent_bwd import (
     nt_xent_factors_kernel,
 )
 from sslops.kernels._nt_xent_fwd import STRIPS, nt_xent_fwd_kernel, nt_xent_loss_kernel
-from sslops.kernels._tile import LOG2E, PAD, family, matmul_precision, unit_rows
+from sslops.kernels._tile import LOG2E, PAD, WHOLE_D, family, matmul_precision, unit_rows
 
 FIXED_LIMIT = 88.0  # of scale * log2(e), a temperature of 0.0164: see HEADROOM and SPLIT
 # float32 is ONLINE always: its products, not its exponentials, take the time.
 FIXED_DTYPES = (torch.float16, torch.bfloat16)
-WHOLE_D = 256  # 16-bit rows up to here stay on chip whole
 MAX_ROWS = 1 << 24  # more terms could overflow a sum with the fixed offset
 
 LOSS_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from sslops._library import LIB
+from sslops._library import HAS_TRITON, LIB
 from sslops.ops._checks import check_floating, check_reduction, inverse_temperature
 from sslops.reference import nt_xent as _reference
 
@@ -30,6 +30,28 @@ for _name in ("nt_xent_fwd", "nt_xent_fwd_reference"):
     LIB.impl(_name, _reference.nt_xent_fwd, "CompositeExplicitAutograd")
 for _name in ("nt_xent_bwd", "nt_xent_bwd_reference"):
     LIB.impl(_name, _reference.nt_xent_bwd, "CompositeExplicitAutograd")
+
+
+# The Triton kernels are imported at the first call: the import costs more than all of sslops.
+def _cuda_fwd(z: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if z.dtype is torch.float64:
+        return _reference.nt_xent_fwd(z, *args)
+    from sslops.kernels import nt_xent as triton_kernels
+
+    return triton_kernels.nt_xent_fwd(z, *args)
+
+
+def _cuda_bwd(grad_loss: Tensor, z: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    if z.dtype is torch.float64:
+        return _reference.nt_xent_bwd(grad_loss, z, *args)
+    from sslops.kernels import nt_xent as triton_kernels
+
+    return triton_kernels.nt_xent_bwd(grad_loss, z, *args)
+
+
+if HAS_TRITON:
+    LIB.impl("nt_xent_fwd", _cuda_fwd, "CUDA")
+    LIB.impl("nt_xent_bwd", _cuda_bwd, "CUDA")
 
 
 class NTXentStats(NamedTuple):

@@ -1,0 +1,45 @@
+"""Every shipped configuration of the Triton kernels, compiled for each target without a device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[1]
+# target -> its matrix instruction, and the shared memory a program may have. sm_80's rows also
+# serve sm_86, sm_89 and sm_120, which have 99 KiB
+TARGETS = {
+    "cuda:80": ("mma.sync", 99 << 10),
+    "cuda:90": ("wgmma.mma_async", 227 << 10),
+    "cuda:100": ("tcgen05.mma", 227 << 10),
+    "hip:gfx942": ("v_mfma_f32", 64 << 10),
+}
+TILE_KERNELS = ("nt_xent_fwd_kernel", "nt_xent_bwd_kernel")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_configuration(target):
+    # conftest turns the interpreter on for this process, and jit functions stay what they were
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    out = subprocess.run(
+        [sys.executable, "-m", "tests._compile_kernels", target],
+        cwd=ROOT, env=env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr[-2000:]
+    kernels = json.loads(out.stdout)
+    instruction, shared = TARGETS[target]
+    assert {k["kernel"] for k in kernels} >= {*TILE_KERNELS, "unit_rows_kernel"}
+    for kernel in kernels:
+        name = kernel["name"]
+        assert kernel["spills"] == 0, f"{name} spills {kernel['spills']}"
+        assert kernel["shared"] <= shared, f"{name} wants {kernel['shared']} bytes of shared memory"
+        if kernel["kernel"] in TILE_KERNELS:
+            found = [code for code in kernel["matrix"] if code.startswith(instruction)]
+            # exact float32 products are FMA on NVIDIA; AMD has an instruction for them
+            fma = kernel["exact_float32"] and target.startswith("cuda")
+            assert fma != bool(found), f"{name} has {kernel['matrix']}, expected {instruction}"
