@@ -53,19 +53,18 @@ def test_smoke_through_a_process(tmp_path):
     assert (config["method"], config["steps"], config["width"]) == ("simclr", 3, 8)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     long = [*TINY, "--steps", "100000"]
     process = start("simclr", *long, "--out", folder)
     deadline = time.monotonic() + 60
     while not (folder / "metrics.jsonl").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
+    assert process.returncode == 130, err
     assert f"go on with: sslops train simclr --out {folder} --resume" in out
-    assert f"stopped by {number.name} after step" in err
+    assert "stopped by SIGINT after step" in err
     assert (folder / "checkpoint" / "last.pt").is_file()
     assert not (folder / "encoder.safetensors").exists()
 
@@ -148,7 +147,7 @@ def test_help_and_version(capsys):
         (["train", "simclrr"], "no such method, got 'simclrr'; did you mean 'simclr'?"),
         (["train", "simclr", "--data", "digitz", "--no-evaluate"], "digitz"),
         (["train", "simclr", "--recipe", "mnist"], "recipe must be one of"),
-        (["compare", "nowhere"], "nowhere is no complete run, got no config.json"),
+        (["compare", "nowhere"], "nowhere must be a run folder with a config.json"),
         (["eval", "nowhere"], "nowhere is no complete run"),
         (["export", "nowhere"], "needs an existing file"),
     ],

@@ -199,7 +199,7 @@ def test_evaluates_against_controls_and_reports(tmp_path):
     assert result.results["cost"]["encoder_parameters"] > 0
     assert json.loads((tmp_path / "a" / "results.json").read_text()) == result.results
     with np.load(tmp_path / "a" / "features.npz") as features:
-        shapes = {name: features[name].shape for name in features.files}
+        shapes = {name: features[name].shape for name in ("before", "after", "labels")}
     assert shapes == {"before": (40, 2), "after": (40, 2), "labels": (40,)}
     assert (tmp_path / "a" / "pictures" / "neighbours.png").is_file()
     assert "<html" in (tmp_path / "a" / "report.html").read_text()

@@ -133,9 +133,11 @@ def _eval(argv: list[str]) -> int:
 def _compare(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("sslops compare", description="One table of several runs.")
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
-    from sslops.training.summary import compare_table
+    chosen = parser.parse_args(argv)
+    _need("sklearn", "PIL")
+    from sslops.training.report import compare
 
-    print(compare_table(parser.parse_args(argv).runs))
+    print(compare(chosen.runs))
     return 0
 
 

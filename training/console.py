@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 __all__ = ["Console", "duration", "format_metrics"]
 
-PLAIN_SECONDS = 5.0  # between lines when the output is a file or a pipe
+PLAIN_SECONDS = 10.0  # between lines when the output is a file or a pipe
 
 
 class Console:

@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,7 +16,6 @@ from sslops.training.folder import read_config, read_json, write_json
 from sslops.training.loop import Loop
 from sslops.training.methods import DataShape, Method, find_method
 from sslops.training.methods.supervised import Supervised, supervised_config
-from sslops.training.pictures import nearest_neighbours, save_grid
 
 __all__ = [
     "build_method",
@@ -27,7 +25,6 @@ __all__ = [
     "train_supervised",
 ]
 
-QUERIES = 8  # rows of the picture of nearest neighbours
 SUPERVISED = "supervised.safetensors"
 
 
@@ -79,6 +76,7 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
         What results.json holds.
     """
     from sslops.training.evaluate import evaluate
+    from sslops.training.report import write_pictures
 
     started = time.perf_counter()
     name, config = read_config(folder)
@@ -103,36 +101,8 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     results["cost"] = {**cost, "evaluation_seconds": time.perf_counter() - started}
     write_json(folder / "results.json", results)
 
-    _draw(folder, config, data.test, untrained, trained, world)
+    write_pictures(folder, data, arms, None, config.seed, points=config.tsne_images)
     return results
-
-
-def _draw(
-    folder: Path,
-    config: TrainConfig,
-    test: Split,
-    untrained: nn.Module,
-    trained: nn.Module,
-    world: World,
-) -> None:
-    """features.npz: t-SNE before and after training; pictures/neighbours.png."""
-    from sslops.training.evaluate import extract, tsne
-
-    if config.tsne_images < len(test.images):
-        test = subset(test, config.tsne_images, config.seed)
-    before = extract(untrained, test.images, device=world.device)
-    after = extract(trained, test.images, device=world.device)
-    labels = {} if test.labels is None else {"labels": test.labels.numpy()}
-    np.savez_compressed(
-        folder / "features.npz",
-        allow_pickle=False,
-        before=tsne(before, config.seed),
-        after=tsne(after, config.seed),
-        **labels,
-    )
-    queries = torch.linspace(0, len(after) - 1, QUERIES).long()
-    grid = nearest_neighbours(after, test.images, queries)
-    save_grid(folder / "pictures" / "neighbours.png", grid)
 
 
 def _supervised(

@@ -24,7 +24,6 @@ from sslops.training.guard import EvaluationFailed, Interrupted
 from sslops.training.loop import Loop
 from sslops.training.machine import environment, peak_memory_gb
 from sslops.training.methods import Batch, Method, find_method
-from sslops.training.pictures import save_grid
 from sslops.training.summary import (
     count_parameters,
     print_banner,
@@ -43,7 +42,7 @@ __all__ = [
 ]
 
 MONITOR_IMAGES = 5000  # training images among which the kNN during training looks
-PICTURED = 8  # images in the method's own pictures
+PICTURED = 12  # images in the method's own pictures
 
 
 @dataclass(frozen=True)
@@ -271,11 +270,14 @@ def _monitor(train: Split, validation: Split, world: World) -> Callable[[nn.Modu
 
 
 def _pictures(method: Method, split: Split, folder: Path, world: World) -> None:
+    from sslops.training.report import pairs_png
+
     labels = None if split.labels is None else split.labels[:PICTURED].to(world.device)
     batch = Batch(split.images[:PICTURED].to(world.device), labels)
     # Its own generator: drawing pictures must not move the views of the training.
+    (folder / "pictures").mkdir(exist_ok=True)
     for name, grid in method.pictures(batch, torch.Generator().manual_seed(0)).items():
-        save_grid(folder / "pictures" / f"{name}.png", grid)
+        (folder / "pictures" / f"{name}.png").write_bytes(pairs_png(grid))
 
 
 def _cost(method: Method, loop: Loop) -> dict[str, Any]:

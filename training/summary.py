@@ -12,12 +12,10 @@ from torch import nn
 from sslops.training.console import Console, duration
 from sslops.training.data import Dataset, Split
 from sslops.training.evaluate.table import align, arms, table
-from sslops.training.folder import read_config, read_json
 from sslops.training.loop import Loop
 from sslops.training.methods import Method
 
 __all__ = [
-    "compare_table",
     "count_parameters",
     "print_banner",
     "print_closing",
@@ -82,44 +80,6 @@ def print_closing(name: str, folder: Path, results: dict[str, Any], console: Con
         f"          sslops train {name} --data PATH/TO/IMAGES\n"
         f"          sslops compare {folder.parent}/*"
     )
-
-
-def compare_table(folders: Sequence[Path]) -> str:
-    """One row a run: its method's numbers and what they cost.
-
-    Raises:
-        FileNotFoundError: a folder holds no evaluated run.
-    """
-    runs = []
-    for folder in folders:
-        name, config = read_config(folder)
-        results = read_json(folder / "results.json")
-        if name not in results:
-            raise FileNotFoundError(
-                f"compare: {folder} has not been evaluated; do it with: sslops eval {folder}"
-            )
-        runs.append((folder, name, config, results))
-    counts = sorted(
-        {int(n) for _, name, _, all_arms in runs for n in all_arms[name].get("few", {})}
-    )
-    few = [f"{n}/class" for n in counts]
-    lines = [["run", "method", "data", *few, "kNN", "linear", "NMI", "img/s", "time"]]
-    for folder, name, config, results in runs:
-        arm, cost = results[name], results["cost"]
-        cells = [arm.get("few", {}).get(str(n)) for n in counts]
-        lines.append(
-            [
-                str(folder),
-                name,
-                Path(config.data).name,
-                *["-" if cell is None else _percent(cell["mean"], cell["sd"]) for cell in cells],
-                *[f"{100 * arm[key]:.1f}" if key in arm else "-" for key in ("knn", "linear")],
-                f"{arm['nmi']:.3f}" if "nmi" in arm else "-",
-                f"{cost['images_per_second']:,.0f}",
-                duration(cost["seconds"]),
-            ]
-        )
-    return align(lines)
 
 
 def _percent(mean: float, sd: float) -> str:
