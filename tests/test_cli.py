@@ -83,7 +83,7 @@ def test_dry_run_prints_the_recipe_and_stops(tmp_path, capsys):
     flags = ["--data", "cifar10", "--batch=512", "--dry-run", "--out", str(out)]
     assert cli.main(["train", "simclr", *flags]) == 0
     config = json.loads(capsys.readouterr().out)
-    assert (config["views"], config["arch"], config["batch"]) == ("colour", "cnn4", 512)
+    assert (config["views"], config["arch"], config["batch"]) == ("colour-mild", "cnn4", 512)
     assert not out.exists()
 
 
