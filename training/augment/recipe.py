@@ -110,16 +110,9 @@ RECIPES = {
         noise=0.1,
     ),
     "grey": ViewRecipe(crop_scale=(0.3, 1.0), flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4),
-    # Small photographs: appendix B.9 there, strength 0.5 and no blur. Its crops from 0.08 on suit
-    # runs of hundreds of epochs; after sixteen, crops from 0.2 gave a better probe (59.7, 58.3 %).
-    "colour": replace(
-        _IMAGENET,
-        crop_scale=(0.2, 1.0),
-        brightness=0.4,
-        contrast=0.4,
-        saturation=0.4,
-        hue=0.1,
-        blur=0.0,
-    ),
+    # Small photographs: appendix B.9 there, strength 0.5 and no blur.
+    "colour": _COLOUR,
+    # The same with larger crops for short runs: probe 59.7 against 58.3 % after 16 epochs.
+    "colour-mild": replace(_COLOUR, crop_scale=(0.2, 1.0)),
     "imagenet": _IMAGENET,
 }
