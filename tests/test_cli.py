@@ -17,6 +17,7 @@ from sslops.training.config import RunOptions
 from sslops.training.console import Console, duration, format_metrics
 from sslops.training.diagnosis import Diagnosis
 from sslops.training.methods.simclr import SimCLRConfig
+from sslops.training.recipes import RECIPES
 
 TINY = (
     "--steps 3 --batch 64 --width 8 --proj-hidden 16 --proj-dim 8 --log-every 1 --knn-every 0"
@@ -83,7 +84,10 @@ def test_dry_run_prints_the_recipe_and_stops(tmp_path, capsys):
     flags = ["--data", "cifar10", "--batch=512", "--dry-run", "--out", str(out)]
     assert cli.main(["train", "simclr", *flags]) == 0
     config = json.loads(capsys.readouterr().out)
-    assert (config["views"], config["arch"], config["batch"]) == ("colour-mild", "cnn4", 512)
+    recipe = RECIPES["cifar10"].fields
+    assert recipe["batch"] != 512
+    # the flag wins over the recipe, the recipe over the default
+    assert {name: config[name] for name in recipe} == {**recipe, "batch": 512}
     assert not out.exists()
 
 
