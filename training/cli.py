@@ -179,7 +179,8 @@ def _bench(argv: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    return subprocess.run([sys.executable, "-m", "bench", *argv], cwd=root).returncode
+    command = [sys.executable, "-m", "pytest", "bench", "--benchmark-only", "-s", *argv]
+    return subprocess.run(command, cwd=root).returncode
 
 
 def _export(argv: list[str]) -> int:
