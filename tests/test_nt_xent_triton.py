@@ -196,6 +196,25 @@ def test_upstream_gradient_of_any_size_in_float16(device):
     assert dscale == 0
 
 
+def test_tf32_sees_the_same_rounded_rows_everywhere(monkeypatch, device):
+    """With rows rounded to TF32 the loss is exact for those rows, as no product rounds again."""
+    monkeypatch.setattr(kernels, "matmul_precision", lambda dtype, device: "tf32")
+    z = make_input(66, 24, 2, True, torch.float32, device)
+    x = kernels.unit_rows(z, True, "tf32")[0][:66, :24]
+    assert not (x.view(torch.int32) & 0x1FFF).any()
+    exact = torch.nn.functional.normalize(z.double(), dim=1)
+    assert ((x - exact).abs() <= 2.0**-11 * exact.abs() + 1e-7).all()
+
+    grad = torch.rand(66, device=device)
+    loss = run(z, grad, 2, True, 0.1)[0]
+    args = (None, 10.0, 2, False)
+    truth = reference.nt_xent_fwd(x.double(), *args, False)
+    torch.testing.assert_close(loss.double(), truth[0], rtol=0, atol=1e-5)
+    truth_dx, _ = reference.nt_xent_bwd(grad.double(), x.double(), truth[1], *args)
+    dx = run(x, grad, 2, False, 0.1)[3]  # rounded once, the rows stay; only g is rounded
+    assert (dx - truth_dx).abs().max() <= 2.0**-11 * 10  # of weights up to 1, before they cancel
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.gpu
 def test_captures_into_a_cuda_graph():
