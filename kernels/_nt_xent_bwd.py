@@ -156,7 +156,7 @@ def nt_xent_dz_kernel(
     peak = tl.load(peak_ptr)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     norm = tl.load(norm_ptr + rows)
-    length = tl.where(norm < EPS, EPS, norm)[:, None]
+    length = tl.maximum(norm, EPS)[:, None]
     inside = tl.zeros([ROWS], tl.float32)  # <dx, x> / (scale * peak)
     for first in range(0, D, COLS):
         cols = first + tl.arange(0, COLS)

@@ -129,8 +129,7 @@ def unit_rows_kernel(
         cols = first + tl.arange(0, COLS)
         x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
         if NORMALIZE:
-            # not tl.maximum, which would drop a NaN
-            x = tl.div_rn(x, tl.where(norm < EPS, EPS, norm)[:, None])
+            x = tl.div_rn(x, tl.maximum(norm, EPS)[:, None])
         if TF32:
             x = round_tf32(x)
         ptrs = x_ptr + rows.to(tl.int64)[:, None] * D_pad + cols[None, :]

@@ -18,13 +18,14 @@ from sslops.reference import nt_xent as reference  # noqa: E402
 # The interpreter works on padding and on rows of nothing; numpy would warn of each.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 
-# M, D, V, temperature, normalize: smallest; every size odd; two ragged blocks; a padded width and
-# many views; beyond the widths that stay whole; rows of norm 5, whose logits reach 1250
+# M, D, V, temperature, normalize: smallest; every size odd; two blocks, one ragged; a last block
+# of one row, which has only itself there; wider than rows that stay whole; rows of norm 5, whose
+# logits reach 1250; cosines that need their own maximum
 CASES = [
     (2, 1, 2, 1.0, True),
     (65, 3, 5, 0.1, True),
     (200, 64, 2, 0.02, True),
-    (66, 130, 3, 0.1, True),
+    (129, 130, 3, 0.1, True),
     (66, 300, 2, 0.005, True),
     (6, 17, 2, 0.02, False),
     (134, 64, 2, 0.005, True),
@@ -241,6 +242,12 @@ def test_cuda_runs_triton_but_for_float64(device):
         assert torch.equal(ours[0], theirs[0])
         ours = op._cuda_bwd(grad, z, theirs[1], *args)
         assert torch.equal(ours[0], backend.nt_xent_bwd(grad, z, theirs[1], *args)[0])
+
+
+def test_rejects_more_rows_than_sums_can_hold(monkeypatch, device):
+    monkeypatch.setattr(kernels, "MAX_ROWS", 4)
+    with pytest.raises(ValueError, match=r"at most 4 rows on CUDA, got 6"):
+        kernels.nt_xent_fwd(torch.zeros(6, 2, device=device), None, 1.0, 2, True, False)
 
 
 def test_import_of_sslops_leaves_triton_alone():
