@@ -1,5 +1,6 @@
 """The loop: it learns, repeats, resumes exactly, stops safely and overwrites nothing."""
 
+import importlib
 import io
 import json
 import os
@@ -12,6 +13,8 @@ import torch
 from sslops.training import load_encoder, train
 from sslops.training.checkpoint import load
 from sslops.training.console import Console
+from sslops.training.data import Split
+from sslops.training.data import load as load_data
 from sslops.training.distributed import World
 from sslops.training.feed import Sampler
 from sslops.training.guard import EvaluationFailed, Interrupted, NonFiniteLoss
@@ -179,6 +182,17 @@ def test_a_failing_evaluation_keeps_the_weights(tmp_path, monkeypatch):
         run(tmp_path / "a", steps=1, evaluate=True)
     assert load_encoder(tmp_path / "a")(torch.rand(2, 1, 8, 8)).shape == (2, 32)
     assert json.loads((tmp_path / "a" / "results.json").read_text())["cost"]["steps"] == 1
+
+
+def test_knn_during_training_sees_every_class(monkeypatch):
+    """Archives list one class after another: the first images of them are all of one kind."""
+    digits = load_data("digits").train
+    order = torch.argsort(digits.labels, stable=True)
+    in_order = Split(digits.images[order], digits.labels[order])
+    module = importlib.import_module("sslops.training.run")
+    monkeypatch.setattr(module, "MONITOR_IMAGES", 300)
+    accuracy = module._monitor(in_order, in_order, 0, World(0, 1, torch.device("cpu")))
+    assert accuracy(torch.nn.Flatten()) > 0.9
 
 
 def test_exported_encoder_is_the_trained_one(tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 from sslops.training import checkpoint, export
 from sslops.training.config import RunOptions, TrainConfig, closest, default_out, make_config
 from sslops.training.console import Console
-from sslops.training.data import Split
+from sslops.training.data import Split, subset
 from sslops.training.distributed import World, join, leave
 from sslops.training.evaluation import (
     build_method,
@@ -175,7 +175,7 @@ def _one(
         world,
         console=console,
         folder=folder,
-        monitor=None if validation is None else _monitor(split, validation, world),
+        monitor=None if validation is None else _monitor(split, validation, config.seed, world),
     )
     if options.resume:
         loop.load_state_dict(checkpoint.load(folder / "checkpoint" / "last.pt", world.device))
@@ -252,15 +252,19 @@ def _evaluate(folder: Path, world: World, console: Console) -> dict[str, Any]:
     return results
 
 
-def _monitor(train: Split, validation: Split, world: World) -> Callable[[nn.Module], float]:
+def _monitor(
+    train: Split, validation: Split, seed: int, world: World
+) -> Callable[[nn.Module], float]:
     """Accuracy of validation images by the nearest of the training images."""
     from sslops.training.evaluate.features import extract
     from sslops.training.evaluate.knn import knn_accuracy
 
-    assert train.labels is not None
-    assert validation.labels is not None
-    images, labels = train.images[:MONITOR_IMAGES], train.labels[:MONITOR_IMAGES]
+    if len(train) > MONITOR_IMAGES:  # drawn: folders and archives list one class after another
+        train = subset(train, MONITOR_IMAGES, seed)
+    images, labels = train.images, train.labels
     asked, answers = validation.images, validation.labels
+    assert labels is not None
+    assert answers is not None
 
     def accuracy(encoder: nn.Module) -> float:
         keys, queries = (extract(encoder, part, device=world.device) for part in (images, asked))
@@ -272,8 +276,9 @@ def _monitor(train: Split, validation: Split, world: World) -> Callable[[nn.Modu
 def _pictures(method: Method, split: Split, folder: Path, world: World) -> None:
     from sslops.training.report import pairs_png
 
-    labels = None if split.labels is None else split.labels[:PICTURED].to(world.device)
-    batch = Batch(split.images[:PICTURED].to(world.device), labels)
+    split = subset(split, min(PICTURED, len(split)), seed=0)
+    labels = None if split.labels is None else split.labels.to(world.device)
+    batch = Batch(split.images.to(world.device), labels)
     # Its own generator: drawing pictures must not move the views of the training.
     (folder / "pictures").mkdir(exist_ok=True)
     for name, grid in method.pictures(batch, torch.Generator().manual_seed(0)).items():
