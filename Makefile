@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs no factor of ten.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: help setup demo test lint types bench doctor wheel clean
+.PHONY: help setup demo test lint types bench docs doctor wheel clean
 help:    ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 setup: $(VENV)/.built ## environment, pinned packages, compiled kernels
@@ -19,6 +19,8 @@ types: setup ## mypy, strict
 	$(BIN)/mypy -p sslops -p bench
 bench: setup ## measure against PyTorch on this machine, append to bench/results
 	$(BIN)/python -m pytest bench --benchmark-only -s
+docs: setup ## run the examples of README and docstrings, check that every link leads somewhere
+	$(BIN)/python -m pytest tests/test_docs.py
 doctor: setup ## versions, back ends, and what each op runs here
 	$(BIN)/sslops doctor
 wheel: setup ## build dist/*.whl with the compiled kernels

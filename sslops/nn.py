@@ -62,6 +62,9 @@ class NTXentLoss(nn.Module):
         if len(views) > 1 and any(view.shape != views[0].shape for view in views):
             shapes = ", ".join(str(tuple(view.shape)) for view in views)
             raise ValueError(f"NTXentLoss: views must share their shape, got {shapes}")
+        if len({(view.dtype, view.device) for view in views}) > 1:
+            kinds = ", ".join(f"{view.dtype} on {view.device}" for view in views)
+            raise ValueError(f"NTXentLoss: views must share dtype and device, got {kinds}")
         z = views[0] if len(views) == 1 else torch.stack(views)
         return nt_xent(
             z,
@@ -75,4 +78,5 @@ class NTXentLoss(nn.Module):
     def extra_repr(self) -> str:
         """The hyper-parameters, as `print(model)` shows them."""
         learnt = ", learnt" if self.log_temperature is not None else ""
-        return f"temperature={float(self.temperature):g}{learnt}, reduction={self.reduction!r}"
+        temperature = float(torch.as_tensor(self.temperature).detach())
+        return f"temperature={temperature:g}{learnt}, reduction={self.reduction!r}"

@@ -221,13 +221,19 @@ def test_module():
     assert [name for name, _ in learnt.named_parameters()] == ["log_temperature"]
     learnt(z1, z2).backward()
     assert learnt.log_temperature.grad.isfinite()
-    assert float(learnt.temperature) == pytest.approx(0.5)
+    assert learnt.temperature.item() == pytest.approx(0.5)
     assert "temperature=0.5, learnt" in repr(learnt)
     assert list(sslops.NTXentLoss().parameters()) == []
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         sslops.NTXentLoss(0.0)
     with pytest.raises(ValueError, match=r"views must share their shape, got \(8, 4\), \(7, 4\)"):
         sslops.NTXentLoss()(z1, z2[:7])
+    with pytest.raises(
+        ValueError, match=r"share dtype and device, got torch.float32 on cpu, torch.b"
+    ):
+        sslops.NTXentLoss()(z1, z2.bfloat16())
+    with pytest.raises(ValueError, match=r"share dtype and device, got .* on cpu, .* on meta"):
+        sslops.NTXentLoss()(z1, z2.to("meta"))
     with pytest.raises(ValueError, match="needs at least one tensor"):
         sslops.NTXentLoss()()
 
