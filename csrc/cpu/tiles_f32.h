@@ -240,18 +240,25 @@ struct TilesF32 {
     return p.weight[r] * V::exp2(logit - p.lse2[r]) +
            V::load(p.weight + c) * V::exp2(logit - V::load(p.lse2 + c));
   }
-  // dx[to] += G x[from], where G_rk = g[r * row + k * step]. NR features at a time are copied to
-  // `panel` [kTile, NR]: in x a wide row lies a page from the next, in the panel beside it.
+  // dx[to] += G x[from], where G_rk = g[r * row + k * step]. NR features of kDepth rows at a time
+  // are copied to `panel` [kDepth, NR]: in x a wide row lies a page from the next, in the panel
+  // beside it, and the panel stays in L1 together with the rows of G that meet it.
   static void accumulate(const TileProblem& p, Range to, Range from, const float* g, int64_t row,
                          int64_t step, float* panel) {
+    constexpr int64_t kDepth = kTile / 2;
     for (int64_t d = 0; d < p.D; d += NR) {
-      for (int64_t k = 0; k < from.size(); ++k)
-        std::memcpy(panel + k * NR, p.x + (from.begin + k) * p.ld + d, NR * sizeof(float));
-      int64_t r = 0;
-      for (; r + MR <= to.size(); r += MR)
-        accumulate_rows<MR>(p, to.begin + r, d, g + r * row, row, step, panel, from.size());
-      for (; r < to.size(); r += 4)
-        accumulate_rows<4>(p, to.begin + r, d, g + r * row, row, step, panel, from.size());
+      for (int64_t first = 0; first < from.size(); first += kDepth) {
+        const int64_t K = first + kDepth < from.size() ? kDepth : from.size() - first;
+        for (int64_t k = 0; k < K; ++k)
+          std::memcpy(panel + k * NR, p.x + (from.begin + first + k) * p.ld + d,
+                      NR * sizeof(float));
+        const float* part = g + first * step;
+        int64_t r = 0;
+        for (; r + MR <= to.size(); r += MR)
+          accumulate_rows<MR>(p, to.begin + r, d, part + r * row, row, step, panel, K);
+        for (; r < to.size(); r += 4)
+          accumulate_rows<4>(p, to.begin + r, d, part + r * row, row, step, panel, K);
+      }
     }
   }
   template <int R>
