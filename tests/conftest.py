@@ -10,6 +10,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mat
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # must precede the first import of triton
 
+import sslops
+
+if sslops.HAS_EXTENSION:
+    from sslops import _C
+
+LEVELS = _C.levels() if sslops.HAS_EXTENSION else []
+
 
 @pytest.fixture(scope="session")
 def device() -> str:
@@ -23,3 +30,18 @@ def _seeded_and_poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)  # also fills uninitialised memory with NaN
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["reference", *LEVELS])
+def backend(request, monkeypatch):
+    """Each implementation that this machine can run behind the op."""
+    if request.param == "reference":
+        for name in ("nt_xent_fwd", "nt_xent_bwd"):
+            monkeypatch.setattr(
+                torch.ops.sslops, name, getattr(torch.ops.sslops, name + "_reference")
+            )
+        yield request.param
+        return
+    _C.set_level(request.param)
+    yield request.param
+    _C.set_level("auto")

@@ -13,28 +13,9 @@ from sslops.reference import nt_xent as reference
 
 from .numerics import assert_as_accurate_as, loop_nt_xent, naive_nt_xent
 
-if sslops.HAS_EXTENSION:
-    from sslops import _C
-
-LEVELS = _C.levels() if sslops.HAS_EXTENSION else []
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # M, D, views: smallest; odd everything; one tile; tiles of every kind, ragged; many views
 SHAPES = [(2, 1, 2), (66, 3, 3), (64, 32, 2), (342, 130, 2), (1100, 17, 2), (300, 40, 5)]
-
-
-@pytest.fixture(params=["reference", *LEVELS])
-def backend(request, monkeypatch):
-    """Each implementation that this machine can run behind the op."""
-    if request.param == "reference":
-        for name in ("nt_xent_fwd", "nt_xent_bwd"):
-            monkeypatch.setattr(
-                torch.ops.sslops, name, getattr(torch.ops.sslops, name + "_reference")
-            )
-        yield request.param
-        return
-    _C.set_level(request.param)
-    yield request.param
-    _C.set_level("auto")
 
 
 def make_input(M: int, D: int, num_views: int, dtype: torch.dtype) -> Tensor:

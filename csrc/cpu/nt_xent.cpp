@@ -55,6 +55,7 @@ TileProblem make_problem(const Rows& rows, double scale, int64_t num_views) {
   rows.point(p);
   p.samples = rows.M / num_views;
   p.scale2 = static_cast<float>(scale / kLn2);
+  p.masked = std::max(kMasked / p.scale2, -std::numeric_limits<float>::max());
   p.online = !(scale * rows.largest + std::log(static_cast<double>(rows.M)) <= kLargestLogit);
   return p;
 }
@@ -117,32 +118,31 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nt_xent_fwd(const at::Tensor& z,
     lse_out[m] = static_cast<float>(lse2 * kLn2);
     const double row_loss = (lse2 - p.positive[m] / static_cast<double>(num_views - 1)) * kLn2;
     loss_out[m] = row_loss < 0 ? 0.0f : static_cast<float>(row_loss);  // rounding of a peaked row
-    if (stats) hit_out[m] = p.best_positive[m] > p.best_negative[m];
+    // a maximum skips NaN, the sum did not
+    if (stats) hit_out[m] = row_loss == row_loss && p.best_positive[m] > p.best_negative[m];
   }
   return {loss, lse, hit};
 }
 
 // What is left of the gradient of one row once the tiles have summed `dx` = sum over j of G_ij x_j:
-// the pull of the positives, the temperature, the normalisation. Returns <x, dL/dx> / scale.
+// the pull of the positives (float32 tiles), temperature, normalisation. Returns <x, dL/dx>/scale.
 struct RowGradient {
   const Rows& rows;
   const TileProblem& p;
-  const float* weight;  // [M] upstream gradient
-  double scale;
-  int64_t num_views;
+  double scale;  // inverse temperature times the unit of the weights
   bool normalize;
-  std::vector<float> x_buffer, pull_buffer;
+  std::vector<float> buffer;  // [D]
 
   template <class T>
   double operator()(int64_t m, T* dz) {
     const int64_t D = rows.D;
     float* v = p.dx + m * p.ld;
-    const float* x = rows.row(m, x_buffer.data());
-    for (int64_t other = m % p.samples; other < rows.M; other += p.samples) {
+    const float* x = rows.row(m, buffer.data());
+    for (int64_t other = m % p.samples; other < rows.M && !rows.amx; other += p.samples) {
       if (other == m) continue;
-      const float pull = (weight[m] + weight[other]) / static_cast<float>(num_views - 1);
-      const float* y = rows.row(other, pull_buffer.data());
-      for (int64_t d = 0; d < D; ++d) v[d] -= pull * y[d];
+      const float both = p.pull[m] + p.pull[other];
+      const float* y = rows.row(other, nullptr);
+      for (int64_t d = 0; d < D; ++d) v[d] -= both * y[d];
     }
     const double inside = dot(v, x, D);
     const double norm = rows.norm[m];
@@ -185,15 +185,22 @@ std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, cons
   float largest = 0.0f;  // weights are taken relative to it, so that a small 1/M costs no range
   for (int64_t m = 0; m < M; ++m) largest = std::max(largest, std::abs(weight[m]));
   const float unit = largest > 0.0f && std::isfinite(largest) ? largest : 1.0f;
-  at::Tensor dx = at::zeros({rows.rows, rows.ld}, f32), vectors = at::zeros({3, rows.rows}, f32);
+  at::Tensor dx = at::zeros({rows.rows, rows.ld}, f32), vectors = at::zeros({4, rows.rows}, f32);
   float* tile_weight = vectors.mutable_data_ptr<float>();
   float* lse2 = tile_weight + rows.rows;
   float* relative = lse2 + rows.rows;
+  float* pull = relative + rows.rows;
   for (int64_t m = 0; m < M; ++m) {
     relative[m] = weight[m] / unit;
+    pull[m] = relative[m] / static_cast<float>(num_views - 1);
     lse2[m] = static_cast<float>(log_sum[m] / kLn2);
-    tile_weight[m] = p.online ? relative[m] : relative[m] * std::exp(-log_sum[m]);
+    tile_weight[m] = relative[m] * std::exp(-log_sum[m]);
+    // a light row with a large sum: its factor would be flushed, so exponentiate each difference
+    if (relative[m] != 0.0f && std::abs(tile_weight[m]) < std::numeric_limits<float>::min())
+      p.online = true;
   }
+  if (p.online) std::copy(relative, relative + M, tile_weight);
+  p.pull = pull;
   p.weight = tile_weight;
   p.lse2 = lse2;
   p.dx = dx.mutable_data_ptr<float>();
@@ -204,14 +211,7 @@ std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, cons
     scalar_t* out = dz.mutable_data_ptr<scalar_t>();
     const int64_t grain = std::max<int64_t>(1, 32768 / D);
     at::parallel_for(0, M, grain, [&](int64_t begin, int64_t end) {
-      RowGradient gradient{rows,
-                           p,
-                           relative,
-                           inverse * unit,
-                           num_views,
-                           normalize,
-                           std::vector<float>(D),
-                           std::vector<float>(D)};
+      RowGradient gradient{rows, p, inverse * unit, normalize, std::vector<float>(D)};
       for (int64_t m = begin; m < end; ++m) inside[m] = gradient(m, out + m * D);
     });
   });

@@ -8,7 +8,7 @@ namespace sslops {
 constexpr int64_t kPanel = 32;  // columns of a panel; rows are padded to a multiple of it
 constexpr int64_t kTile = 256;  // rows and columns of a tile, at most
 constexpr int64_t kTileStride = kTile + 16;  // an odd number of cache lines: no set conflicts
-constexpr float kMasked = -1e30f;            // a similarity that no sum may see
+constexpr float kMasked = -1e30f;            // a logit that no sum may see
 
 struct Range {
   int64_t begin, end;
@@ -22,6 +22,7 @@ struct TileProblem {
   int64_t D;        // features
   int64_t ld;       // stride of x and dx; D rounded up and an odd number of cache lines
   float scale2;     // log2(e) / temperature
+  float masked;     // the similarity whose logit is kMasked, finite
   bool online;      // logits may pass +-80: keep a maximum for each row
   bool stats;       // best_positive and best_negative are wanted
 
@@ -44,7 +45,11 @@ struct TileProblem {
   // Backward.
   const float* weight;  // [rows] upstream gradient; times 2^-lse2 unless online; zero past M
   const float* lse2;    // [rows] log-sum-exp in base 2, used if online
-  float* dx;            // [rows, ld], accumulated by `backward`: sum over j of G_ij x_j
+  // [rows] upstream gradient over the number of positives. The bfloat16 tiles subtract the
+  // positives' share, pull_i + pull_j, before they round: afterwards a pair that is solved would
+  // be left with the rounding of two large numbers.
+  const float* pull;
+  float* dx;  // [rows, ld], accumulated by `backward`: sum over j of G_ij x_j
 };
 
 // Both update the rows of i and of j, so no two calls may run at once that share a row. i = j is a

@@ -109,9 +109,9 @@ struct TilesF32 {
     collect_positives(p, i, j, s);
     for (int64_t r = 0; r < i.size(); ++r) {
       float* row = s + r * kTileStride;
-      if (diagonal) row[r] = kMasked;
+      if (diagonal) row[r] = p.masked;
       const int64_t first = i.begin + r < p.M ? (p.M < j.end ? p.M - j.begin : j.size()) : 0;
-      for (int64_t c = first > 0 ? first : 0; c < j.size(); ++c) row[c] = kMasked;
+      for (int64_t c = first > 0 ? first : 0; c < j.size(); ++c) row[c] = p.masked;
     }
     float* col_max = work;
     float* col_sum = work + kTile;
@@ -174,7 +174,7 @@ struct TilesF32 {
   }
   static void best_negatives(const TileProblem& p, Range i, Range j, float* s, float* work) {
     for_positives(p, i, j, [&](int64_t r, int64_t c) {
-      s[(r - i.begin) * kTileStride + (c - j.begin)] = kMasked;
+      s[(r - i.begin) * kTileStride + (c - j.begin)] = p.masked;
     });
     for (int64_t r = 0; r < i.size(); ++r) {
       const float best = row_maximum(s + r * kTileStride, j.size());
@@ -186,13 +186,13 @@ struct TilesF32 {
       if (work[c] > p.best_negative[j.begin + c]) p.best_negative[j.begin + c] = work[c];
   }
   static SSLOPS_INLINE float row_maximum(const float* row, int64_t n) {
-    F best = V::fill(kMasked);
+    F best = V::fill(-__FLT_MAX__);
     for (int64_t c = 0; c < n; c += W) best = V::max(best, V::load(row + c));
     return V::max(best);
   }
   static void column_maxima(Range i, Range j, const float* s, float* best) {
     for (int64_t c = 0; c < j.size(); c += W) {
-      F m = V::fill(kMasked);
+      F m = V::fill(-__FLT_MAX__);
       for (int64_t r = 0; r < i.size(); ++r) m = V::max(m, V::load(s + r * kTileStride + c));
       V::store(best + c, m);
     }

@@ -217,7 +217,8 @@ def nt_xent(
     flat = z.flatten(0, 1) if z.ndim == 3 else z  # [M, D]
     if weights is not None:
         weights = _check_weights(weights, flat, num_views)
-    if z.dtype is torch.float32 and torch.is_autocast_enabled(z.device.type):
+    castable = z.dtype is torch.float32 and z.device.type != "meta"
+    if castable and torch.is_autocast_enabled(z.device.type):
         flat = flat.to(torch.get_autocast_dtype(z.device.type))
 
     rows, lse, hit = torch.ops.sslops.nt_xent_fwd(
@@ -267,4 +268,5 @@ def _check_weights(weights: Tensor, z: Tensor, num_views: int) -> Tensor:
         raise ValueError(
             f"nt_xent: weights must be on the device of z, got {weights.device} and {z.device}"
         )
-    return weights.reshape(M)
+    # sums of weights in half precision would be rounded, or infinite
+    return weights.reshape(M).to(torch.promote_types(z.dtype, torch.float32))
