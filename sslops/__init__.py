@@ -1,6 +1,7 @@
 """Fused kernels for contrastive self-supervised learning, as torch ops, and loops that use them."""
 
 from sslops import _library
+from sslops._library import backend, use_backend
 from sslops._version import __version__
 from sslops.chance import chance
 from sslops.doctor import Backend, backends
@@ -13,9 +14,11 @@ __all__ = [
     "NTXentLoss",
     "NTXentStats",
     "__version__",
+    "backend",
     "backends",
     "chance",
     "nt_xent",
+    "use_backend",
 ]
 
 HAS_EXTENSION = _library.load_extension()

@@ -1,16 +1,23 @@
-"""The one torch.library namespace of the package, and what could be loaded to serve it.
+"""The one torch.library namespace of the package, and which implementation of an op runs.
 
 Schemas are declared in Python (docs/adr/0002-schemas-in-python.md): every op exists even where
-nothing was compiled, and the compiled module only adds faster kernels for a device.
+nothing was compiled, and compiled modules only add faster kernels for a device.
 """
 
 import importlib
 import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 LIB = torch.library.Library("sslops", "DEF")  # type: ignore[no-untyped-call]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+BACKENDS = ("auto", "reference", "cpp", "triton", "cuda")
+
+_backend = "auto"
 
 
 def load_extension() -> bool:
@@ -19,3 +26,166 @@ def load_extension() -> bool:
         return False
     importlib.import_module("sslops._C")  # a broken build must raise, not fall back
     return True
+
+
+def load_cuda_extension() -> bool:
+    """Load sslops._C_cuda, which has no Python in it; False if it was not built."""
+    spec = importlib.util.find_spec("sslops._C_cuda")
+    if spec is None or spec.origin is None:
+        return False
+    torch.ops.load_library(spec.origin)  # type: ignore[no-untyped-call]
+    return True
+
+
+def _checked(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"use_backend: backend must be one of {BACKENDS}, got {name!r}")
+    return name
+
+
+class _UseBackend:
+    """Returned by `use_backend`: leaving its `with` block restores what was chosen before."""
+
+    def __init__(self, previous: str) -> None:
+        self._previous = previous
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        global _backend
+        _backend = self._previous
+
+
+def use_backend(name: str) -> _UseBackend:
+    """Choose what implements every op, for benchmarks and tests; also a context manager.
+
+    The environment variable SSLOPS_BACKEND sets the start value. For the whole process, not for
+    one thread; a compiled graph keeps what was chosen when it was traced.
+
+    Args:
+        name: "auto", the fastest measured for each device; "reference", plain PyTorch; "cpp",
+            the compiled CPU kernels; "triton" or "cuda", the GPU kernels of that kind.
+
+    Raises:
+        ValueError: unknown name. An op that is called on a device for which the chosen back end
+            has no kernel raises RuntimeError.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     backend()
+        'reference'
+    """
+    global _backend
+    previous, _backend = _backend, _checked(name)
+    return _UseBackend(previous)
+
+
+def backend() -> str:
+    """The back end that `use_backend` or SSLOPS_BACKEND chose."""
+    return _backend
+
+
+_backend = _checked(os.environ.get("SSLOPS_BACKEND", "auto"))
+
+
+def op(name: str, tensor: Tensor) -> Any:
+    """The registered op `name`, or its plain twin if the reference was chosen.
+
+    Args:
+        name: without the namespace.
+        tensor: one of the arguments; its device must suit the chosen back end.
+    """
+    if _backend == "reference":
+        return getattr(torch.ops.sslops, name + "_reference")
+    if _backend != "auto" and tensor.device.type != "meta":
+        wants = "cpu" if _backend == "cpp" else "cuda"
+        if tensor.device.type != wants:
+            raise RuntimeError(
+                f"{name}: the chosen back end {_backend} needs {wants} tensors, got a tensor on"
+                f" {tensor.device}"
+            )
+        if _backend == "cpp" and not load_extension():
+            raise RuntimeError(f"{name}: the chosen back end cpp needs sslops._C, not compiled")
+    return getattr(torch.ops.sslops, name)
+
+
+def define(
+    name: str,
+    schema: str,
+    reference: Callable[..., Any],
+    *,
+    fake: Callable[..., Any],
+    triton: str | None = None,
+    cuda: bool = False,
+    tags: tuple[torch.Tag, ...] = (),
+) -> None:
+    """Define an op and its twin `<name>_reference`, which compiled kernels also fall back to.
+
+    Args:
+        name: without the namespace.
+        schema: "(Tensor x, ...) -> ...".
+        reference: implementation in plain PyTorch, for any device without a kernel of its own.
+        fake: shapes and dtypes of the results.
+        triton: "<module>.<function>" below sslops.kernels, with the reference's signature.
+            Imported at the first call: the import costs more than all of sslops.
+        cuda: whether csrc/cuda has a kernel, registered as `<name>_cuda`.
+        tags: of torch.Tag.
+    """
+    for twin in (name, name + "_reference"):
+        LIB.define(twin + schema, tags=tags)  # type: ignore[no-untyped-call]
+        LIB.impl(twin, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"sslops::{twin}", fake, lib=LIB)
+    if cuda:
+        LIB.define(f"{name}_cuda{schema}", tags=tags)  # type: ignore[no-untyped-call]
+    if triton is None and not cuda:
+        return
+
+    def on_gpu(*args: Any) -> Any:
+        kernel = gpu_kernel(name, triton if HAS_TRITON else None, cuda, args)
+        return reference(*args) if kernel is None else kernel(*args)
+
+    LIB.impl(name, on_gpu, "CUDA")  # type: ignore[no-untyped-call]
+
+
+def gpu_kernel(name: str, triton: str | None, cuda: bool, args: tuple[Any, ...]) -> Any:
+    """What runs `args` on a GPU; None for the reference, which alone takes float64."""
+    if any(isinstance(each, Tensor) and each.dtype is torch.float64 for each in args):
+        return None
+    if _backend == "cuda":
+        if not cuda or not load_cuda_extension():
+            raise RuntimeError(f"{name}: the chosen back end cuda has no compiled kernel of it")
+        return getattr(torch.ops.sslops, name + "_cuda")
+    if triton is None:
+        return None
+    module, function = triton.split(".")
+    return getattr(importlib.import_module(f"sslops.kernels.{module}"), function)
+
+
+def register_autograd(
+    forward: str, backward: str, gradient: Callable[..., Any], setup_context: Callable[..., None]
+) -> None:
+    """Differentiate `forward` through `gradient`; refuse to differentiate `backward`.
+
+    Args:
+        forward: name of the op, without the namespace, as is `backward`.
+        backward: the op that `gradient` calls.
+        gradient: `gradient(op, ctx, *grads)`, where `op` is the backward op or its twin.
+        setup_context: as torch.library.register_autograd wants it.
+    """
+
+    def refuse(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError(
+            f"{forward.removesuffix('_fwd')}: double backward is not implemented, got a second"
+            " differentiation (create_graph=True); write the loss with plain PyTorch ops where"
+            " second derivatives are needed"
+        )
+
+    for suffix in ("", "_reference"):
+
+        def apply(ctx: Any, *grads: Tensor, suffix: str = suffix) -> Any:
+            return gradient(getattr(torch.ops.sslops, backward + suffix), ctx, *grads)
+
+        fwd, bwd = f"sslops::{forward}{suffix}", f"sslops::{backward}{suffix}"
+        torch.library.register_autograd(fwd, apply, setup_context=setup_context, lib=LIB)
+        torch.library.register_autograd(bwd, refuse, lib=LIB)

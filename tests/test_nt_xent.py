@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sslops
+from sslops._library import op
 from sslops.reference import nt_xent as reference
 
 from .numerics import assert_as_accurate_as, loop_nt_xent, naive_nt_xent
@@ -27,12 +28,13 @@ def make_input(M: int, D: int, num_views: int, dtype: torch.dtype) -> Tensor:
 def results(z: Tensor, temperature: float, num_views: int, normalize: bool, grad: Tensor):
     """(loss, lse, hit, dz, dscale) of the registered ops; statistics take another path."""
     args = (None, 1 / temperature, num_views, normalize)
-    loss, lse, none = torch.ops.sslops.nt_xent_fwd(z, *args, False)
-    stats_loss, stats_lse, hit = torch.ops.sslops.nt_xent_fwd(z, *args, True)
+    forward = op("nt_xent_fwd", z)
+    loss, lse, none = forward(z, *args, False)
+    stats_loss, stats_lse, hit = forward(z, *args, True)
     assert none.numel() == 0
     torch.testing.assert_close(stats_loss, loss, rtol=1e-5, atol=1e-5 / temperature)
     torch.testing.assert_close(stats_lse, lse, rtol=1e-5, atol=1e-5 / temperature)
-    return loss, lse, hit, *torch.ops.sslops.nt_xent_bwd(grad, z, lse, *args)
+    return loss, lse, hit, *op("nt_xent_bwd", z)(grad, z, lse, *args)
 
 
 def check_accuracy(z, temperature, num_views, normalize, grad):

@@ -5,53 +5,11 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from sslops._library import HAS_TRITON, LIB
+from sslops._library import define, op, register_autograd
 from sslops.ops._checks import check_floating, check_reduction, inverse_temperature
 from sslops.reference import nt_xent as _reference
 
 __all__ = ["NTXentStats", "nt_xent"]
-
-_FWD = (
-    "(Tensor z, Tensor? scale, float scale_factor, int num_views, bool normalize, bool stats)"
-    " -> (Tensor loss, Tensor lse, Tensor hit)"
-)
-_BWD = (
-    "(Tensor grad_loss, Tensor z, Tensor lse, Tensor? scale, float scale_factor, int num_views,"
-    " bool normalize) -> (Tensor dz, Tensor dscale)"
-)
-LIB.define("nt_xent_fwd" + _FWD)
-LIB.define("nt_xent_bwd" + _BWD)
-# What compiled kernels call for a dtype they leave out (float64).
-LIB.define("nt_xent_fwd_reference" + _FWD)
-LIB.define("nt_xent_bwd_reference" + _BWD)
-
-# Any device without a kernel of its own runs the reference; csrc/cpu/nt_xent.cpp takes CPU over.
-for _name in ("nt_xent_fwd", "nt_xent_fwd_reference"):
-    LIB.impl(_name, _reference.nt_xent_fwd, "CompositeExplicitAutograd")
-for _name in ("nt_xent_bwd", "nt_xent_bwd_reference"):
-    LIB.impl(_name, _reference.nt_xent_bwd, "CompositeExplicitAutograd")
-
-
-# The Triton kernels are imported at the first call: the import costs more than all of sslops.
-def _cuda_fwd(z: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    if z.dtype is torch.float64:
-        return _reference.nt_xent_fwd(z, *args)
-    from sslops.kernels import nt_xent as triton_kernels
-
-    return triton_kernels.nt_xent_fwd(z, *args)
-
-
-def _cuda_bwd(grad_loss: Tensor, z: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-    if z.dtype is torch.float64:
-        return _reference.nt_xent_bwd(grad_loss, z, *args)
-    from sslops.kernels import nt_xent as triton_kernels
-
-    return triton_kernels.nt_xent_bwd(grad_loss, z, *args)
-
-
-if HAS_TRITON:
-    LIB.impl("nt_xent_fwd", _cuda_fwd, "CUDA")
-    LIB.impl("nt_xent_bwd", _cuda_bwd, "CUDA")
 
 
 class NTXentStats(NamedTuple):
@@ -103,29 +61,31 @@ def _setup_context(
     ctx.save_for_backward(z, lse, *(() if scale is None else (scale,)))
 
 
-def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(bwd: Any, ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     z, lse, *rest = ctx.saved_tensors
     scale = rest[0] if rest else None
-    dz, dfactor = torch.ops.sslops.nt_xent_bwd(
-        grad_loss, z, lse, scale, ctx.scale_factor, ctx.num_views, ctx.normalize
-    )
+    dz, dfactor = bwd(grad_loss, z, lse, scale, ctx.scale_factor, ctx.num_views, ctx.normalize)
     dscale = None if scale is None else (dfactor * ctx.scale_factor).to(scale.dtype)
     return dz, dscale, None, None, None, None
 
 
-def _no_double_backward(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(
-        "nt_xent: double backward is not implemented, got a second differentiation (create_graph="
-        "True); write the loss with plain PyTorch ops where second derivatives are needed"
-    )
-
-
-for _suffix in ("", "_reference"):
-    _fwd, _bwd = f"sslops::nt_xent_fwd{_suffix}", f"sslops::nt_xent_bwd{_suffix}"
-    torch.library.register_fake(_fwd, _fake_fwd, lib=LIB)
-    torch.library.register_fake(_bwd, _fake_bwd, lib=LIB)
-    torch.library.register_autograd(_fwd, _backward, setup_context=_setup_context, lib=LIB)
-    torch.library.register_autograd(_bwd, _no_double_backward, lib=LIB)
+define(
+    "nt_xent_fwd",
+    "(Tensor z, Tensor? scale, float scale_factor, int num_views, bool normalize, bool stats)"
+    " -> (Tensor loss, Tensor lse, Tensor hit)",
+    _reference.nt_xent_fwd,
+    fake=_fake_fwd,
+    triton="nt_xent.nt_xent_fwd",
+)
+define(
+    "nt_xent_bwd",
+    "(Tensor grad_loss, Tensor z, Tensor lse, Tensor? scale, float scale_factor, int num_views,"
+    " bool normalize) -> (Tensor dz, Tensor dscale)",
+    _reference.nt_xent_bwd,
+    fake=_fake_bwd,
+    triton="nt_xent.nt_xent_bwd",
+)
+register_autograd("nt_xent_fwd", "nt_xent_bwd", _backward, _setup_context)
 
 
 @overload
@@ -221,9 +181,8 @@ def nt_xent(
     if castable and torch.is_autocast_enabled(z.device.type):
         flat = flat.to(torch.get_autocast_dtype(z.device.type))
 
-    rows, lse, hit = torch.ops.sslops.nt_xent_fwd(
-        flat, scale, factor, num_views, normalize, return_stats
-    )
+    forward = op("nt_xent_fwd", flat)
+    rows, lse, hit = forward(flat, scale, factor, num_views, normalize, return_stats)
     loss = rows if weights is None else rows * weights
     if reduction == "mean":
         loss = loss.mean() if weights is None else loss.sum() / weights.sum()
