@@ -6,18 +6,31 @@ from sslops._version import __version__
 from sslops.chance import chance
 from sslops.doctor import Backend, backends
 from sslops.nn import NTXentLoss
+from sslops.ops.clip_loss import clip_loss
+from sslops.ops.cpc_loss import CPCStats, cpc_loss
+from sslops.ops.info_nce import InfoNCEStats, info_nce
 from sslops.ops.nt_xent import NTXentStats, nt_xent
+from sslops.ops.sigmoid_loss import sigmoid_loss
+from sslops.ops.sup_con import SupConStats, sup_con
 
 __all__ = [
     "HAS_EXTENSION",
     "Backend",
+    "CPCStats",
+    "InfoNCEStats",
     "NTXentLoss",
     "NTXentStats",
+    "SupConStats",
     "__version__",
     "backend",
     "backends",
     "chance",
+    "clip_loss",
+    "cpc_loss",
+    "info_nce",
     "nt_xent",
+    "sigmoid_loss",
+    "sup_con",
     "use_backend",
 ]
 

@@ -13,7 +13,20 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
-@pytest.mark.parametrize("module", ["sslops.chance", "sslops.nn", "sslops.ops.nt_xent"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "sslops._library",
+        "sslops.chance",
+        "sslops.nn",
+        "sslops.ops.clip_loss",
+        "sslops.ops.cpc_loss",
+        "sslops.ops.info_nce",
+        "sslops.ops.nt_xent",
+        "sslops.ops.sigmoid_loss",
+        "sslops.ops.sup_con",
+    ],
+)
 def test_examples_in_docstrings_run(module):
     # importlib, as some functions hide the module they are named after
     result = doctest.testmod(importlib.import_module(module))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import sslops
 from sslops._library import op
+from sslops.reference import _rows
 from sslops.reference import nt_xent as reference
 
 from .numerics import assert_as_accurate_as, loop_nt_xent, naive_nt_xent
@@ -134,7 +135,7 @@ def test_reference_in_chunks(monkeypatch):
     args = (None, 5.0, 2, True)
     whole = reference.nt_xent_fwd(z, *args, True)
     dz = reference.nt_xent_bwd(grad, z, whole[1], *args)[0]
-    monkeypatch.setattr(reference, "CHUNK", 50 * 7)
+    monkeypatch.setattr(_rows, "CHUNK", 50 * 7)
     for part, all_ in zip(reference.nt_xent_fwd(z, *args, True), whole, strict=True):
         torch.testing.assert_close(part, all_)
     torch.testing.assert_close(reference.nt_xent_bwd(grad, z, whole[1], *args)[0], dz)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_floating(op: str, name: str, tensor: Tensor) -> None:
@@ -22,24 +23,102 @@ def check_reduction(op: str, reduction: str) -> None:
         raise ValueError(f"{op}: reduction must be none, mean or sum, got {reduction!r}")
 
 
+def check_rows(op: str, **tensors: Tensor) -> None:
+    """Raise unless all are [rows, D] with rows, D >= 1, floating, of one D and on one device."""
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        check_floating(op, name, tensor)
+        if tensor.ndim != 2 or tensor.numel() == 0:
+            raise ValueError(
+                f"{op}: {name} must be [rows, features] with at least one of each, got shape"
+                f" {tuple(tensor.shape)}"
+            )
+        if tensor.shape[1] != first.shape[1]:
+            raise ValueError(
+                f"{op}: {name} must have the {first.shape[1]} features of {first_name}, got shape"
+                f" {tuple(tensor.shape)}"
+            )
+        check_device(op, name, tensor, first)
+
+
+def check_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
+    """Raise ValueError unless the two tensors are on one device."""
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{op}: {name} must be on the device of the embeddings, got {tensor.device} and"
+            f" {like.device}"
+        )
+
+
+def check_same_dtype(op: str, **tensors: Tensor) -> None:
+    """Raise TypeError unless the tensors have one dtype."""
+    if len({tensor.dtype for tensor in tensors.values()}) > 1:
+        kinds = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+        raise TypeError(f"{op}: {' and '.join(tensors)} must share their dtype, got {kinds}")
+
+
+def integer_vector(op: str, name: str, tensor: Tensor | None, length: int, like: Tensor) -> Tensor:
+    """`tensor` [length] of an integer dtype, on the device of `like`, as int64."""
+    if not isinstance(tensor, Tensor) or tensor.dtype not in INTEGER:
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{op}: {name} must be an integer tensor, got {kind}")
+    if tuple(tensor.shape) != (length,):
+        raise ValueError(f"{op}: {name} must be [{length}], got shape {tuple(tensor.shape)}")
+    check_device(op, name, tensor, like)
+    return tensor.to(torch.int64)
+
+
+def row_weights(op: str, weights: Tensor, M: int, like: Tensor) -> Tensor:
+    """`weights` [M] in float32 or float64: sums of half-precision weights would be rounded."""
+    check_floating(op, "weights", weights)
+    if tuple(weights.shape) != (M,):
+        raise ValueError(f"{op}: weights must be [{M}], got shape {tuple(weights.shape)}")
+    check_device(op, "weights", weights, like)
+    return weights.to(torch.promote_types(like.dtype, torch.float32))
+
+
+def reduce_rows(rows: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    """Mean (over the sum of the weights, if given), sum, or the rows themselves."""
+    loss = rows if weights is None else rows * weights
+    if reduction == "mean":
+        return loss.mean() if weights is None else loss.sum() / weights.sum()
+    return loss.sum() if reduction == "sum" else loss
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """What a matrix product of `tensor` would be computed in: autocast changes float32 only."""
+    kind = tensor.device.type
+    if tensor.dtype is torch.float32 and kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return tensor.dtype
+
+
+def scalar_tensor(op: str, name: str, value: Tensor, like: Tensor) -> Tensor:
+    """`value` of one element on the device of `like`, 0-d in the dtype that losses have."""
+    check_floating(op, name, value)
+    if value.numel() != 1:
+        raise ValueError(f"{op}: {name} must have one element, got shape {tuple(value.shape)}")
+    check_device(op, name, value, like)
+    return value.reshape(()).to(torch.promote_types(like.dtype, torch.float32))
+
+
 def inverse_temperature(
     op: str, temperature: float | Tensor, z: Tensor
 ) -> tuple[Tensor | None, float]:
     """(scale, factor) whose product is 1 / temperature; a tensor is never read on the host."""
     if isinstance(temperature, Tensor):
-        check_floating(op, "temperature", temperature)
-        if temperature.numel() != 1:
-            raise ValueError(
-                f"{op}: temperature must have one element, got shape {tuple(temperature.shape)}"
-            )
-        if temperature.device != z.device:
-            raise ValueError(
-                f"{op}: temperature must be on the device of the embeddings, got"
-                f" {temperature.device} and {z.device}"
-            )
-        return temperature.reshape(()).to(
-            torch.promote_types(z.dtype, torch.float32)
-        ).reciprocal(), 1.0
+        return scalar_tensor(op, "temperature", temperature, z).reciprocal(), 1.0
     if not temperature > 0 or temperature == float("inf"):
         raise ValueError(f"{op}: temperature must be positive and finite, got {temperature}")
     return None, 1.0 / temperature
+
+
+def plain_scale(
+    op: str, name: str, value: float | Tensor, z: Tensor
+) -> tuple[Tensor | None, float]:
+    """(scale, factor) whose product is `value`, a multiplier of similarities."""
+    if isinstance(value, Tensor):
+        return scalar_tensor(op, name, value, z), 1.0
+    if not value > 0 or value == float("inf"):
+        raise ValueError(f"{op}: {name} must be positive and finite, got {value}")
+    return None, float(value)

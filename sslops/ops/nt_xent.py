@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from sslops._library import define, op, register_autograd
-from sslops.ops._checks import check_floating, check_reduction, inverse_temperature
+from sslops.ops._checks import (
+    autocast_dtype,
+    check_floating,
+    check_reduction,
+    inverse_temperature,
+    reduce_rows,
+)
 from sslops.reference import nt_xent as _reference
 
 __all__ = ["NTXentStats", "nt_xent"]
@@ -177,17 +183,11 @@ def nt_xent(
     flat = z.flatten(0, 1) if z.ndim == 3 else z  # [M, D]
     if weights is not None:
         weights = _check_weights(weights, flat, num_views)
-    castable = z.dtype is torch.float32 and z.device.type != "meta"
-    if castable and torch.is_autocast_enabled(z.device.type):
-        flat = flat.to(torch.get_autocast_dtype(z.device.type))
+    flat = flat.to(autocast_dtype(z))
 
     forward = op("nt_xent_fwd", flat)
     rows, lse, hit = forward(flat, scale, factor, num_views, normalize, return_stats)
-    loss = rows if weights is None else rows * weights
-    if reduction == "mean":
-        loss = loss.mean() if weights is None else loss.sum() / weights.sum()
-    elif reduction == "sum":
-        loss = loss.sum()
+    loss = reduce_rows(rows, weights, reduction)
     return (loss, NTXentStats(rows.detach(), lse, hit)) if return_stats else loss
 
 

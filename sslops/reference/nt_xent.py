@@ -4,13 +4,10 @@ Formulas and derivation: docs/math/nt_xent.md. Everything is computed in float32
 for float64 inputs, whatever the input's dtype.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-EPS = 1e-12  # of torch.nn.functional.normalize
-CHUNK = 1 << 24  # logits held at a time
+from sslops.reference._rows import chunks, effective_scale, through_norm, unit_rows
 
 
 def nt_xent_fwd(
@@ -35,12 +32,12 @@ def nt_xent_fwd(
     Returns:
         (loss [M], lse [M], hit [M] bool, or [0] without `stats`).
     """
-    x, _ = _unit_rows(z, normalize)
-    factor = _effective_scale(x, scale, scale_factor)
+    x, _ = unit_rows(z, normalize)
+    factor = effective_scale(x, scale, scale_factor)
     M = x.shape[0]
     loss, lse = x.new_empty(M), x.new_empty(M)
     hit = torch.empty(M if stats else 0, dtype=torch.bool, device=x.device)
-    for rows in _chunks(M, x.device):
+    for rows in chunks(M, M, x.device):
         logits = x[rows] @ x.T * factor  # [C, M]
         logits.masked_fill_(_is_self(rows, M), float("-inf"))
         positive = _is_positive(rows, M, num_views)  # [C, M]
@@ -74,12 +71,12 @@ def nt_xent_bwd(
         num_views: V.
         normalize: whether the rows are divided by their norms.
     """
-    x, norm = _unit_rows(z, normalize)
-    factor = _effective_scale(x, scale, scale_factor)
+    x, norm = unit_rows(z, normalize)
+    factor = effective_scale(x, scale, scale_factor)
     M = x.shape[0]
     w = grad_loss.to(x.dtype)
     dx = torch.empty_like(x)
-    for rows in _chunks(M, x.device):
+    for rows in chunks(M, M, x.device):
         logits = x[rows] @ x.T * factor
         # both roles of a pair: i asks j (row softmax) and j asks i (its own row softmax)
         p = w[rows, None] * (logits - lse[rows, None]).exp() + w * (logits - lse).exp()
@@ -88,29 +85,7 @@ def nt_xent_bwd(
         p -= torch.where(_is_positive(rows, M, num_views), pull, 0.0)
         dx[rows] = p @ x * factor
     dscale = 0.5 * (x * dx).sum() / factor
-    if normalize:
-        inside = (dx * x).sum(dim=1, keepdim=True) * x
-        dx = (dx - torch.where(norm >= EPS, inside, 0.0)) / norm.clamp_min(EPS)
-    return dx.to(z.dtype), dscale
-
-
-def _unit_rows(z: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    x = z.to(torch.promote_types(z.dtype, torch.float32))
-    if not normalize:
-        return x, x.new_ones(len(x), 1)
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # [M, 1]
-    return x / norm.clamp_min(EPS), norm
-
-
-def _effective_scale(x: Tensor, scale: Tensor | None, scale_factor: float) -> Tensor:
-    factor = x.new_full((), scale_factor) if scale is None else scale.to(x.dtype) * scale_factor
-    return torch.where(factor > 0, factor, float("nan"))
-
-
-def _chunks(M: int, device: torch.device) -> Iterator[Tensor]:
-    size = max(1, CHUNK // max(1, M))
-    for start in range(0, M, size):
-        yield torch.arange(start, min(M, start + size), device=device)
+    return through_norm(dx, x, norm, normalize).to(z.dtype), dscale
 
 
 def _is_self(rows: Tensor, M: int) -> Tensor:

@@ -1,0 +1,311 @@
+"""InfoNCE loss: schemas, fake kernels, autograd, public function."""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sslops._library import define, op, register_autograd
+from sslops.ops._checks import (
+    autocast_dtype,
+    check_reduction,
+    check_rows,
+    check_same_dtype,
+    integer_vector,
+    inverse_temperature,
+    reduce_rows,
+    row_weights,
+)
+from sslops.reference import info_nce as _reference
+
+__all__ = ["InfoNCEStats", "info_nce"]
+
+_ROWS = "Tensor queries, Tensor keys, Tensor? negatives, Tensor? targets"
+_IDS = "Tensor? query_ids, Tensor? key_ids"
+_SCALE = "Tensor? scale, float scale_factor"
+
+
+class InfoNCEStats(NamedTuple):
+    """Statistics that `info_nce(..., return_stats=True)` returns beside the loss, all detached.
+
+    Attributes:
+        loss: [M] float32 (float64 for float64 inputs), each query's loss before weights.
+        lse: [M], log-sum-exp of each query's logits, its positive's among them.
+        hit: [M] bool, whether the positive is above every negative.
+        key_loss: [N], each key's loss if `symmetric`, else empty.
+        key_lse: [N] or empty.
+        key_hit: [N] bool or empty.
+    """
+
+    loss: Tensor
+    lse: Tensor
+    hit: Tensor
+    key_loss: Tensor
+    key_lse: Tensor
+    key_hit: Tensor
+
+
+def _fake_fwd(queries: Tensor, keys: Tensor, *args: Any) -> Any:
+    columns, _, stats = args[-3:]
+    M, N = queries.shape[0], keys.shape[0] if columns else 0
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+
+    def empty(n: Any, kind: torch.dtype = dtype) -> Tensor:
+        return queries.new_empty(n, dtype=kind)
+
+    hits = (empty(M if stats else 0, torch.bool), empty(N if stats else 0, torch.bool))
+    return empty(M), empty(M), empty(N), empty(N), *hits
+
+
+def _fake_bwd(*args: Any) -> Any:
+    queries, keys, negatives, lse, needs = *args[2:5], args[9], args[-1]
+
+    def like(tensor: Tensor, need: bool) -> Tensor:
+        return tensor.new_empty(tensor.shape if need else (0,))
+
+    third = lse if negatives is None else negatives  # whose dtype an empty result has
+    return (
+        like(queries, needs[0]),
+        like(keys, needs[1]),
+        like(third, needs[2] and negatives is not None),
+        lse.new_empty(()),
+    )
+
+
+def _fake_single(queries: Tensor, *args: Any) -> Any:
+    M, dtype = queries.shape[0], torch.promote_types(queries.dtype, torch.float32)
+    row = queries.new_empty(M, dtype=dtype)
+    hit = queries.new_empty(M if args[-1] else 0, dtype=torch.bool)
+    dqueries = queries.new_empty(queries.shape, dtype=dtype)
+    return row, torch.empty_like(row), hit, dqueries, torch.empty_like(row)
+
+
+def _fake_single_bwd(grad_loss: Tensor, queries: Tensor, keys: Tensor, *args: Any) -> Any:
+    dqueries, needs = args[2], args[-1]
+    return (
+        queries.new_empty(queries.shape if needs[0] else (0,)),
+        keys.new_empty(keys.shape if needs[1] else (0,)),
+        dqueries.new_empty(() if needs[2] else (0,)),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.scale_factor, ctx.within, ctx.columns, ctx.normalize, _ = inputs
+    loss, lse, key_loss, key_lse, hit, key_hit = output
+    ctx.mark_non_differentiable(lse, key_lse, hit, key_hit)
+    ctx.save_for_backward(*tensors, loss, lse, key_loss, key_lse)
+
+
+def _backward(bwd: Any, ctx: Any, grad: Tensor, _: Tensor, grad_key: Tensor, *__: Tensor) -> Any:
+    *rows_and_ids, scale, loss, lse, key_loss, key_lse = ctx.saved_tensors
+    queries, keys, negatives, *_rest = ctx.needs_input_grad
+    want_scale = ctx.needs_input_grad[6]
+    needs = [queries or want_scale, keys, negatives]
+    dq, dk, dn, dfactor = bwd(
+        grad, grad_key if ctx.columns else None, *rows_and_ids, loss, lse, key_loss, key_lse,
+        scale, ctx.scale_factor, ctx.within, ctx.normalize, needs,
+    )  # fmt: skip
+    dscale = (dfactor * ctx.scale_factor).to(scale.dtype) if want_scale else None
+    grads = (dq if queries else None, dk if keys else None, dn if negatives else None)
+    return *grads, None, None, None, dscale, *[None] * 5
+
+
+def _setup_single(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    queries, keys, _, targets, _, _, scale, ctx.scale_factor, _, ctx.normalize, _ = inputs
+    loss, lse, hit, dqueries, slope = output
+    ctx.mark_non_differentiable(lse, hit, dqueries, slope)
+    ctx.save_for_backward(queries, keys, targets, loss, dqueries, slope, scale)
+
+
+def _backward_single(bwd: Any, ctx: Any, grad: Tensor, *_: Tensor) -> Any:
+    *saved, scale = ctx.saved_tensors
+    needs = [ctx.needs_input_grad[n] for n in (0, 1, 6)]
+    dq, dk, dfactor = bwd(grad, *saved, scale, ctx.scale_factor, ctx.normalize, needs)
+    dscale = (dfactor * ctx.scale_factor).to(scale.dtype) if needs[2] else None
+    grads = (dq if needs[0] else None, dk if needs[1] else None)
+    return *grads, None, None, None, None, dscale, *[None] * 4
+
+
+define(
+    "info_nce_fwd",
+    f"({_ROWS}, {_IDS}, {_SCALE}, bool within, bool columns, bool normalize, bool stats) ->"
+    " (Tensor loss, Tensor lse, Tensor key_loss, Tensor key_lse, Tensor hit, Tensor key_hit)",
+    _reference.info_nce_fwd,
+    fake=_fake_fwd,
+    triton="info_nce.info_nce_fwd",
+    cuda=True,
+)
+define(
+    "info_nce_bwd",
+    f"(Tensor grad_loss, Tensor? grad_key_loss, {_ROWS}, {_IDS}, Tensor loss, Tensor lse,"
+    f" Tensor key_loss, Tensor key_lse, {_SCALE}, bool within, bool normalize, bool[3] needs) ->"
+    " (Tensor dqueries, Tensor dkeys, Tensor dnegatives, Tensor dscale)",
+    _reference.info_nce_bwd,
+    fake=_fake_bwd,
+    triton="info_nce.info_nce_bwd",
+    cuda=True,
+)
+define(
+    "info_nce_single",
+    f"({_ROWS}, {_IDS}, {_SCALE}, bool within, bool normalize, bool stats) ->"
+    " (Tensor loss, Tensor lse, Tensor hit, Tensor dqueries, Tensor slope)",
+    _reference.info_nce_single,
+    fake=_fake_single,
+    triton="info_nce.info_nce_single",
+    cuda=True,
+)
+define(
+    "info_nce_single_bwd",
+    "(Tensor grad_loss, Tensor queries, Tensor keys, Tensor? targets, Tensor loss, Tensor dqueries,"
+    f" Tensor slope, {_SCALE}, bool normalize, bool[3] needs) ->"
+    " (Tensor dqueries, Tensor dkeys, Tensor dscale)",
+    _reference.info_nce_single_bwd,
+    fake=_fake_single_bwd,
+)
+register_autograd("info_nce_fwd", "info_nce_bwd", _backward, _setup)
+register_autograd("info_nce_single", "info_nce_single_bwd", _backward_single, _setup_single)
+
+
+def info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    *,
+    queue: Tensor | None = None,
+    targets: Tensor | None = None,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    temperature: float | Tensor = 0.07,
+    symmetric: bool = False,
+    weights: Tensor | None = None,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+    normalize: bool = True,
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    r"""InfoNCE, the loss of CPC, MoCo and CLIP, without ever storing the M x N similarities.
+
+    $$ \ell_i = \log \Big( e^{s_i} + \sum_{j \in A_i} e^{\langle x_i, y_j\rangle/\tau} \Big) - s_i,
+       \quad s_i = \langle x_i, k_{t(i)}\rangle/\tau $$
+
+    where x, k are the rows over their norms, as of torch.nn.functional.normalize.
+
+    The negatives y are the other keys, or, with `queue`, the queue's rows alone (MoCo). A_i are
+    those of them that are not the positive and do not carry row i's id. Memory is O((M + N) D).
+    Where the negatives are not trained (a queue, or keys without gradient) loss and gradient come
+    from a single pass over them.
+
+    Args:
+        queries: [M, D] float16, bfloat16, float32 or float64, any strides. Under autocast,
+            float32 is cast as for a matrix product; all sums stay in float32.
+        keys: [N, D], same dtype; gradients flow into them unless they are detached.
+        queue: [K, D] negatives of any floating dtype, read as they lie: they are not normalised
+            and never get a gradient. `sslops.KeyQueue` holds unit rows.
+        targets: [M] integers, row i's positive is key targets[i]; default: key i, M <= N. Values
+            outside [0, N) are an error on the CPU and undefined on a GPU.
+        query_ids: [M] integers; together with `key_ids`. A negative with the same id as the query
+            is left out (known duplicates, the same image or sequence). -1 never matches.
+        key_ids: [N] integers, ids of the keys; with `queue` [K], ids of its rows.
+        temperature: tau > 0, a number or a tensor of one element, which then gets a gradient and
+            is never read on the host (a non-positive tensor gives NaN, not an error).
+        symmetric: mean of this loss and of the keys' loss, each key asking for its query among
+            the queries; one pass for both. Needs M = N, no targets and no queue.
+        weights: [M], multiplies each row's loss (both directions of it); gradients flow into it.
+            "mean" then divides by the sum of the weights.
+        reduction: "mean" or "sum" over the rows, or "none".
+        normalize: False takes queries and keys as they are (dot products instead of cosines).
+        return_stats: also return `InfoNCEStats`.
+
+    Returns:
+        float32 scalar, or [M] for "none" (float64 for float64 inputs); with `return_stats` the
+        pair (loss, InfoNCEStats). A row without any negative has loss 0.
+
+    Raises:
+        TypeError: a tensor is not of a dtype listed above; queries and keys differ in dtype.
+        ValueError: wrong shape, nothing to compare, tensors on different devices, one of the two
+            ids without the other, targets out of range (CPU), `symmetric` with targets, a queue
+            or M != N, temperature not positive and finite, unknown reduction.
+        RuntimeError: when the gradient is itself differentiated.
+
+    Source:
+        van den Oord et al. 2018, arXiv:1807.03748, eq. 4; with a queue He et al. 2020,
+        arXiv:1911.05722, eq. 1; symmetric Radford et al. 2021, arXiv:2103.00020, figure 3.
+
+    Example:
+        >>> queries, keys = torch.randn(8, 16, requires_grad=True), torch.randn(8, 16)
+        >>> queue = torch.nn.functional.normalize(torch.randn(64, 16), dim=1)
+        >>> loss, stats = info_nce(queries, keys, queue=queue, temperature=0.2, return_stats=True)
+        >>> loss.backward()
+        >>> queries.grad.shape, stats.hit.shape
+        (torch.Size([8, 16]), torch.Size([8]))
+    """
+    name = "info_nce"
+    check_reduction(name, reduction)
+    check_rows(name, queries=queries, keys=keys, **({} if queue is None else {"queue": queue}))
+    check_same_dtype(name, queries=queries, keys=keys)
+    scale, factor = inverse_temperature(name, temperature, queries)
+    M, N = queries.shape[0], keys.shape[0]
+    if symmetric and (targets is not None or queue is not None or M != N):
+        raise ValueError(
+            f"{name}: symmetric needs as many queries as keys, no targets and no queue, got"
+            f" {M} and {N}, targets {targets is not None}, queue {queue is not None}"
+        )
+    if targets is None and M > N:
+        raise ValueError(f"{name}: without targets every query needs its key, got {M} and {N}")
+    if targets is not None:
+        targets = integer_vector(name, "targets", targets, M, queries)
+        _check_range(name, targets, N)
+    if (query_ids is None) != (key_ids is None):
+        raise ValueError(f"{name}: query_ids and key_ids go together, got one without the other")
+    if query_ids is not None:
+        query_ids = integer_vector(name, "query_ids", query_ids, M, queries)
+        length = N if queue is None else queue.shape[0]
+        key_ids = integer_vector(name, "key_ids", key_ids, length, queries)
+    if weights is not None:
+        weights = row_weights(name, weights, M, queries)
+
+    dtype = autocast_dtype(queries)
+    loss, stats = rows_of_info_nce(
+        queries.to(dtype), keys.to(dtype), None if queue is None else queue.detach(), targets,
+        query_ids, key_ids, scale, factor,
+        symmetric=symmetric, normalize=normalize, stats=return_stats,
+    )  # fmt: skip
+    loss = reduce_rows(loss, weights, reduction)
+    return (loss, stats) if return_stats else loss
+
+
+def rows_of_info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    negatives: Tensor | None,
+    targets: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    scale: Tensor | None,
+    factor: float,
+    *,
+    within: bool = False,
+    symmetric: bool = False,
+    normalize: bool,
+    stats: bool,
+) -> tuple[Tensor, InfoNCEStats]:
+    """The loss of each row from checked arguments, by the cheapest op that can give it."""
+    args = (queries, keys, negatives, targets, query_ids, key_ids, scale, factor, within)
+    trained = keys if negatives is None else negatives
+    single = queries.requires_grad and torch.is_grad_enabled() and not trained.requires_grad
+    if single and not symmetric:
+        loss, lse, hit, _, _ = op("info_nce_single", queries)(*args, normalize, stats)
+        none, no_hit = loss.new_empty(0), hit.new_empty(0)
+        return loss, InfoNCEStats(loss.detach(), lse, hit, none, none, no_hit)
+    loss, lse, key_loss, key_lse, hit, key_hit = op("info_nce_fwd", queries)(
+        *args, symmetric, normalize, stats
+    )
+    found = InfoNCEStats(loss.detach(), lse, hit, key_loss.detach(), key_lse, key_hit)
+    return (0.5 * (loss + key_loss) if symmetric else loss), found
+
+
+def _check_range(name: str, targets: Tensor, N: int) -> None:
+    """Refuse targets that no key has, where looking at them costs no synchronisation."""
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= N:
+        raise ValueError(f"{name}: targets must be in [0, {N}), got {low} to {high}")
