@@ -92,7 +92,7 @@ def sup_con(
     $$ \ell_i^{out} = -\frac{1}{|P(i)|} \sum_{p \in P(i)} \log p_{ip}, \qquad
        \ell_i^{in} = -\log \frac{1}{|P(i)|} \sum_{p \in P(i)} p_{ip} $$
 
-    $$ p_{ij} = e^{s_{ij}} / \sum_{a \ne i} e^{s_{ia}}, \qquad s_{ij} = \langle x_i, x_j\rangle/\tau $$
+    $$ p_{ij} = e^{s_{ij}} / \sum_{a \ne i} e^{s_{ia}},\ s_{ij} = \langle x_i, x_j\rangle/\tau $$
 
     where P(i) are the other rows with row i's label and x the unit rows. Memory is O(M D).
 
