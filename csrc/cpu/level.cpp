@@ -91,4 +91,13 @@ const TileKernels& tiles([[maybe_unused]] bool amx) {
   return tiles_portable();
 }
 
+const CrossKernels& cross([[maybe_unused]] bool amx) {
+#ifdef __x86_64__
+  if (amx) return cross_amx();
+  if (level() >= Level::kAvx512) return cross_avx512();
+  if (level() == Level::kAvx2) return cross_avx2();
+#endif
+  return cross_portable();
+}
+
 }  // namespace sslops

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "cross.h"
 #include "tiles.h"
 
 namespace sslops {
@@ -16,5 +17,6 @@ void set_level(const std::string& name);  // "auto" for the best; throws if it c
 
 // The tiles of that level, for rows in float32 or in the layouts of the bfloat16 matrix unit.
 const TileKernels& tiles(bool amx);
+const CrossKernels& cross(bool amx);
 
 }  // namespace sslops

@@ -16,17 +16,13 @@
 #include <tuple>
 #include <vector>
 
+#include "cross_problem.h"
 #include "level.h"
 #include "pairs.h"
 #include "rows.h"
 
 namespace sslops {
 namespace {
-
-constexpr double kLn2 = 0.6931471805599453;
-// exp(logit) and sums of M of them stay normal float32 numbers, and so do their reciprocals times
-// any weight down to 1e-3 of the largest: no maximum is needed below this.
-constexpr double kLargestLogit = 80.0;
 
 using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&,
                                                                const std::optional<at::Tensor>&,
@@ -42,12 +38,6 @@ void check(const at::Tensor& z, int64_t num_views) {
                     "nt_xent: num_views must be at least 2 and divide M, got ", num_views,
                     " and M = ", z.size(0));
 }
-
-double inverse_temperature(const std::optional<at::Tensor>& scale, double factor) {
-  return scale.has_value() ? scale->item().toDouble() * factor : factor;
-}
-
-bool usable(double scale) { return scale > 0 && std::isfinite(scale); }
 
 // x, panels and the scalars of a problem; the results are pointed to by the callers.
 TileProblem make_problem(const Rows& rows, double scale, int64_t num_views) {
@@ -94,7 +84,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nt_xent_fwd(const at::Tensor& z,
     return {loss, lse, hit};
   }
 
-  const Rows rows = make_rows(z, normalize);
+  const Rows rows = make_rows(z, normalize, on_matrix_unit(z.scalar_type()));
   TileProblem p = make_problem(rows, inverse, num_views);
   p.stats = stats;
   constexpr float kLow = -std::numeric_limits<float>::infinity();
@@ -144,12 +134,7 @@ struct RowGradient {
       const float* y = rows.row(other, nullptr);
       for (int64_t d = 0; d < D; ++d) v[d] -= both * y[d];
     }
-    const double inside = dot(v, x, D);
-    const double norm = rows.norm[m];
-    const float out = static_cast<float>(normalize ? scale / std::max(norm, kNormEps) : scale);
-    const float along = normalize && !(norm < kNormEps) ? static_cast<float>(inside) : 0.0f;
-    for (int64_t d = 0; d < D; ++d) dz[d] = static_cast<T>(out * (v[d] - along * x[d]));
-    return inside;
+    return through_norm(x, v, D, rows.norm[m], scale, normalize, dz);
   }
 };
 
@@ -177,7 +162,7 @@ std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, cons
     return {dz, at::full({}, std::numeric_limits<double>::quiet_NaN(), f32)};
   }
 
-  const Rows rows = make_rows(z, normalize);
+  const Rows rows = make_rows(z, normalize, on_matrix_unit(z.scalar_type()));
   TileProblem p = make_problem(rows, inverse, num_views);
   const at::Tensor w = grad_loss.to(at::kFloat).contiguous(), l = lse.to(at::kFloat).contiguous();
   const float* weight = w.const_data_ptr<float>();

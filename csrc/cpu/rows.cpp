@@ -107,14 +107,18 @@ void Rows::point(TileProblem& p) const {
   }
 }
 
-Rows make_rows(const at::Tensor& z, bool normalize) {
+bool on_matrix_unit(at::ScalarType dtype) {
+  return level() == Level::kAmx && dtype == at::kBFloat16;
+}
+
+Rows make_rows(const at::Tensor& z, bool normalize, bool amx) {
   Rows r;
   r.M = z.size(0);
   r.D = z.size(1);
   r.rows = round_up(r.M, kPanel);
   r.ld = round_up(r.D, kPanel) + 16;  // an odd number of cache lines
   r.ld16 = round_up(r.D, kPanel) + (round_up(r.D, kPanel) / kPanel % 2 ? 0 : kPanel);
-  r.amx = level() == Level::kAmx && z.scalar_type() == at::kBFloat16;
+  r.amx = amx;
   const auto f32 = z.options().dtype(at::kFloat), bf16 = z.options().dtype(at::kBFloat16);
   if (r.amx) {
     r.x16 = at::empty({r.rows, r.ld16}, bf16);

@@ -2,6 +2,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "tiles.h"
@@ -29,7 +30,22 @@ double dot(const float* a, const float* b, int64_t n);
 
 constexpr double kNormEps = 1e-12;  // of torch.nn.functional.normalize
 
-// z [M, D], float32, float16 or bfloat16, any strides.
-Rows make_rows(const at::Tensor& z, bool normalize);
+// Whether products with rows of this dtype run on the bfloat16 matrix unit.
+bool on_matrix_unit(at::ScalarType dtype);
+
+// z [M, D], float32, float16 or bfloat16, any strides; `amx`: in the bfloat16 layouts.
+Rows make_rows(const at::Tensor& z, bool normalize, bool amx);
+
+// Gradient v [D] of unit row x, times `scale`, through the division by its norm, to out [D];
+// returns <x, v>.
+template <class T>
+double through_norm(const float* x, const float* v, int64_t D, double norm, double scale,
+                    bool normalize, T* out) {
+  const double inside = dot(v, x, D);
+  const float by = static_cast<float>(normalize ? scale / std::max(norm, kNormEps) : scale);
+  const float along = normalize && !(norm < kNormEps) ? static_cast<float>(inside) : 0.0f;
+  for (int64_t d = 0; d < D; ++d) out[d] = static_cast<T>(by * (v[d] - along * x[d]));
+  return inside;
+}
 
 }  // namespace sslops

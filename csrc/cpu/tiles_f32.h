@@ -16,7 +16,13 @@ template <int W, int MR, int NV>
 struct TilesF32 {
   using V = Vec<W>;
   using F = typename V::F;
+  using I = typename V::I;
   static constexpr int NR = NV * W;
+  static SSLOPS_INLINE I iota() {
+    I v;
+    for (int n = 0; n < W; ++n) v[n] = n;
+    return v;
+  }
   static_assert(kPanel % NR == 0);
   static_assert(MR % 4 == 0);  // the rows left over come in fours
 
@@ -90,7 +96,11 @@ struct TilesF32 {
   static void forward(const TileProblem& p, Range i, Range j, float* scratch) {
     if (!p.online && !p.stats && i.begin != j.begin && j.end <= p.M && !has_positive(p, i, j))
       return forward_plain(p, i, j, scratch);
-    float* s = scratch;  // [kTile, kTileStride]
+    store_similarities(p, i, j, scratch);
+    forward_stored<5>(p, i, j, scratch, scratch + kTile * kTileStride);
+  }
+  // s [kTile, kTileStride]
+  static void store_similarities(const TileProblem& p, Range i, Range j, float* s) {
     similarities(p, i, j, [&](auto& acc, int64_t r0, int64_t c) __attribute__((always_inline)) {
       constexpr int R = sizeof(acc) / sizeof(acc[0]);
 #pragma GCC unroll 16
@@ -99,7 +109,6 @@ struct TilesF32 {
         for (int v = 0; v < NV; ++v)
           V::store(s + (r0 - i.begin + r) * kTileStride + (c - j.begin) + v * W, acc[r][v]);
     });
-    forward_stored<5>(p, i, j, s, scratch + kTile * kTileStride);
   }
 
   // Masks, positives, sums and statistics of a stored tile s [i, kTileStride]; work [2, kTile].
