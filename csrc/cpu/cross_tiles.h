@@ -44,9 +44,13 @@ struct Cross {
   static bool has_ids(const CrossProblem& p, Range i, Range j) {
     return p.row_id && overlap(p.row_id, i, p.col_id, j);
   }
-  // `within`, and no id of the rows is one of the columns: every pair is left out.
-  static bool empty(const CrossProblem& p, Range i, Range j) {
-    return p.within && !has_ids(p, i, j);
+  // `within`, and no id of the rows is one of the columns: every pair is left out,
+  // and nothing is to be collected.
+  static bool empty(const CrossProblem& p, Range i, Range j, Range owners, Range others) {
+    if (!p.within || has_ids(p, i, j)) return false;
+    for (int64_t n = owners.begin; p.own && n < owners.end; ++n)
+      if (p.own[n] >= others.begin && p.own[n] < others.end) return false;
+    return true;
   }
 
   // Marks what is left out of a tile; true if there is anything. `collect`: note the own columns.
@@ -79,7 +83,7 @@ struct Cross {
   }
 
   static void forward(const CrossProblem& p, Range i, Range j, float* scratch) {
-    if (empty(p, i, j)) return;
+    if (empty(p, i, j, i, j)) return;
     float* s = scratch;
     float* col_max = scratch + kTile * kTileStride;
     float* col_sum = col_max + kTile;
@@ -135,7 +139,7 @@ struct Cross {
   }
 
   static void backward(const CrossProblem& p, Range i, Range j, float* scratch) {
-    if (empty(p, i, j)) return;
+    if (empty(p, i, j, i, j)) return;
     float* s = scratch;
     E::similarity(p, i, j, s);
     const bool diagonal = p.shared && i.begin == j.begin;
@@ -235,7 +239,7 @@ struct Cross {
   }
 
   static void attend(const CrossProblem& p, Range i, Range j, float* scratch) {
-    if (empty(p, i, j)) return;
+    if (empty(p, i, j, j, {p.base, p.base + p.M})) return;
     float* s = scratch;
     float* top = scratch + kTile * kTileStride + kTile * kHalfStride;  // [kTile]
     E::similarity(p, i, j, s);
@@ -265,7 +269,18 @@ struct Cross {
     }
     E::accumulate(p, i, j, s, scratch + kTile * kTileStride, false, true);
   }
+  // Calls use(row, column) for every column whose own row is in the tile.
+  template <class Use>
+  static SSLOPS_INLINE void for_own(const CrossProblem& p, Range j, Use&& use) {
+    for (int64_t c = 0; p.own && c < j.size(); ++c) {
+      const int64_t r = p.own[j.begin + c] - p.base;
+      if (r >= 0 && r < p.M) use(r, c);
+    }
+  }
   static void mask_columns(const CrossProblem& p, Range i, Range j, float* s) {
+    for_own(p, j, [&](int64_t r, int64_t c) {
+      if (p.row_own) p.row_own[j.begin + c] = s[r * kTileStride + c];
+    });
     const F out = V::fill(p.masked);
     if (p.within || has_ids(p, i, j))
       for (int64_t r = 0; r < i.size(); ++r) {
@@ -277,12 +292,7 @@ struct Cross {
           V::store(row + c, p.within ? select(same, v, out) : select(same, out, v));
         }
       }
-    for (int64_t c = 0; p.own && c < j.size(); ++c) {
-      const int64_t r = p.own[j.begin + c] - p.base;
-      if (r < 0 || r >= p.M) continue;
-      if (p.row_own) p.row_own[j.begin + c] = s[r * kTileStride + c];
-      s[r * kTileStride + c] = p.masked;
-    }
+    for_own(p, j, [&](int64_t r, int64_t c) { s[r * kTileStride + c] = p.masked; });
     for (int64_t r = p.M; r < i.size(); ++r)
       for (int64_t c = 0; c < j.size(); ++c) s[r * kTileStride + c] = p.masked;
   }

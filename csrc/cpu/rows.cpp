@@ -107,6 +107,14 @@ void Rows::point(TileProblem& p) const {
   }
 }
 
+void unit_row(const at::Tensor& z, int64_t n, bool normalize, float* out) {
+  double square;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "unit_row", [&] {
+    unit_row(z.const_data_ptr<scalar_t>() + n * z.stride(0), z.stride(1), z.size(1), normalize, out,
+             &square);
+  });
+}
+
 bool on_matrix_unit(at::ScalarType dtype) {
   return level() == Level::kAmx && dtype == at::kBFloat16;
 }

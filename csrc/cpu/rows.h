@@ -36,6 +36,9 @@ bool on_matrix_unit(at::ScalarType dtype);
 // z [M, D], float32, float16 or bfloat16, any strides; `amx`: in the bfloat16 layouts.
 Rows make_rows(const at::Tensor& z, bool normalize, bool amx);
 
+// Row n of z [M, D] as float32 to out [D], divided by its norm if asked for.
+void unit_row(const at::Tensor& z, int64_t n, bool normalize, float* out);
+
 // Gradient v [D] of unit row x, times `scale`, through the division by its norm, to out [D];
 // returns <x, v>.
 template <class T>
