@@ -38,6 +38,8 @@ def extension() -> dict[str, Any]:
     from torch.utils import cpp_extension as cpp
 
     args = ["-std=c++20", "-O3", "-fopenmp", "-Wall", "-fvisibility=hidden"]
+    if os.environ.get("SSLOPS_EMULATE_AMX"):
+        args.append("-DSSLOPS_EMULATE_AMX")  # csrc/cpu/amx_emulated.h
     if sys.platform == "darwin":
         args.remove("-fopenmp")
     sources = sorted(

@@ -9,6 +9,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef SSLOPS_EMULATE_AMX
+#include "amx_emulated.h"
+#endif
+
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,amx-tile,amx-bf16")
 #include "tiles_f32.h"
 
