@@ -55,10 +55,15 @@ def _cpu(op: str) -> Backend:
     best = _C.levels()[-1]
     if level != best:
         return Backend(op, "cpu", f"cpp ({level})", f"forced; this machine can run {best}")
-    if level == "amx":
-        return Backend(op, "cpu", "cpp (amx for bfloat16, avx512 otherwise)", "")
-    missing = {"portable": "AVX2 with FMA", "avx2": "AVX-512", "avx512": "AMX (bfloat16 only)"}
-    return Backend(op, "cpu", f"cpp ({level})", f"this processor has no {missing[level]}")
+    missing = {
+        "portable": "AVX2 with FMA",
+        "avx2": "AVX-512",
+        "avx512": "bfloat16 products",
+        "avx512_bf16": "AMX (bfloat16 only)",
+    }
+    why = f"this processor has no {missing[level]}" if level in missing else ""
+    runs = f"{level} for bfloat16, avx512 otherwise" if level in ("avx512_bf16", "amx") else level
+    return Backend(op, "cpu", f"cpp ({runs})", why)
 
 
 def _cuda(op: str) -> Backend:

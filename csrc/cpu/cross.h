@@ -68,8 +68,9 @@ struct CrossKernels {
 constexpr int64_t kCrossScratch = kTile * kTileStride + kTile * kHalfStride + 4 * kTile * 16;
 
 const CrossKernels& cross_portable();
-const CrossKernels& cross_avx2();  // these three on x86-64 only
+const CrossKernels& cross_avx2();  // these four on x86-64 only
 const CrossKernels& cross_avx512();
+const CrossKernels& cross_dot();
 const CrossKernels& cross_amx();
 
 }  // namespace sslops

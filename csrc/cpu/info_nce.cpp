@@ -57,10 +57,10 @@ struct Problem {
     TORCH_CHECK_VALUE(!apart || (negatives->dim() == 2 && negatives->size(1) == q.size(1)),
                       "info_nce: negatives must be [K, D], got ",
                       apart ? negatives->sizes() : q.sizes());
-    const bool amx =
-        on_matrix_unit(q.scalar_type()) || (apart && on_matrix_unit(negatives->scalar_type()));
-    x = make_rows(q, normalize, amx);
-    y = apart ? make_rows(*negatives, false, amx) : make_rows(k, normalize, amx);
+    const bool bf16 =
+        multiplies_bf16(q.scalar_type()) || (apart && multiplies_bf16(negatives->scalar_type()));
+    x = make_rows(q, normalize, bf16);
+    y = apart ? make_rows(*negatives, false, bf16) : make_rows(k, normalize, bf16);
     if (apart) keys = make_rows(k, normalize, false);
     p = make_cross(x, y, scale);
     ids = make_ids(query_ids, key_ids, x.rows, y.rows);
@@ -146,7 +146,7 @@ Statistics info_nce_fwd(const at::Tensor& queries, const at::Tensor& keys,
     p.row_best = best.mutable_data_ptr<float>();
     p.col_best = p.row_best + rows;
   }
-  all.run(cross(all.x.amx).forward);
+  all.run(cross(all.x.bf16).forward);
   std::vector<float> query(all.x.D);
   for (int64_t m = 0; all.apart && m < M; ++m)
     p.row_own[m] = static_cast<float>(
@@ -254,7 +254,7 @@ Gradients info_nce_bwd(const at::Tensor& grad_loss, const OptionalTensor& grad_k
   at::Tensor dy = at::zeros({p.want_cols ? cols : 0, ld}, f32);
   p.to_rows.dx = dx.mutable_data_ptr<float>();
   p.to_cols.dx = dy.mutable_data_ptr<float>();
-  if (p.want_rows || p.want_cols) all.run(cross(all.x.amx).backward);
+  if (p.want_rows || p.want_cols) all.run(cross(all.x.bf16).backward);
 
   std::vector<float> pull(M);  // minus (1 - p) of the positive
   const float* row_loss = loss.const_data_ptr<float>();

@@ -14,8 +14,8 @@
 
 #include "cross_problem.h"
 #include "level.h"
+#include "pack_bf16.h"
 #include "squares.h"
-#include "tiles_amx.h"
 
 namespace sslops {
 namespace {
@@ -29,13 +29,17 @@ using Single = Found(const at::Tensor&, const at::Tensor&, const OptionalTensor&
 class Stage {
  public:
   Stage(const at::Tensor& keys, bool normalize, const Rows& queries)
-      : keys_(keys), normalize_(normalize), amx_(queries.amx), D_(queries.D), ld16_(queries.ld16) {
-    direct_ = !amx_ && !normalize && keys.scalar_type() == at::kFloat && keys.stride(1) == 1 &&
+      : keys_(keys),
+        normalize_(normalize),
+        bf16_(queries.bf16),
+        D_(queries.D),
+        ld16_(queries.ld16) {
+    direct_ = !bf16_ && !normalize && keys.scalar_type() == at::kFloat && keys.stride(1) == 1 &&
               D_ % kPanel == 0 && keys.stride(0) >= D_ && keys.stride(0) <= 2 * queries.ld;
     ld = direct_ ? keys.stride(0) : queries.ld;
     const auto f32 = at::TensorOptions().dtype(at::kFloat), bf16 = f32.dtype(at::kBFloat16);
     x_ = at::zeros({kTile, ld}, f32);
-    if (!amx_) return;
+    if (!bf16_) return;
     x16_ = at::empty({kTile, ld16_}, bf16);
     panels16_ = at::empty({kTile / 16, ld16_ / 2, 16, 2}, bf16);
     pairs16_ = at::empty({kTile / 2, ld16_, 2}, bf16);
@@ -60,18 +64,18 @@ class Stage {
       unit_row(part, half ? n : first + n, normalize_, out + n * ld);
     std::fill(out + count * ld, out + rows * ld, 0.0f);
     p.similar.x = p.to_cols.x = out;
-    if (!amx_) return;
+    if (!bf16_) return;
     const auto words = [](at::Tensor& t) { return static_cast<uint16_t*>(t.mutable_data_ptr()); };
     for (int64_t panel = 0; panel < rows / kPanel; ++panel)
-      pack_panel_amx(out + panel * kPanel * ld, ld, ld16_, panel, words(x16_), words(panels16_),
-                     words(pairs16_));
+      pack_panel_bf16(out + panel * kPanel * ld, ld, ld16_, panel, words(x16_), words(panels16_),
+                      words(pairs16_));
     p.similar.x16 = words(x16_);
     p.to_cols.pairs16 = words(pairs16_);
   }
 
  private:
   const at::Tensor& keys_;
-  bool normalize_, amx_, direct_;
+  bool normalize_, bf16_, direct_;
   int64_t D_, ld16_;
   at::Tensor x_, x16_, panels16_, pairs16_;
 };
@@ -122,9 +126,9 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
     return out;
   }
 
-  const bool amx =
-      on_matrix_unit(queries.scalar_type()) || (apart && on_matrix_unit(y.scalar_type()));
-  const Rows x = make_rows(queries, normalize, amx);
+  const bool bf16 =
+      multiplies_bf16(queries.scalar_type()) || (apart && multiplies_bf16(y.scalar_type()));
+  const Rows x = make_rows(queries, normalize, bf16);
   const Ids ids = make_ids(key_ids, query_ids, N + kTile, x.rows);
   const std::vector<int32_t> own = make_own(targets, M, keys.size(0), x.rows);
   CrossProblem base = make_cross(x, x, inverse);
@@ -141,7 +145,7 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
       at::full({stats ? plan.strips : 0, x.rows}, -std::numeric_limits<float>::infinity(), f32);
   at::Tensor means = at::zeros({plan.strips, x.rows, ld}, f32);
   at::Tensor positive = at::zeros({x.rows}, f32);
-  const CrossKernels& kernels = cross(amx);
+  const CrossKernels& kernels = cross(bf16);
   at::parallel_for(0, plan.tiles * plan.strips, 1, [&](int64_t begin, int64_t end) {
     Stage stage(y, keep_norm, x);
     at::Tensor scratch = at::empty({kCrossScratch}, at::kFloat);

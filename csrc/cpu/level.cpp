@@ -34,7 +34,8 @@ Level best_level() {
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-  if (avx512 && __builtin_cpu_supports("avx512bf16") && amx_usable()) return Level::kAmx;
+  if (avx512 && __builtin_cpu_supports("avx512bf16"))
+    return amx_usable() ? Level::kAmx : Level::kBf16;
   if (avx512) return Level::kAvx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::kAvx2;
 #endif
@@ -56,7 +57,7 @@ std::atomic<Level>& chosen() {
 Level level() { return chosen().load(std::memory_order_relaxed); }
 
 std::string level_name(Level level) {
-  static const char* names[] = {"portable", "avx2", "avx512", "amx"};
+  static const char* names[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
   return names[static_cast<int>(level)];
 }
 
@@ -84,18 +85,18 @@ void set_level(const std::string& name) {
   TORCH_CHECK_VALUE(false, "set_level: level must be one of ", known, ", got ", name);
 }
 
-const TileKernels& tiles([[maybe_unused]] bool amx) {
+const TileKernels& tiles([[maybe_unused]] bool bf16) {
 #ifdef __x86_64__
-  if (amx) return tiles_amx();
+  if (bf16) return level() == Level::kAmx ? tiles_amx() : tiles_dot();
   if (level() >= Level::kAvx512) return tiles_avx512();
   if (level() == Level::kAvx2) return tiles_avx2();
 #endif
   return tiles_portable();
 }
 
-const CrossKernels& cross([[maybe_unused]] bool amx) {
+const CrossKernels& cross([[maybe_unused]] bool bf16) {
 #ifdef __x86_64__
-  if (amx) return cross_amx();
+  if (bf16) return level() == Level::kAmx ? cross_amx() : cross_dot();
   if (level() >= Level::kAvx512) return cross_avx512();
   if (level() == Level::kAvx2) return cross_avx2();
 #endif

@@ -51,7 +51,7 @@ TileProblem make_problem(const Rows& rows, double scale, int64_t num_views) {
 }
 
 void run(const Rows& rows, const TileProblem& problem, bool backward) {
-  const TileKernels& kernels = tiles(rows.amx);
+  const TileKernels& kernels = tiles(rows.bf16);
   const auto tile = backward ? kernels.backward : kernels.forward;
   const Blocks blocks = make_blocks(rows.rows, rows.D);
   at::Tensor scratch = at::empty({blocks.threads, kScratch}, at::kFloat);
@@ -84,7 +84,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nt_xent_fwd(const at::Tensor& z,
     return {loss, lse, hit};
   }
 
-  const Rows rows = make_rows(z, normalize, on_matrix_unit(z.scalar_type()));
+  const Rows rows = make_rows(z, normalize, multiplies_bf16(z.scalar_type()));
   TileProblem p = make_problem(rows, inverse, num_views);
   p.stats = stats;
   constexpr float kLow = -std::numeric_limits<float>::infinity();
@@ -128,7 +128,7 @@ struct RowGradient {
     const int64_t D = rows.D;
     float* v = p.dx + m * p.ld;
     const float* x = rows.row(m, buffer.data());
-    for (int64_t other = m % p.samples; other < rows.M && !rows.amx; other += p.samples) {
+    for (int64_t other = m % p.samples; other < rows.M && !rows.bf16; other += p.samples) {
       if (other == m) continue;
       const float both = p.pull[m] + p.pull[other];
       const float* y = rows.row(other, nullptr);
@@ -162,7 +162,7 @@ std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, cons
     return {dz, at::full({}, std::numeric_limits<double>::quiet_NaN(), f32)};
   }
 
-  const Rows rows = make_rows(z, normalize, on_matrix_unit(z.scalar_type()));
+  const Rows rows = make_rows(z, normalize, multiplies_bf16(z.scalar_type()));
   TileProblem p = make_problem(rows, inverse, num_views);
   const at::Tensor w = grad_loss.to(at::kFloat).contiguous(), l = lse.to(at::kFloat).contiguous();
   const float* weight = w.const_data_ptr<float>();

@@ -10,7 +10,7 @@
 #include <limits>
 
 #include "level.h"
-#include "tiles_amx.h"
+#include "pack_bf16.h"
 
 namespace sslops {
 namespace {
@@ -83,7 +83,7 @@ double dot(const float* a, const float* b, int64_t n) {
 }
 
 const float* Rows::row(int64_t n, float* buffer) const {
-  if (!amx) return x.const_data_ptr<float>() + n * ld;
+  if (!bf16) return x.const_data_ptr<float>() + n * ld;
   const at::BFloat16* source = x16.const_data_ptr<at::BFloat16>() + n * ld16;
   for (int64_t d = 0; d < D; ++d) buffer[d] = static_cast<float>(source[d]);
   return buffer;
@@ -97,7 +97,7 @@ void Rows::point(TileProblem& p) const {
   const auto words = [](const at::Tensor& t) {
     return static_cast<const uint16_t*>(t.const_data_ptr());
   };
-  if (amx) {
+  if (bf16) {
     p.x16 = words(x16);
     p.panels16 = words(panels16);
     p.pairs16 = words(pairs16);
@@ -115,23 +115,23 @@ void unit_row(const at::Tensor& z, int64_t n, bool normalize, float* out) {
   });
 }
 
-bool on_matrix_unit(at::ScalarType dtype) {
-  return level() == Level::kAmx && dtype == at::kBFloat16;
+bool multiplies_bf16(at::ScalarType dtype) {
+  return level() >= Level::kBf16 && dtype == at::kBFloat16;
 }
 
-Rows make_rows(const at::Tensor& z, bool normalize, bool amx) {
+Rows make_rows(const at::Tensor& z, bool normalize, bool bf16) {
   Rows r;
   r.M = z.size(0);
   r.D = z.size(1);
   r.rows = round_up(r.M, kPanel);
   r.ld = round_up(r.D, kPanel) + 16;  // an odd number of cache lines
   r.ld16 = round_up(r.D, kPanel) + (round_up(r.D, kPanel) / kPanel % 2 ? 0 : kPanel);
-  r.amx = amx;
-  const auto f32 = z.options().dtype(at::kFloat), bf16 = z.options().dtype(at::kBFloat16);
-  if (r.amx) {
-    r.x16 = at::empty({r.rows, r.ld16}, bf16);
-    r.panels16 = at::empty({r.rows / 16, r.ld16 / 2, 16, 2}, bf16);
-    r.pairs16 = at::empty({r.rows / 2, r.ld16, 2}, bf16);
+  r.bf16 = bf16;
+  const auto f32 = z.options().dtype(at::kFloat), words = z.options().dtype(at::kBFloat16);
+  if (r.bf16) {
+    r.x16 = at::empty({r.rows, r.ld16}, words);
+    r.panels16 = at::empty({r.rows / 16, r.ld16 / 2, 16, 2}, words);
+    r.pairs16 = at::empty({r.rows / 2, r.ld16, 2}, words);
   } else {
     r.x = at::empty({r.rows, r.ld}, f32);
     r.panels = at::empty({r.rows / kPanel, r.D, kPanel}, f32);
@@ -143,9 +143,10 @@ Rows make_rows(const at::Tensor& z, bool normalize, bool amx) {
     const int64_t step = z.stride(0), stride = z.stride(1);
     const int64_t grain = std::max<int64_t>(1, 32768 / (kPanel * r.D));
     at::parallel_for(0, r.rows / kPanel, grain, [&](int64_t begin, int64_t end) {
-      std::vector<float> buffer(r.amx ? kPanel * r.ld : 0);
+      std::vector<float> buffer(r.bf16 ? kPanel * r.ld : 0);
       for (int64_t panel = begin; panel < end; ++panel) {
-        float* rows = r.amx ? buffer.data() : r.x.mutable_data_ptr<float>() + panel * kPanel * r.ld;
+        float* rows =
+            r.bf16 ? buffer.data() : r.x.mutable_data_ptr<float>() + panel * kPanel * r.ld;
         std::fill(rows, rows + kPanel * r.ld, 0.0f);
         for (int64_t n = 0; n < kPanel && panel * kPanel + n < r.M; ++n) {
           const int64_t m = panel * kPanel + n;
@@ -153,11 +154,11 @@ Rows make_rows(const at::Tensor& z, bool normalize, bool amx) {
           r.norm[m] = unit_row(data + m * step, stride, r.D, normalize, rows + n * r.ld, &each);
           square[panel] = std::max(square[panel], each);
         }
-        if (r.amx) {
-          pack_panel_amx(rows, r.ld, r.ld16, panel,
-                         static_cast<uint16_t*>(r.x16.mutable_data_ptr()),
-                         static_cast<uint16_t*>(r.panels16.mutable_data_ptr()),
-                         static_cast<uint16_t*>(r.pairs16.mutable_data_ptr()));
+        if (r.bf16) {
+          pack_panel_bf16(rows, r.ld, r.ld16, panel,
+                          static_cast<uint16_t*>(r.x16.mutable_data_ptr()),
+                          static_cast<uint16_t*>(r.panels16.mutable_data_ptr()),
+                          static_cast<uint16_t*>(r.pairs16.mutable_data_ptr()));
         } else {
           transpose_panel(rows, r.ld, r.D,
                           r.panels.mutable_data_ptr<float>() + panel * kPanel * r.D);

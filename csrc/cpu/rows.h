@@ -13,7 +13,7 @@ struct Rows {
   int64_t M, D;
   int64_t rows;  // M rounded up to kPanel
   int64_t ld, ld16;
-  bool amx;           // the bfloat16 layouts below are filled, else the float32 ones
+  bool bf16;          // the bfloat16 layouts below are filled, else the float32 ones
   at::Tensor x;       // [rows, ld] float32
   at::Tensor panels;  // [rows / kPanel, D, kPanel] float32
   at::Tensor x16, panels16, pairs16;  // see TileProblem
@@ -30,11 +30,11 @@ double dot(const float* a, const float* b, int64_t n);
 
 constexpr double kNormEps = 1e-12;  // of torch.nn.functional.normalize
 
-// Whether products with rows of this dtype run on the bfloat16 matrix unit.
-bool on_matrix_unit(at::ScalarType dtype);
+// Whether products with rows of this dtype are done in bfloat16.
+bool multiplies_bf16(at::ScalarType dtype);
 
-// z [M, D], float32, float16 or bfloat16, any strides; `amx`: in the bfloat16 layouts.
-Rows make_rows(const at::Tensor& z, bool normalize, bool amx);
+// z [M, D], float32, float16 or bfloat16, any strides; `bf16`: in the bfloat16 layouts.
+Rows make_rows(const at::Tensor& z, bool normalize, bool bf16);
 
 // Row n of z [M, D] as float32 to out [D], divided by its norm if asked for.
 void unit_row(const at::Tensor& z, int64_t n, bool normalize, float* out);

@@ -51,8 +51,8 @@ Found sigmoid_loss_fwd(const at::Tensor& queries, const at::Tensor& keys,
     return out;
   }
 
-  const bool amx = on_matrix_unit(queries.scalar_type());
-  const Rows x = make_rows(queries, normalize, amx), y = make_rows(keys, normalize, amx);
+  const bool bf16 = multiplies_bf16(queries.scalar_type());
+  const Rows x = make_rows(queries, normalize, bf16), y = make_rows(keys, normalize, bf16);
   CrossProblem p = make_cross(x, y, inverse);
   p.bias = bias.has_value() ? bias->item().toFloat() : static_cast<float>(bias_value);
   Ids ids = make_ids(query_ids, key_ids, x.rows, y.rows);
@@ -69,7 +69,7 @@ Found sigmoid_loss_fwd(const at::Tensor& queries, const at::Tensor& keys,
   at::Tensor scratch = at::empty({squares.threads, kCrossScratch}, at::kFloat);
   float* data = scratch.mutable_data_ptr<float>();
   std::vector<double> losses(squares.count * squares.count, 0.0), sums = losses;
-  const auto tile = cross(amx).sigmoid;
+  const auto tile = cross(bf16).sigmoid;
   for_each_square_tile(squares, [&](Range i, Range j, int64_t thread, int64_t square) {
     tile(p, i, j, data + thread * kCrossScratch, &losses[square], &sums[square]);
   });

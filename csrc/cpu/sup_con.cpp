@@ -55,7 +55,7 @@ struct Problem {
                      [&](int64_t a, int64_t b) { return list[a] < list[b]; });
     const at::Tensor index = at::empty({M}, at::kLong);
     std::copy(order.begin(), order.end(), index.mutable_data_ptr<int64_t>());
-    x = make_rows(z.index_select(0, index), normalize, on_matrix_unit(z.scalar_type()));
+    x = make_rows(z.index_select(0, index), normalize, multiplies_bf16(z.scalar_type()));
     p = make_cross(x, x, scale);
     label.assign(x.rows, -1);
     itself.assign(x.rows, -1);
@@ -94,7 +94,7 @@ struct Problem {
     std::fill(p.row_max, p.row_max + x.rows, p.online ? kMasked : 0.0f);
     p.within = within;
     p.row_id = p.col_id = within ? label.data() : nullptr;
-    run(cross(x.amx).forward);
+    run(cross(x.bf16).forward);
     for (int64_t n = 0; n < x.M; ++n)
       lse[n] = (std::log2(static_cast<double>(p.row_sum[n])) + p.row_max[n]) * kLn2;
   }
@@ -213,7 +213,7 @@ Gradients sup_con_bwd(const at::Tensor& grad_loss, const at::Tensor& z, const at
   p.want_rows = p.want_cols = true;
   at::Tensor dx = at::zeros({rows, ld}, f32);
   p.to_rows.dx = p.to_cols.dx = dx.mutable_data_ptr<float>();
-  all.run(cross(all.x.amx).backward);
+  all.run(cross(all.x.bf16).backward);
 
   at::Tensor by_order = at::empty({M, D}, z.options()), index = at::empty({M}, at::kLong);
   const double total =

@@ -29,7 +29,7 @@ struct TileProblem {
   const float* x;       // [rows, ld], zero outside [M, D]
   const float* panels;  // [rows / kPanel, D, kPanel]: the rows of a panel as columns
 
-  // The same rows for the bfloat16 matrix unit; see tiles_amx.cpp.
+  // The same rows for bfloat16 products; see bf16.h.
   int64_t ld16;
   const uint16_t* x16;       // [rows, ld16]
   const uint16_t* panels16;  // [rows / 16, ld16 / 2, 16, 2]
@@ -60,15 +60,16 @@ struct TileKernels {
 };
 
 // Floats of scratch a thread: a tile and two vectors for each of its rows in float32; a strip of 32
-// rows and two tiles of gradients in bfloat16 (tiles_amx.cpp).
+// rows and two tiles of gradients in bfloat16 (tiles_bf16.h).
 constexpr int64_t kHalfStride = kTile + 32;  // bfloat16 elements: an odd number of cache lines
 constexpr int64_t kScratchF32 = kTile * kTileStride + 2 * kTile * 16;
 constexpr int64_t kScratchAmx = 32 * kTileStride + kTile * kHalfStride;
 constexpr int64_t kScratch = kScratchF32 > kScratchAmx ? kScratchF32 : kScratchAmx;
 
 const TileKernels& tiles_portable();
-const TileKernels& tiles_avx2();  // these three on x86-64 only
+const TileKernels& tiles_avx2();  // these four on x86-64 only
 const TileKernels& tiles_avx512();
+const TileKernels& tiles_dot();
 const TileKernels& tiles_amx();
 
 }  // namespace sslops

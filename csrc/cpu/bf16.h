@@ -1,5 +1,8 @@
-// The bfloat16 matrix unit (AMX): products of 32 x 32, and what prepares their operands. Included
-// by files that are compiled for it.
+// Products of bfloat16 rows, 32 x 32 at a time, and what prepares their operands: on the matrix
+// unit (AMX), or with the dot products of AVX-512 where the including file defines SSLOPS_DOT.
+//
+// One primitive, C += A B: A row-major, B with its rows in pairs (two consecutive k beside each
+// other). Similarities take A = x16, B = panels16; gradients A = G or its transpose, B = pairs16.
 #pragma once
 // GCC's own headers start undefined registers as `y = y`.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -9,7 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef SSLOPS_EMULATE_AMX
+#if defined(SSLOPS_EMULATE_AMX) && !defined(SSLOPS_DOT)
 #include "amx_emulated.h"
 #endif
 
@@ -23,6 +26,48 @@ using V = Vec<16>;
 using F = V::F;
 using Tiles = TilesF32<16, 12, 2>;
 
+// B of a product: row k / 2 at `data + k / 2 * stride`, columns 16.. at `data + next`.
+struct PairedRows {
+  const uint16_t* data;
+  int64_t stride, next;
+};
+
+#ifdef SSLOPS_DOT
+struct TileRegisters {
+  TileRegisters() {}  // nothing to switch on
+};
+
+// R rows of c [32, 32] = (add ? c : 0) + a [32, K] b [K, 32]
+template <int R>
+SSLOPS_INLINE void multiply_rows(const uint16_t* a, int64_t lda, PairedRows b, float* c,
+                                 int64_t ldc, int64_t K, bool add) {
+  __m512 acc[R][2];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < 2; ++v)
+      acc[r][v] = add ? _mm512_loadu_ps(c + r * ldc + 16 * v) : _mm512_setzero_ps();
+  for (int64_t k = 0; k < K; k += 2) {
+    const uint16_t* bk = b.data + k / 2 * b.stride;
+    const __m512i low = _mm512_loadu_si512(bk), high = _mm512_loadu_si512(bk + b.next);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      int32_t pair;
+      std::memcpy(&pair, a + r * lda + k, 4);
+      const __m512i both = _mm512_set1_epi32(pair);
+      acc[r][0] = _mm512_dpbf16_ps(acc[r][0], (__m512bh)both, (__m512bh)low);
+      acc[r][1] = _mm512_dpbf16_ps(acc[r][1], (__m512bh)both, (__m512bh)high);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < 2; ++v) _mm512_storeu_ps(c + r * ldc + 16 * v, acc[r][v]);
+}
+
+SSLOPS_INLINE void multiply(const uint16_t* a, int64_t lda, PairedRows b, float* c, int64_t ldc,
+                            int64_t K, bool add) {
+  multiply_rows<12>(a, lda, b, c, ldc, K, add);
+  multiply_rows<12>(a + 12 * lda, lda, b, c + 12 * ldc, ldc, K, add);
+  multiply_rows<8>(a + 24 * lda, lda, b, c + 24 * ldc, ldc, K, add);
+}
+#else
 // All eight registers 16 rows of 64 bytes; released at the end, so that no state is left switched
 // on.
 struct TileRegisters {
@@ -36,12 +81,6 @@ struct TileRegisters {
     _tile_loadconfig(&config);
   }
   ~TileRegisters() { _tile_release(); }
-};
-
-// B of a product: row k / 2 at `data + k / 2 * stride`, columns 16.. at `data + next`.
-struct PairedRows {
-  const uint16_t* data;
-  int64_t stride, next;
 };
 
 // c [32, 32] = (add ? c : 0) + a [32, K] b [K, 32]
@@ -75,6 +114,7 @@ SSLOPS_INLINE void multiply(const uint16_t* a, int64_t lda, PairedRows b, float*
   _tile_stored(2, c + 16 * ldc, c_bytes);
   _tile_stored(3, c + 16 * ldc + 16, c_bytes);
 }
+#endif
 
 SSLOPS_INLINE int64_t padded(int64_t D) { return (D + kPanel - 1) / kPanel * kPanel; }
 
@@ -123,7 +163,7 @@ SSLOPS_INLINE __m512i interleave(__m256i low, __m256i high) {
 }
 
 // dx[to] += g [to, from] x[from]
-inline void amx_accumulate(const TileProblem& p, Range to, Range from, const uint16_t* g) {
+inline void accumulate_bf16(const TileProblem& p, Range to, Range from, const uint16_t* g) {
   for (int64_t d = 0; d < p.D; d += 32)
     for (int64_t r = 0; r < to.size(); r += 32)
       multiply(g + r * kHalfStride, kHalfStride,
