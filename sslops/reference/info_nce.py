@@ -9,13 +9,13 @@ which loses no digits where the positive has nearly all the probability.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslops.reference._rows import (
     chunks,
     effective_scale,
     left_out,
+    softplus,
     through_norm,
     unit_rows,
 )
@@ -123,9 +123,9 @@ def info_nce_fwd(
             column = torch.logaddexp(column, torch.logsumexp(logits, dim=0))
             if stats:
                 column_best = torch.maximum(column_best, logits.amax(dim=0))
-    loss = F.softplus(negative - p.positive)
+    loss = softplus(negative - p.positive)
     key_positive = p.positive if columns else column
-    key_loss = F.softplus(column - key_positive)
+    key_loss = softplus(column - key_positive)
     return (
         loss,
         p.positive + loss,
