@@ -50,9 +50,13 @@ class _Problem:
         self.scale = effective_scale(self.x, scale, scale_factor)
         self.positive = (self.x * self.k[targets]).sum(dim=1) * self.scale  # [M]
 
-    def negative_logits(self, rows: Tensor) -> Tensor:
+    def logits(self, rows: Tensor) -> Tensor:
+        """Of the rows with all negatives, and positives among them if they are keys: [C, N]."""
+        return self.x[rows] @ self.y.T * self.scale
+
+    def negative_logits(self, rows: Tensor, logits: Tensor | None = None) -> Tensor:
         """Logits of the rows, -inf where a pair is left out or is the positive: [C, N]."""
-        logits = self.x[rows] @ self.y.T * self.scale
+        logits = self.logits(rows) if logits is None else logits
         out = left_out(rows, *self.ids, self.within)
         if out is not None:
             logits.masked_fill_(out, float("-inf"))
@@ -111,11 +115,16 @@ def info_nce_fwd(
         normalize,
     )
     negative = p.x.new_empty(p.M)
-    best = p.x.new_empty(p.M if stats else 0)
+    # for the hits from the same product as the negatives, where there is one: among the equal
+    # rows of a collapsed encoder rounding must not decide
+    positive, best = p.positive.clone(), p.x.new_empty(p.M if stats else 0)
     column = p.x.new_full((p.N if columns else 0,), float("-inf"))
     column_best = column.clone() if stats else p.x.new_empty(0)
     for rows in chunks(p.M, p.N, p.x.device):
-        logits = p.negative_logits(rows)
+        logits = p.logits(rows)
+        if stats and p.own:
+            positive[rows] = logits.gather(1, p.targets[rows, None]).squeeze(1)
+        logits = p.negative_logits(rows, logits)
         negative[rows] = torch.logsumexp(logits, dim=1)
         if stats:
             best[rows] = logits.amax(dim=1) if p.N else float("-inf")
@@ -131,9 +140,9 @@ def info_nce_fwd(
         p.positive + loss,
         key_loss,
         key_positive + key_loss,
-        p.positive > best if stats else torch.empty(0, dtype=torch.bool, device=p.x.device),
+        positive > best if stats else torch.empty(0, dtype=torch.bool, device=p.x.device),
         (
-            p.positive > column_best
+            positive > column_best
             if stats and columns
             else torch.empty(0, dtype=torch.bool, device=p.x.device)
         ),
