@@ -16,8 +16,11 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def unit_rows(z: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    """(rows over max(norm, 1e-12), norms [M, 1]); the rows as they are and ones otherwise."""
-    x = z.to(compute_dtype(z))
+    """(rows over max(norm, 1e-12), norms [M, 1]); the rows as they are and ones otherwise.
+
+    Contiguous whatever z is: results that are made like them then have the strides of the fakes.
+    """
+    x = z.to(compute_dtype(z)).contiguous()
     if not normalize:
         return x, x.new_ones(len(x), 1)
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # [M, 1]

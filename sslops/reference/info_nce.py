@@ -207,7 +207,7 @@ def info_nce_bwd(
     )
     w = grad_loss.to(p.x.dtype)
     dx, dk = torch.empty_like(p.x), torch.zeros_like(p.k)
-    dy = dk if p.own else torch.zeros_like(p.y)
+    dy = dk if p.own else p.y.new_zeros(p.y.shape)
     for rows in chunks(p.M, p.N, p.x.device):
         logits = p.negative_logits(rows)
         g = w[rows, None] * (logits - lse[rows, None]).exp()
@@ -221,16 +221,17 @@ def info_nce_bwd(
     dx += pull[:, None] * p.k[p.targets]
     dk.index_add_(0, p.targets, pull[:, None] * p.x)
     dscale = (p.x * dx).sum()
-    empty = p.x.new_empty(0)
 
     def finish(d: Tensor, x: Tensor, norm: Tensor, like: Tensor) -> Tensor:
         return through_norm(d * p.scale, x, norm, normalize).to(like.dtype)
 
+    third = p.x if negatives is None else negatives
+    trained = needs[2] and negatives is not None
     return (
-        finish(dx, p.x, p.x_norm, queries) if needs[0] else empty.to(queries.dtype),
-        finish(dk, p.k, p.k_norm, keys) if needs[1] else empty.to(keys.dtype),
-        empty if negatives is None else ((dy * p.scale) if needs[2] else empty).to(negatives.dtype),
-        dscale if needs[0] else empty.new_full((), float("nan")),
+        finish(dx, p.x, p.x_norm, queries) if needs[0] else queries.new_empty(0),
+        finish(dk, p.k, p.k_norm, keys) if needs[1] else keys.new_empty(0),
+        (dy * p.scale).to(third.dtype) if trained else third.new_empty(0),
+        dscale if needs[0] else torch.full_like(dscale, float("nan")),
     )
 
 
