@@ -168,7 +168,7 @@ def test_learnt_logarithm_of_the_scale(backend):
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
-def test_fullgraph_compile_with_dynamic_shapes(backend):
+def test_fullgraph_compile_with_dynamic_shapes():
     torch._dynamo.reset()
 
     def step(image, text, scale):
