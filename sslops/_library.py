@@ -132,9 +132,10 @@ def define(
         cuda: whether csrc/cuda has a kernel, registered as `<name>_cuda`.
         tags: of torch.Tag.
     """
+    plain = _without_autocast(reference)
     for twin in (name, name + "_reference"):
         LIB.define(twin + schema, tags=tags)  # type: ignore[no-untyped-call]
-        LIB.impl(twin, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        LIB.impl(twin, plain, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"sslops::{twin}", fake, lib=LIB)
     if cuda:
         LIB.define(f"{name}_cuda{schema}", tags=tags)  # type: ignore[no-untyped-call]
@@ -145,7 +146,21 @@ def define(
         kernel = gpu_kernel(name, triton if HAS_TRITON else None, cuda, args)
         return reference(*args) if kernel is None else kernel(*args)
 
-    LIB.impl(name, on_gpu, "CUDA")  # type: ignore[no-untyped-call]
+    LIB.impl(name, _without_autocast(on_gpu), "CUDA")  # type: ignore[no-untyped-call]
+
+
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with autocast off, which inside an op would round every product once more."""
+
+    def run(*args: Any) -> Any:
+        kinds = {each.device.type for each in args if isinstance(each, Tensor)} - {"meta"}
+        active = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
+        if not active:
+            return function(*args)
+        with torch.autocast(active[0], enabled=False):
+            return function(*args)
+
+    return run
 
 
 def gpu_kernel(name: str, triton: str | None, cuda: bool, args: tuple[Any, ...]) -> Any:

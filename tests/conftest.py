@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
+from hypothesis import settings
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matmul on CUDA
 if not torch.cuda.is_available():
@@ -16,6 +18,11 @@ if sslops.HAS_EXTENSION:
     from sslops import _C
 
 LEVELS = _C.levels() if sslops.HAS_EXTENSION else []
+
+# the same examples on every run of the suite; `make fuzz` looks for new ones
+settings.register_profile("suite", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile("fuzz", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 @pytest.fixture(scope="session")
@@ -32,13 +39,22 @@ def _seeded_and_poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@contextmanager
+def running(name: str) -> Iterator[str]:
+    """Run the reference, or a level of the compiled kernels, behind every op on the CPU."""
+    if name == "reference":
+        with sslops.use_backend("reference"):
+            yield name
+        return
+    _C.set_level(name)
+    try:
+        yield name
+    finally:
+        _C.set_level("auto")
+
+
 @pytest.fixture(params=["reference", *LEVELS])
 def backend(request):
     """Each implementation that this machine can run behind an op on the CPU."""
-    if request.param == "reference":
-        with sslops.use_backend("reference"):
-            yield request.param
-        return
-    _C.set_level(request.param)
-    yield request.param
-    _C.set_level("auto")
+    with running(request.param) as name:
+        yield name

@@ -82,7 +82,7 @@ def cpc_loss(
     """
     name = "cpc_loss"
     K, B, T, D = _check_shapes(name, predictions, targets)
-    if isinstance(negatives, str) and negatives not in ("all", "sequence", "other"):
+    if not isinstance(negatives, int) and negatives not in ("all", "sequence", "other"):
         raise ValueError(f"{name}: negatives must be all, sequence, other or n, got {negatives!r}")
     if isinstance(negatives, int) and not 1 <= negatives <= B * T:
         raise ValueError(f"{name}: negatives must be in [1, B T = {B * T}], got {negatives}")

@@ -147,7 +147,7 @@ def sup_con(
     labels = integer_vector(name, "labels", labels, samples, z).repeat(M // samples)
     scale, factor = inverse_temperature(name, temperature, z)
     if weights is not None:
-        if tuple(weights.shape) == shape[:2]:
+        if z.ndim == 3 and isinstance(weights, Tensor) and weights.shape == shape[:2]:
             weights = weights.flatten()
         weights = row_weights(name, weights, M, z)
 

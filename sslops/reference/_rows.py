@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-12  # of torch.nn.functional.normalize
@@ -15,8 +16,11 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def unit_rows(z: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    """(rows over max(norm, 1e-12), norms [M, 1]); the rows as they are and ones otherwise."""
-    x = z.to(compute_dtype(z))
+    """(rows over max(norm, 1e-12), norms [M, 1]); the rows as they are and ones otherwise.
+
+    Contiguous whatever z is: results that are made like them then have the strides of the fakes.
+    """
+    x = z.to(compute_dtype(z)).contiguous()
     if not normalize:
         return x, x.new_ones(len(x), 1)
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # [M, 1]
@@ -35,6 +39,11 @@ def effective_scale(x: Tensor, scale: Tensor | None, scale_factor: float) -> Ten
     """The product of the two, as a 0-d tensor of x's dtype; NaN where it is not positive."""
     factor = x.new_full((), scale_factor) if scale is None else scale.to(x.dtype) * scale_factor
     return torch.where(factor > 0, factor, float("nan"))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)); PyTorch's default threshold of 20 is off by 2e-9, too much for float64."""
+    return F.softplus(x, threshold=40.0)
 
 
 def chunks(rows: int, columns: int, device: torch.device) -> Iterator[Tensor]:

@@ -9,13 +9,13 @@ which loses no digits where the positive has nearly all the probability.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslops.reference._rows import (
     chunks,
     effective_scale,
     left_out,
+    softplus,
     through_norm,
     unit_rows,
 )
@@ -50,9 +50,13 @@ class _Problem:
         self.scale = effective_scale(self.x, scale, scale_factor)
         self.positive = (self.x * self.k[targets]).sum(dim=1) * self.scale  # [M]
 
-    def negative_logits(self, rows: Tensor) -> Tensor:
+    def logits(self, rows: Tensor) -> Tensor:
+        """Of the rows with all negatives, and positives among them if they are keys: [C, N]."""
+        return self.x[rows] @ self.y.T * self.scale
+
+    def negative_logits(self, rows: Tensor, logits: Tensor | None = None) -> Tensor:
         """Logits of the rows, -inf where a pair is left out or is the positive: [C, N]."""
-        logits = self.x[rows] @ self.y.T * self.scale
+        logits = self.logits(rows) if logits is None else logits
         out = left_out(rows, *self.ids, self.within)
         if out is not None:
             logits.masked_fill_(out, float("-inf"))
@@ -111,11 +115,16 @@ def info_nce_fwd(
         normalize,
     )
     negative = p.x.new_empty(p.M)
-    best = p.x.new_empty(p.M if stats else 0)
+    # for the hits from the same product as the negatives, where there is one: among the equal
+    # rows of a collapsed encoder rounding must not decide
+    positive, best = p.positive.clone(), p.x.new_empty(p.M if stats else 0)
     column = p.x.new_full((p.N if columns else 0,), float("-inf"))
     column_best = column.clone() if stats else p.x.new_empty(0)
     for rows in chunks(p.M, p.N, p.x.device):
-        logits = p.negative_logits(rows)
+        logits = p.logits(rows)
+        if stats and p.own:
+            positive[rows] = logits.gather(1, p.targets[rows, None]).squeeze(1)
+        logits = p.negative_logits(rows, logits)
         negative[rows] = torch.logsumexp(logits, dim=1)
         if stats:
             best[rows] = logits.amax(dim=1) if p.N else float("-inf")
@@ -123,17 +132,17 @@ def info_nce_fwd(
             column = torch.logaddexp(column, torch.logsumexp(logits, dim=0))
             if stats:
                 column_best = torch.maximum(column_best, logits.amax(dim=0))
-    loss = F.softplus(negative - p.positive)
+    loss = softplus(negative - p.positive)
     key_positive = p.positive if columns else column
-    key_loss = F.softplus(column - key_positive)
+    key_loss = softplus(column - key_positive)
     return (
         loss,
         p.positive + loss,
         key_loss,
         key_positive + key_loss,
-        p.positive > best if stats else torch.empty(0, dtype=torch.bool, device=p.x.device),
+        positive > best if stats else torch.empty(0, dtype=torch.bool, device=p.x.device),
         (
-            p.positive > column_best
+            positive > column_best
             if stats and columns
             else torch.empty(0, dtype=torch.bool, device=p.x.device)
         ),
@@ -198,7 +207,7 @@ def info_nce_bwd(
     )
     w = grad_loss.to(p.x.dtype)
     dx, dk = torch.empty_like(p.x), torch.zeros_like(p.k)
-    dy = dk if p.own else torch.zeros_like(p.y)
+    dy = dk if p.own else p.y.new_zeros(p.y.shape)
     for rows in chunks(p.M, p.N, p.x.device):
         logits = p.negative_logits(rows)
         g = w[rows, None] * (logits - lse[rows, None]).exp()
@@ -212,16 +221,17 @@ def info_nce_bwd(
     dx += pull[:, None] * p.k[p.targets]
     dk.index_add_(0, p.targets, pull[:, None] * p.x)
     dscale = (p.x * dx).sum()
-    empty = p.x.new_empty(0)
 
     def finish(d: Tensor, x: Tensor, norm: Tensor, like: Tensor) -> Tensor:
         return through_norm(d * p.scale, x, norm, normalize).to(like.dtype)
 
+    third = p.x if negatives is None else negatives
+    trained = needs[2] and negatives is not None
     return (
-        finish(dx, p.x, p.x_norm, queries) if needs[0] else empty.to(queries.dtype),
-        finish(dk, p.k, p.k_norm, keys) if needs[1] else empty.to(keys.dtype),
-        empty if negatives is None else ((dy * p.scale) if needs[2] else empty).to(negatives.dtype),
-        dscale if needs[0] else empty.new_full((), float("nan")),
+        finish(dx, p.x, p.x_norm, queries) if needs[0] else queries.new_empty(0),
+        finish(dk, p.k, p.k_norm, keys) if needs[1] else keys.new_empty(0),
+        (dy * p.scale).to(third.dtype) if trained else third.new_empty(0),
+        dscale if needs[0] else torch.full_like(dscale, float("nan")),
     )
 
 

@@ -4,10 +4,16 @@ A chunk of rows at a time, in float32, or in float64 for float64 inputs.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from sslops.reference._rows import chunks, effective_scale, left_out, through_norm, unit_rows
+from sslops.reference._rows import (
+    chunks,
+    effective_scale,
+    left_out,
+    softplus,
+    through_norm,
+    unit_rows,
+)
 
 
 def sigmoid_loss_fwd(
@@ -55,7 +61,7 @@ def sigmoid_loss_fwd(
         signed = torch.where(positive, -logits, logits)
         if out is not None:
             signed.masked_fill_(out & ~positive, float("-inf"))
-        total += F.softplus(signed).sum()
+        total += softplus(signed).sum()
         if grads:
             g = torch.where(positive, -signed.sigmoid(), signed.sigmoid())
             dx[rows] = g @ y
