@@ -37,7 +37,7 @@ def test_queue(backend, M, N, D, dtype):
 @pytest.mark.parametrize("queue", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_queue_of_another_dtype(backend, dtype, queue):
-    """Float32 queries keep their digits whatever the queue is stored in."""
+    """Float32 queries keep their digits unless the queue has bfloat16's."""
     check(make_case(20, 300, 40, dtype, queue=queue))
 
 

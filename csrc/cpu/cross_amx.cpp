@@ -3,6 +3,6 @@
 #include "cross_bf16.h"
 
 namespace sslops {
-const CrossKernels& cross_amx() { return Cross<EngineBf16>::kernels(); }
+const CrossKernels& cross_amx() { return cross_kernels<EngineBf16>(); }
 }  // namespace sslops
 #endif

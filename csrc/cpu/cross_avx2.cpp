@@ -4,9 +4,9 @@
 #include <cstring>
 
 #pragma GCC target("avx2,fma")
-#include "cross_tiles.h"
+#include "cross_kernels.h"
 
 namespace sslops {
-const CrossKernels& cross_avx2() { return Cross<EngineF32<TilesF32<8, 4, 2>>>::kernels(); }
+const CrossKernels& cross_avx2() { return cross_kernels<EngineF32<TilesF32<8, 4, 2>>>(); }
 }  // namespace sslops
 #endif

@@ -4,9 +4,9 @@
 #include <cstring>
 
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")
-#include "cross_tiles.h"
+#include "cross_kernels.h"
 
 namespace sslops {
-const CrossKernels& cross_avx512() { return Cross<EngineF32<TilesF32<16, 12, 2>>>::kernels(); }
+const CrossKernels& cross_avx512() { return cross_kernels<EngineF32<TilesF32<16, 12, 2>>>(); }
 }  // namespace sslops
 #endif

@@ -1,7 +1,7 @@
 // The engine of two sets of rows for bfloat16 products; everything else on AVX-512 in float32.
 #pragma once
 #include "bf16.h"
-#include "cross_tiles.h"
+#include "cross_kernels.h"
 
 namespace sslops {
 namespace {

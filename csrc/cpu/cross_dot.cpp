@@ -4,6 +4,6 @@
 #include "cross_bf16.h"
 
 namespace sslops {
-const CrossKernels& cross_dot() { return Cross<EngineBf16>::kernels(); }
+const CrossKernels& cross_dot() { return cross_kernels<EngineBf16>(); }
 }  // namespace sslops
 #endif

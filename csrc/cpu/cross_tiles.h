@@ -5,7 +5,8 @@
 //   kDegree                    of the polynomial of 2^f
 //   similarity(p, i, j, s)     s [i, kTileStride] = <x_i, y_j>
 //   accumulate(p, i, j, s, work, rows, cols)   dx_i += S y_j, dy_j += S^T x_i
-// Reading order: mask, forward, backward, sigmoid, attend.
+// Reading order: mask, forward, backward. What else runs on such tiles: cross_sigmoid.h,
+// cross_attend.h; cross_kernels.h puts all together.
 #pragma once
 #include "cross.h"
 #include "tiles_f32.h"
@@ -82,6 +83,9 @@ struct Cross {
     return any;
   }
 
+  // A maximum of nothing but what is left out: the terms relative to zero vanish.
+  static SSLOPS_INLINE float or_zero(float top) { return top < 0.5f * kMasked ? 0.0f : top; }
+
   static void forward(const CrossProblem& p, Range i, Range j, float* scratch) {
     if (empty(p, i, j, i, j)) return;
     float* s = scratch;
@@ -94,11 +98,11 @@ struct Cross {
     for (int64_t c = 0; c < j.size(); ++c) col_max[c] = col_sum[c] = 0.0f;
     if (p.online && columns) {
       Tiles::column_maxima(i, j, s, col_max);
-      for (int64_t c = 0; c < j.size(); ++c) col_max[c] *= p.scale2;
+      for (int64_t c = 0; c < j.size(); ++c) col_max[c] = or_zero(col_max[c] * p.scale2);
     }
     for (int64_t r = 0; r < i.size(); ++r) {
       const float* row = s + r * kTileStride;
-      const float top = p.online ? Tiles::row_maximum(row, j.size()) * p.scale2 : 0.0f;
+      const float top = p.online ? or_zero(Tiles::row_maximum(row, j.size()) * p.scale2) : 0.0f;
       F sum = {};
       for (int64_t c = 0; c < j.size(); c += W) {
         const F v = V::load(row + c);
@@ -133,6 +137,7 @@ struct Cross {
       sum += more;
       return;
     }
+    if (more == 0.0f) return;  // everything was left out: there is no maximum
     const float now = maximum < top ? top : maximum;
     sum = sum * __builtin_exp2f(maximum - now) + more * __builtin_exp2f(top - now);
     maximum = now;
@@ -190,116 +195,6 @@ struct Cross {
       }
       V::store(row + c, g);
     }
-  }
-
-  static void sigmoid(const CrossProblem& p, Range i, Range j, float* scratch, double* loss,
-                      double* total) {
-    float* s = scratch;
-    E::similarity(p, i, j, s);
-    const bool ids = has_ids(p, i, j);
-    double sum_loss = 0.0, sum_g = 0.0;
-    for (int64_t r = 0; r < i.size(); ++r) {
-      float* row = s + r * kTileStride;
-      const int64_t n = i.begin + r;
-      F losses = {}, gs = {};
-      for (int64_t c = 0; c < j.size(); c += W) {
-        const I column = load_ids(p.col_id + j.begin + c);
-        sigmoid_vector(p, n, j.begin + c, row + c, ids ? column : fill_ids(-1), losses, gs);
-      }
-      sum_loss += static_cast<double>(V::sum(losses));
-      sum_g += static_cast<double>(V::sum(gs));
-    }
-    *loss += sum_loss;
-    *total += sum_g;
-    if (p.want_rows || p.want_cols)
-      E::accumulate(p, i, j, s, scratch + kTile * kTileStride, p.want_rows, p.want_cols);
-  }
-  static SSLOPS_INLINE void sigmoid_vector(const CrossProblem& p, int64_t n, int64_t col, float* at,
-                                           I ids, F& losses, F& gs) {
-    const I place = Tiles::iota() + fill_ids(static_cast<int32_t>(col));
-    const I own = place == fill_ids(static_cast<int32_t>(n));
-    const I edge = place >= fill_ids(static_cast<int32_t>(p.N));
-    const int32_t id = p.row_id[n];
-    const I twin = id < 0 ? I{} : (ids == fill_ids(id));
-    const I none = n >= p.M ? fill_ids(-1) : (edge | (twin & ~own));
-    F l = V::load(at) * p.scale + p.bias;
-    l = select(own, -l, l);
-    const F size = select(l < F{}, -l, l);
-    const F t = V::template exp2<5>(size * -1.44269504f);  // exp(-|l|)
-    const F inverse = 1.0f / (1.0f + t);
-    F loss = V::max(l, F{}) + V::log1p(t);
-    loss = select(l == l, loss, l);  // NaN is not compared away
-    F g = select(l < F{}, t * inverse, inverse);
-    g = select(l == l, g, l);
-    g = select(own, -g, g);
-    losses += select(none, F{}, loss);
-    g = select(none, F{}, g);
-    gs += g;
-    V::store(at, g);
-  }
-
-  static void attend(const CrossProblem& p, Range i, Range j, float* scratch) {
-    if (empty(p, i, j, j, {p.base, p.base + p.M})) return;
-    float* s = scratch;
-    float* top = scratch + kTile * kTileStride + kTile * kHalfStride;  // [kTile]
-    E::similarity(p, i, j, s);
-    mask_columns(p, i, j, s);
-    Tiles::column_maxima(i, j, s, top);
-    for (int64_t c = 0; c < j.size(); ++c) {
-      const int64_t n = j.begin + c;
-      if (p.col_best && top[c] > p.col_best[n]) p.col_best[n] = top[c];
-      top[c] *= p.scale2;
-      const float old = p.col_max[n];
-      if (top[c] > old) {
-        const float shrink = __builtin_exp2f(old - top[c]);
-        p.col_sum[n] *= shrink;
-        float* mean = p.to_cols.dx + n * p.to_cols.ld;
-        for (int64_t d = 0; d < p.to_cols.D; ++d) mean[d] *= shrink;
-        p.col_max[n] = top[c];
-      }
-      top[c] = p.col_max[n];
-    }
-    for (int64_t r = 0; r < i.size(); ++r) {
-      float* row = s + r * kTileStride;
-      for (int64_t c = 0; c < j.size(); c += W) {
-        const F e = V::template exp2<E::kDegree>(V::load(row + c) * p.scale2 - V::load(top + c));
-        V::store(row + c, e);
-        V::store(p.col_sum + j.begin + c, V::load(p.col_sum + j.begin + c) + e);
-      }
-    }
-    E::accumulate(p, i, j, s, scratch + kTile * kTileStride, false, true);
-  }
-  // Calls use(row, column) for every column whose own row is in the tile.
-  template <class Use>
-  static SSLOPS_INLINE void for_own(const CrossProblem& p, Range j, Use&& use) {
-    for (int64_t c = 0; p.own && c < j.size(); ++c) {
-      const int64_t r = p.own[j.begin + c] - p.base;
-      if (r >= 0 && r < p.M) use(r, c);
-    }
-  }
-  static void mask_columns(const CrossProblem& p, Range i, Range j, float* s) {
-    for_own(p, j, [&](int64_t r, int64_t c) {
-      if (p.row_own) p.row_own[j.begin + c] = s[r * kTileStride + c];
-    });
-    const F out = V::fill(p.masked);
-    if (p.within || has_ids(p, i, j))
-      for (int64_t r = 0; r < i.size(); ++r) {
-        const int32_t id = p.row_id[i.begin + r];
-        float* row = s + r * kTileStride;
-        for (int64_t c = 0; c < j.size(); c += W) {
-          const I same = id < 0 ? I{} : (load_ids(p.col_id + j.begin + c) == fill_ids(id));
-          const F v = V::load(row + c);
-          V::store(row + c, p.within ? select(same, v, out) : select(same, out, v));
-        }
-      }
-    for_own(p, j, [&](int64_t r, int64_t c) { s[r * kTileStride + c] = p.masked; });
-    for (int64_t r = p.M; r < i.size(); ++r)
-      for (int64_t c = 0; c < j.size(); ++c) s[r * kTileStride + c] = p.masked;
-  }
-
-  static const CrossKernels& kernels() {
-    static const CrossKernels all{forward, backward, sigmoid, attend};
-    return all;
   }
 };
 

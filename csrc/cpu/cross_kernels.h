@@ -1,0 +1,17 @@
+// Everything that runs on tiles of two sets of rows, for one engine (cross_tiles.h).
+#pragma once
+#include "cross_attend.h"
+#include "cross_sigmoid.h"
+
+namespace sslops {
+namespace {
+
+template <class E>
+const CrossKernels& cross_kernels() {
+  static const CrossKernels all{Cross<E>::forward, Cross<E>::backward, CrossSigmoid<E>::sigmoid,
+                                CrossAttend<E>::attend};
+  return all;
+}
+
+}  // namespace
+}  // namespace sslops
