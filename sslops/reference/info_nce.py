@@ -11,58 +11,8 @@ which loses no digits where the positive has nearly all the probability.
 import torch
 from torch import Tensor
 
-from sslops.reference._rows import (
-    chunks,
-    effective_scale,
-    left_out,
-    softplus,
-    through_norm,
-    unit_rows,
-)
-
-
-class _Problem:
-    """Unit rows, positives, and what each row may see."""
-
-    def __init__(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        negatives: Tensor | None,
-        targets: Tensor | None,
-        query_ids: Tensor | None,
-        key_ids: Tensor | None,
-        scale: Tensor | None,
-        scale_factor: float,
-        within: bool,
-        normalize: bool,
-    ) -> None:
-        self.x, self.x_norm = unit_rows(queries, normalize)
-        self.k, self.k_norm = unit_rows(keys, normalize)
-        self.own = negatives is None  # the keys are the negatives of other rows
-        self.y = self.k if negatives is None else negatives.to(self.x.dtype)
-        self.M, self.N = len(self.x), len(self.y)
-        if targets is None:
-            targets = torch.arange(self.M, device=queries.device)
-        self.targets = targets
-        self.ids = (query_ids, key_ids)
-        self.within = within
-        self.scale = effective_scale(self.x, scale, scale_factor)
-        self.positive = (self.x * self.k[targets]).sum(dim=1) * self.scale  # [M]
-
-    def logits(self, rows: Tensor) -> Tensor:
-        """Of the rows with all negatives, and positives among them if they are keys: [C, N]."""
-        return self.x[rows] @ self.y.T * self.scale
-
-    def negative_logits(self, rows: Tensor, logits: Tensor | None = None) -> Tensor:
-        """Logits of the rows, -inf where a pair is left out or is the positive: [C, N]."""
-        logits = self.logits(rows) if logits is None else logits
-        out = left_out(rows, *self.ids, self.within)
-        if out is not None:
-            logits.masked_fill_(out, float("-inf"))
-        if self.own:
-            logits.scatter_(1, self.targets[rows, None], float("-inf"))
-        return logits
+from sslops.reference._pairs import Pairs
+from sslops.reference._rows import chunks, effective_scale, softplus, through_norm, unit_rows
 
 
 def info_nce_fwd(
@@ -102,7 +52,7 @@ def info_nce_fwd(
         (loss [M], lse [M], key_loss [N], key_lse [N], hit [M] bool, key_hit [N] bool); what was
         not asked for is empty.
     """
-    p = _Problem(
+    p = Pairs(
         queries,
         keys,
         negatives,
@@ -193,7 +143,7 @@ def info_nce_bwd(
         (dqueries, dkeys, dnegatives in their inputs' dtypes, dscale 0-d); what is not needed is
         empty, dscale NaN.
     """
-    p = _Problem(
+    p = Pairs(
         queries,
         keys,
         negatives,
@@ -261,7 +211,7 @@ def info_nce_single(
     loss, lse, _, _, hit, _ = info_nce_fwd(
         queries, keys, negatives, targets, *args, False, normalize, stats
     )
-    p = _Problem(queries, keys, negatives, targets, *args, normalize)
+    p = Pairs(queries, keys, negatives, targets, *args, normalize)
     dx = torch.empty_like(p.x)
     for rows in chunks(p.M, p.N, p.x.device):
         dx[rows] = (p.negative_logits(rows) - lse[rows, None]).exp() @ p.y

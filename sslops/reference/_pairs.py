@@ -1,0 +1,50 @@
+"""Queries against their negatives: unit rows, positives, and what each row may see."""
+
+import torch
+from torch import Tensor
+
+from sslops.reference._rows import effective_scale, left_out, unit_rows
+
+
+class Pairs:
+    """Unit rows, positives, and what each row may see."""
+
+    def __init__(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        negatives: Tensor | None,
+        targets: Tensor | None,
+        query_ids: Tensor | None,
+        key_ids: Tensor | None,
+        scale: Tensor | None,
+        scale_factor: float,
+        within: bool,
+        normalize: bool,
+    ) -> None:
+        self.x, self.x_norm = unit_rows(queries, normalize)
+        self.k, self.k_norm = unit_rows(keys, normalize)
+        self.own = negatives is None  # the keys are the negatives of other rows
+        self.y = self.k if negatives is None else negatives.to(self.x.dtype)
+        self.M, self.N = len(self.x), len(self.y)
+        if targets is None:
+            targets = torch.arange(self.M, device=queries.device)
+        self.targets = targets
+        self.ids = (query_ids, key_ids)
+        self.within = within
+        self.scale = effective_scale(self.x, scale, scale_factor)
+        self.positive = (self.x * self.k[targets]).sum(dim=1) * self.scale  # [M]
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Of the rows with all negatives, and positives among them if they are keys: [C, N]."""
+        return self.x[rows] @ self.y.T * self.scale
+
+    def negative_logits(self, rows: Tensor, logits: Tensor | None = None) -> Tensor:
+        """Logits of the rows, -inf where a pair is left out or is the positive: [C, N]."""
+        logits = self.logits(rows) if logits is None else logits
+        out = left_out(rows, *self.ids, self.within)
+        if out is not None:
+            logits.masked_fill_(out, float("-inf"))
+        if self.own:
+            logits.scatter_(1, self.targets[rows, None], float("-inf"))
+        return logits
