@@ -4,6 +4,7 @@ Schemas are declared in Python (docs/adr/0002-schemas-in-python.md): every op ex
 nothing was compiled, and compiled modules only add faster kernels for a device.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -182,14 +183,18 @@ def register_autograd(
 ) -> None:
     """Differentiate `forward` through `gradient`; refuse to differentiate `backward`.
 
+    As torch.library.register_autograd, less what that does at each call for arguments with
+    default values, which no op here has: 40 us for a dozen of arguments.
+
     Args:
         forward: name of the op, without the namespace, as is `backward`.
         backward: the op that `gradient` calls.
-        gradient: `gradient(op, ctx, *grads)`, where `op` is the backward op or its twin.
-        setup_context: as torch.library.register_autograd wants it.
+        gradient: `gradient(op, ctx, *grads)`, where `op` is the backward op or its twin; returns
+            one gradient an argument of `forward`.
+        setup_context: `setup_context(ctx, inputs, output)`.
     """
 
-    def refuse(ctx: Any, *_: Tensor) -> None:
+    def refuse(*_: Any) -> None:
         raise RuntimeError(
             f"{forward.removesuffix('_fwd')}: double backward is not implemented, got a second"
             " differentiation (create_graph=True); write the loss with plain PyTorch ops where"
@@ -197,10 +202,36 @@ def register_autograd(
         )
 
     for suffix in ("", "_reference"):
+        bwd = getattr(torch.ops.sslops, backward + suffix)
+        _differentiate(forward + suffix, functools.partial(gradient, bwd), setup_context)
+        _differentiate(backward + suffix, refuse, lambda ctx, inputs, output: None)
 
-        def apply(ctx: Any, *grads: Tensor, suffix: str = suffix) -> Any:
-            return gradient(getattr(torch.ops.sslops, backward + suffix), ctx, *grads)
 
-        fwd, bwd = f"sslops::{forward}{suffix}", f"sslops::{backward}{suffix}"
-        torch.library.register_autograd(fwd, apply, setup_context=setup_context, lib=LIB)
-        torch.library.register_autograd(bwd, refuse, lib=LIB)
+def _differentiate(
+    name: str, gradient: Callable[..., Any], setup_context: Callable[..., None]
+) -> None:
+    overload = getattr(torch.ops.sslops, name).default
+    after_autograd = torch._C._after_autograd_keyset
+
+    def below(keyset: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keyset & after_autograd, *args)
+
+    class Apply(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            *inputs, keyset = args
+            output = below(keyset, *inputs)
+            setup_context(ctx, tuple(inputs), output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            return *gradient(ctx, *grads), None
+
+    def implementation(keyset: Any, *args: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return Apply.apply(*args, keyset)  # type: ignore[no-untyped-call]
+        return below(keyset, *args)
+
+    LIB.impl(name, implementation, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
