@@ -18,6 +18,13 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
     [
         "sslops._library",
         "sslops.chance",
+        "sslops.compat._cross_batch",
+        "sslops.compat.info_nce_pytorch",
+        "sslops.compat.lightly",
+        "sslops.compat.open_clip",
+        "sslops.compat.pytorch_metric_learning",
+        "sslops.compat.sentence_transformers",
+        "sslops.compat.solo_learn",
         "sslops.nn",
         "sslops.ops.clip_loss",
         "sslops.ops.cpc_loss",
