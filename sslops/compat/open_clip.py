@@ -1,4 +1,4 @@
-"""`open_clip.ClipLoss` and `open_clip.SigLipLoss`, of open_clip 3.
+"""`ClipLoss` and `SigLipLoss` of open_clip 3, whose `open_clip.loss` defines them.
 
 Differences: docs/migration/open_clip.md.
 """

@@ -32,11 +32,20 @@ def simclr_loss_func(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Te
     Returns:
         Scalar: the mean over the rows that have a positive.
 
+    Raises:
+        ValueError: indexes that are not an integer for each row, as two views are; what
+            `sslops.sup_con` refuses.
+
     Example:
         >>> z = torch.randn(8, 16, requires_grad=True)
         >>> simclr_loss_func(z, torch.arange(4).repeat(2)).backward()
     """
     M = len(z)
+    if indexes.shape != (M,) or indexes.is_floating_point():
+        raise ValueError(
+            f"simclr_loss_func: indexes must be [{M}] integers, got {indexes.dtype} of shape"
+            f" {tuple(indexes.shape)}"
+        )
     (ids,) = as_ids(all_gather(indexes))
     everyone = all_gather_with_grad(z)
     found = sup_con(everyone, ids, temperature=temperature, mean="inside", reduction="none")
