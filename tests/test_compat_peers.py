@@ -4,6 +4,8 @@ A package that is missing skips its tests by name. Where a package imports anoth
 losses do not use, that one is an empty stand-in.
 """
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from sslops.compat import (
     sentence_transformers,
     solo_learn,
 )
+from tests import _migration
 from tests._compat import assert_same_loss, import_peer
 
 pytestmark = pytest.mark.peer
@@ -152,18 +155,6 @@ def test_pytorch_metric_learning_memory(name):
     ours.load_state_dict(theirs.state_dict())
 
 
-class Encoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(5, D)
-
-    def __getitem__(self, n):
-        return self.layer  # the peer asks what the first module is
-
-    def forward(self, features):
-        return {"sentence_embedding": self.layer(features["input_ids"])}
-
-
 ALL = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 
@@ -175,7 +166,7 @@ def test_sentence_transformers(columns, directions, mode):
     package = peer("sentence_transformers.sentence_transformer.losses")
     options = {"directions": directions, "partition_mode": mode}
     similarity = peer("sentence_transformers.util").cos_sim
-    rows, model = torch.randn(columns, B, 5), Encoder()
+    rows, model = torch.randn(columns, B, 5), _migration.Encoder()
     name = "MultipleNegativesRankingLoss"
     ours = getattr(sentence_transformers, name)(model, similarity_fct=similarity, **options)
     theirs = getattr(package, name)(model, **options)
@@ -244,6 +235,14 @@ def test_patch(package, module, name):
     with sslops.patch(package):
         assert getattr(module, name).__module__.startswith("sslops.compat")
     assert getattr(module, name) is theirs
+
+
+@pytest.mark.parametrize("page", _migration.PAGES, ids=lambda page: page.stem)
+def test_before_and_after_of_the_migrations_agree(page):
+    peer(re.search(r"from ([\w.]+) import", page.read_text()).group(1))
+    if page.stem == "solo_learn":
+        pytest.skip("solo-learn of the index has other arguments than that of its repository")
+    torch.testing.assert_close(_migration.loss_of(page, 0), _migration.loss_of(page, 1))
 
 
 def test_patch_lightly_trains():
