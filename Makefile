@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs no factor of ten.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: help setup demo test lint types bench docs doctor wheel clean
+.PHONY: help setup demo test peers lint types bench docs doctor wheel clean
 help:    ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 setup: $(VENV)/.built ## environment, pinned packages, compiled kernels
@@ -13,6 +13,8 @@ demo: setup ## train SimCLR on the embedded digits and write runs/demo/report.ht
 	$(BIN)/sslops train simclr --data digits --out runs/demo --overwrite
 test: setup ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+peers: .venv-peers/.installed ## compare sslops.compat with the packages it stands in for
+	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peer -rs tests/test_compat_peers.py
 lint: setup ## ruff and clang-format, nothing is changed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/*/*
 types: setup ## mypy, strict
@@ -31,6 +33,10 @@ clean:   ## remove what was built, keep the environment
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+.venv-peers/.installed: tests/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/peers.txt
 	@touch $@
 $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(shell find csrc -type f)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

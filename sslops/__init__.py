@@ -4,6 +4,7 @@ from sslops import _library
 from sslops._library import backend, use_backend
 from sslops._version import __version__
 from sslops.chance import chance
+from sslops.compat._patch import Patch, patch
 from sslops.doctor import Backend, backends
 from sslops.nn import NTXentLoss
 from sslops.ops.clip_loss import clip_loss
@@ -20,6 +21,7 @@ __all__ = [
     "InfoNCEStats",
     "NTXentLoss",
     "NTXentStats",
+    "Patch",
     "SupConStats",
     "__version__",
     "backend",
@@ -29,6 +31,7 @@ __all__ = [
     "cpc_loss",
     "info_nce",
     "nt_xent",
+    "patch",
     "sigmoid_loss",
     "sup_con",
     "use_backend",

@@ -10,7 +10,8 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from sslops import nt_xent
-from sslops.training.distributed import gather, join, leave, wrap
+from sslops.distributed import all_gather, all_gather_with_grad, rank, world_size
+from sslops.training.distributed import join, leave, wrap
 
 V, B, D_IN, D = 2, 6, 5, 4
 
@@ -21,20 +22,20 @@ def loss_and_model():
     return images, model, lambda z: nt_xent(z, temperature=0.5)
 
 
-def worker(rank, port, folder):
+def worker(process, port, folder):
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
     world = join("cpu")
     images, model, loss = loss_and_model()
-    share = images[:, rank * B // 2 : (rank + 1) * B // 2]
+    share = images[:, process * B // 2 : (process + 1) * B // 2]
     parallel = wrap(model, world)  # its gradient hooks live as long as it does
-    value = loss(gather(parallel(share), dim=1))
+    value = loss(all_gather_with_grad(parallel(share), dim=1))
     value.backward()
-    assert (world.rank, world.size, world.main) == (rank, 2, rank == 0)
-    torch.save({"loss": value.detach(), "grad": model.weight.grad}, f"{folder}/{rank}.pt")
+    assert (world.rank, world.size, world.main) == (process, 2, process == 0)
+    torch.save({"loss": value.detach(), "grad": model.weight.grad}, f"{folder}/{process}.pt")
     leave()
     assert not dist.is_initialized()
 
@@ -48,13 +49,15 @@ def test_gradient_of_two_processes_is_that_of_one(tmp_path):
     images, model, loss = loss_and_model()
     value = loss(model(images))
     value.backward()
-    for rank in range(2):
+    for process in range(2):
         # DistributedDataParallel averaged the gradients: both hold the whole batch's
-        saved = torch.load(tmp_path / f"{rank}.pt")
+        saved = torch.load(tmp_path / f"{process}.pt")
         torch.testing.assert_close(saved["loss"], value.detach())
         torch.testing.assert_close(saved["grad"], model.weight.grad)
 
 
 def test_one_process_gathers_nothing():
     z = torch.randn(2, 3)
-    assert gather(z) is z
+    assert all_gather_with_grad(z) is z
+    assert torch.equal(all_gather(z), z)
+    assert (rank(), world_size()) == (0, 1)

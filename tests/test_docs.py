@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests import _migration
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
@@ -18,6 +20,13 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
     [
         "sslops._library",
         "sslops.chance",
+        "sslops.compat._cross_batch",
+        "sslops.compat.info_nce_pytorch",
+        "sslops.compat.lightly",
+        "sslops.compat.open_clip",
+        "sslops.compat.pytorch_metric_learning",
+        "sslops.compat.sentence_transformers",
+        "sslops.compat.solo_learn",
         "sslops.nn",
         "sslops.ops.clip_loss",
         "sslops.ops.cpc_loss",
@@ -45,6 +54,13 @@ def test_readme_before_and_after_agree():
     exec("\n".join(line.strip() for line in before), expected)
     exec("\n".join(line.strip() for line in after), actual)
     torch.testing.assert_close(actual["loss"], expected["loss"])
+
+
+@pytest.mark.parametrize("page", _migration.PAGES, ids=lambda page: page.stem)
+def test_migrations_run(page):
+    assert _migration.loss_of(page, 1) > 0
+    before, after = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    assert before.splitlines()[1:] == after.splitlines()[1:]  # only the import changes
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "kernels": {"sslops.kernels"},
     "sslops/reference": {"sslops.reference"},
     "sslops/ops": {"sslops._library", "sslops.kernels", "sslops.reference", "sslops.ops"},
-    "training": {"sslops", "sslops.doctor", "sslops.training"},
+    "sslops/compat": {"sslops", "sslops.compat", "sslops.distributed"},
+    "training": {"sslops", "sslops.distributed", "sslops.doctor", "sslops.training"},
     "bench": {"sslops", "sslops.training", "bench"},
 }
 

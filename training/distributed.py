@@ -1,16 +1,15 @@
-"""The processes of a run: set-up under torchrun, seeds, gather with gradient."""
+"""The processes of a run: set-up under torchrun, seeds."""
 
 import os
 import random
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["World", "gather", "join", "leave", "seed_everything", "wrap"]
+__all__ = ["World", "join", "leave", "seed_everything", "wrap"]
 
 
 @dataclass(frozen=True)
@@ -70,34 +69,3 @@ def wrap(method: nn.Module, world: World) -> nn.Module:
         # Local statistics tell a row which rows share its process: a shortcut for the loss.
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
     return nn.parallel.DistributedDataParallel(method)
-
-
-class _Gather(torch.autograd.Function):
-    """all_gather forwards, sum over processes backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        """[...] -> [processes, ...]."""
-        parts = [torch.empty_like(z) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, z)
-        return torch.stack(parts)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """Each process has a gradient for every process's part."""
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total[dist.get_rank()]
-
-
-def gather(z: Tensor, dim: int = 0) -> Tensor:
-    """Concatenate `z` of all processes along `dim`; gradients flow back to their process.
-
-    Each process then computes the whole loss; the sum over processes in this backward and the
-    mean over processes in DistributedDataParallel cancel, so that the gradient is the one that a
-    single process with the whole batch would have.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return z
-    parts: Tensor = _Gather.apply(z.contiguous())  # type: ignore[no-untyped-call]
-    return torch.cat(parts.unbind(), dim)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sslops import NTXentLoss, chance
+from sslops.distributed import all_gather_with_grad
 from sslops.training.augment import RECIPES, make_views
 from sslops.training.config import TrainConfig, closest
-from sslops.training.distributed import gather
 from sslops.training.methods.base import Batch, DataShape, Method
 from sslops.training.models import Projector, build_encoder
 
@@ -70,7 +70,7 @@ class SimCLR(Method):
         """One loss over all views of all processes."""
         h = self.encoder(views.flatten(0, 1))  # [V B, dim]
         z = self.projector(h).unflatten(0, views.shape[:2])  # [V, B, D]
-        loss, stats = self.loss(gather(z, dim=1))
+        loss, stats = self.loss(all_gather_with_grad(z, dim=1))
         return {
             "loss": loss,
             "accuracy": stats.hit.float().mean(),

@@ -1,0 +1,165 @@
+"""`ClipLoss` and `SigLipLoss` of open_clip 3, whose `open_clip.loss` defines them.
+
+Differences: docs/migration/open_clip.md.
+"""
+
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sslops import clip_loss, info_nce, sigmoid_loss
+from sslops.compat._shared import inverse
+from sslops.distributed import all_gather_with_grad
+from sslops.distributed import rank as own_rank
+from sslops.distributed import world_size as processes
+
+__all__ = ["ClipLoss", "SigLipLoss"]
+
+
+class _FeatureLoss(nn.Module):
+    """What the two have in common: where this process is, and how the result is returned."""
+
+    def __init__(self, cache_labels: bool, rank: int, world_size: int) -> None:
+        super().__init__()
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+
+    def _check_world(self) -> None:
+        if (self.rank, self.world_size) != (own_rank(), processes()):
+            raise ValueError(
+                f"{type(self).__name__}: rank and world_size must be those of torch.distributed,"
+                f" {own_rank()} of {processes()}, got {self.rank} of {self.world_size}"
+            )
+
+    @staticmethod
+    def _returned(loss: Tensor, output_dict: bool) -> Any:
+        return {"contrastive_loss": loss} if output_dict else loss
+
+
+class ClipLoss(_FeatureLoss):
+    """CLIP's loss of unit features, as open_clip computes it.
+
+    With several processes the gradient after DistributedDataParallel's mean is that of one process
+    with the whole batch, whatever the flags say; memory is that of the features alone.
+
+    Args:
+        local_loss: return the mean over this process's pairs instead of that over all pairs.
+        gather_with_grad: accepted; gradients always flow back to their process.
+        cache_labels: accepted; there are no labels to cache.
+        rank: of this process.
+        world_size: number of processes.
+        use_horovod: must be False.
+
+    Raises:
+        ValueError: `use_horovod`; a rank or world size that is not torch.distributed's.
+
+    Example:
+        >>> image, text = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=2)
+        >>> sorted(ClipLoss()(image, text, torch.tensor(14.3), output_dict=True))
+        ['contrastive_loss']
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+    ) -> None:
+        super().__init__(cache_labels, rank, world_size)
+        if use_horovod:
+            raise ValueError("ClipLoss: use_horovod must be False, got True")
+        self.local_loss = local_loss
+        self.gather_with_grad = gather_with_grad
+        self.use_horovod = use_horovod
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Any:
+        """Loss of [N, D] and [N, D]; a softmax is blind to the bias, which gets the gradient 0."""
+        if self.world_size > 1:
+            loss = self._against_all(image_features, text_features, logit_scale)
+        else:
+            found = clip_loss(image_features, text_features, logit_scale, normalize=False)
+            loss = cast(Tensor, found)
+        if isinstance(logit_bias, Tensor):
+            loss = loss + 0.0 * logit_bias.sum()
+        return self._returned(loss, output_dict)
+
+    def _against_all(self, image: Tensor, text: Tensor, scale: float | Tensor) -> Tensor:
+        self._check_world()
+        own = torch.arange(len(image), device=image.device) + self.rank * len(image)
+        options: Any = {"targets": own, "temperature": inverse(scale), "normalize": False}
+        of_images = cast(Tensor, info_nce(image, all_gather_with_grad(text), **options))
+        of_texts = cast(Tensor, info_nce(text, all_gather_with_grad(image), **options))
+        loss = 0.5 * (of_images + of_texts)
+        if self.local_loss:
+            return loss
+        everyone = loss.detach().clone()
+        dist.all_reduce(everyone)
+        return loss + (everyone / self.world_size - loss.detach())  # the value of all, own gradient
+
+
+class SigLipLoss(_FeatureLoss):
+    """SigLIP's pairwise loss of unit features, as open_clip computes it.
+
+    With several processes each returns the sum over its own images against everyone's texts over
+    the number of its images.
+
+    Args:
+        cache_labels: accepted; there are no labels to cache.
+        rank: of this process.
+        world_size: number of processes.
+        dist_impl: "bidir", "shift", "reduce" or "gather", the same numbers by another road in
+            open_clip; here the texts are gathered.
+
+    Raises:
+        ValueError: unknown `dist_impl`; a rank or world size that is not torch.distributed's.
+
+    Example:
+        >>> image, text = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=2)
+        >>> SigLipLoss()(image, text, torch.tensor(10.0), torch.tensor(-10.0)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        dist_impl: Literal["bidir", "shift", "reduce", "gather"] | None = None,
+    ) -> None:
+        super().__init__(cache_labels, rank, world_size)
+        if dist_impl not in (None, "bidir", "shift", "reduce", "gather"):
+            raise ValueError(
+                f"SigLipLoss: dist_impl must be bidir, shift, reduce or gather, got {dist_impl!r}"
+            )
+        self.dist_impl = dist_impl or "bidir"
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None,
+        output_dict: bool = False,
+    ) -> Any:
+        """Loss of [N, D] and [N, D]."""
+        if self.world_size > 1:
+            self._check_world()
+            text_features = all_gather_with_grad(text_features)
+            # row i belongs to image i: this process's texts come first
+            text_features = text_features.roll(-self.rank * len(image_features), dims=0)
+        bias = 0.0 if logit_bias is None else logit_bias
+        loss = sigmoid_loss(image_features, text_features, logit_scale, bias, normalize=False)
+        return self._returned(loss, output_dict)

@@ -1,0 +1,185 @@
+"""pytorch-metric-learning's losses against loops over rows and pairs."""
+
+import pytest
+import torch
+
+from sslops.compat._masks import pair_losses
+from sslops.compat.pytorch_metric_learning import (
+    CrossBatchMemory,
+    NTXentLoss,
+    SelfSupervisedLoss,
+    SupConLoss,
+)
+from tests import _compat_plain as plain
+from tests._compat import assert_same_loss
+
+D = 8
+TWO_VIEWS = torch.arange(6).repeat(2)
+ODD = torch.tensor([-1, -1, 0, 0, 0, 7, 3, 3, 3, 3, 3, -1])  # -1 is a label, 7 is alone
+FEW_CLASSES = torch.arange(12) % 2
+BOTH = [(NTXentLoss, plain.pairwise_nt_xent), (SupConLoss, plain.sup_con)]
+
+
+@pytest.mark.parametrize("labels", [TWO_VIEWS, ODD, FEW_CLASSES])
+@pytest.mark.parametrize(("ours", "stated"), BOTH)
+def test_by_labels(ours, stated, labels):
+    masks = plain.masks(labels)
+    assert_same_loss(
+        lambda z: ours(0.2)(z, labels),
+        lambda z: stated(z, z, *masks, 0.2),
+        [torch.randn(12, D)],
+        scale=5,
+    )
+
+
+@pytest.mark.parametrize("labels", [TWO_VIEWS, FEW_CLASSES])
+@pytest.mark.parametrize(("ours", "stated"), BOTH)
+def test_against_references(ours, stated, labels):
+    key_labels = torch.cat([labels[:5], torch.tensor([40, 41])])
+    masks = plain.masks(labels, key_labels)
+    assert_same_loss(
+        lambda z, k: ours(0.2)(z, labels, ref_emb=k, ref_labels=key_labels),
+        lambda z, k: stated(z, k, *masks, 0.2),
+        [torch.randn(12, D), torch.randn(7, D)],
+        scale=5,
+    )
+
+
+@pytest.mark.parametrize(("ours", "stated"), BOTH)
+def test_chosen_pairs_and_triplets(ours, stated):
+    a = torch.tensor([0, 0, 1, 3])
+    p, n = torch.tensor([1, 1, 0, 4]), torch.tensor([2, 3, 4, 0])
+    positive, negative = torch.zeros(2, 12, 12, dtype=torch.bool)
+    positive[a, p], negative[a, n] = True, True
+    pairs = (a.unique(), torch.tensor([1, 0, 4]), a, n)  # each positive once
+    z = [torch.randn(12, D)]
+    assert_same_loss(
+        lambda z: ours(0.2)(z, indices_tuple=pairs),
+        lambda z: stated(z, z, positive, negative, 0.2),
+        z,
+        scale=5,
+    )
+    triplets = ours(0.2)(z[0], indices_tuple=(a, p, n))
+    torch.testing.assert_close(triplets, ours(0.2)(z[0], indices_tuple=(a, p, a, n)))
+    with pytest.raises(ValueError, match="must be triplets or pairs, got 2"):
+        ours()(z[0], indices_tuple=(a, p))
+
+
+def test_a_pair_counts_as_often_as_it_is_named():
+    logits = torch.zeros(1, 3)
+    first, second = torch.tensor([0]), torch.tensor([1])
+    loss = pair_losses(logits, first, second, torch.tensor([[0.0, 0.0, 2.0]]))
+    torch.testing.assert_close(loss, torch.tensor([3.0]).log())
+
+
+@pytest.mark.parametrize("ours", [NTXentLoss, SupConLoss])
+@pytest.mark.parametrize("labels", [torch.arange(6), torch.zeros(6, dtype=torch.int64)])
+def test_without_positives_or_negatives_the_loss_is_zero(ours, labels):
+    z = torch.randn(6, D, requires_grad=True)
+    loss = ours()(z, labels)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(z.grad, torch.zeros_like(z))
+
+
+def test_reducers():
+    labels = torch.tensor([0, 0, 1])
+    z = torch.eye(3)
+    mean, nonzero = type("MeanReducer", (), {})(), type("AvgNonZeroReducer", (), {})()
+    total = 2 * torch.tensor(2.0).log()
+    torch.testing.assert_close(SupConLoss(reducer=mean)(z, labels), total / 3)
+    torch.testing.assert_close(SupConLoss(reducer=nonzero)(z, labels), total / 2)
+    torch.testing.assert_close(NTXentLoss(reducer=nonzero)(z, labels), total / 2)
+    with pytest.raises(ValueError, match="reducer must be MeanReducer or"):
+        NTXentLoss(reducer=object())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("ours", "stated"), BOTH)
+def test_self_supervised(ours, stated, symmetric):
+    labels = torch.arange(6)
+
+    def expected(z1, z2):
+        if symmetric:
+            z = torch.cat([z1, z2])
+            return stated(z, z, *plain.masks(labels.repeat(2)), 0.2)
+        return stated(z1, z2, *plain.masks(labels, labels), 0.2)
+
+    loss = SelfSupervisedLoss(ours(0.2), symmetric)
+    assert_same_loss(loss, expected, torch.randn(2, 6, D), scale=5)
+    with pytest.raises(ValueError, match="views must share their shape"):
+        loss(torch.ones(2, 3), torch.ones(3, 3))
+
+
+@pytest.mark.parametrize(("ours", "stated"), BOTH)
+def test_cross_batch_memory(ours, stated):
+    memory = CrossBatchMemory(ours(0.2), embedding_size=D, memory_size=20)
+    batches, labels = torch.randn(3, 8, D), torch.arange(24).view(3, 8) % 5
+    for step in range(3):  # the third goes round
+        kept = torch.cat([batches[step], *batches[:step].flip(0)])[:20]
+        kept_labels = torch.cat([labels[step], *labels[:step].flip(0)])[:20]
+        if step == 2:  # of the first batch, the last rows are still there
+            kept[16:], kept_labels[16:] = batches[0, 4:], labels[0, 4:]
+        masks = plain.masks(labels[step], kept_labels, own=torch.arange(8))
+        z = batches[step].clone().requires_grad_()
+        before = memory.state_dict()
+        before = {k: v.clone() if torch.is_tensor(v) else v for k, v in before.items()}
+        memory(z, labels[step]).backward()
+        after = memory.queue_idx, memory.has_been_filled
+        memory.load_state_dict(before)
+        assert_same_loss(
+            lambda z, before=before, y=labels[step]: remembered(memory, before, z, y),
+            lambda z, kept=kept, masks=masks: stated(z, kept.to(z.dtype), *masks, 0.2),
+            [batches[step]],
+            scale=5,
+        )
+        assert (
+            (memory.queue_idx, memory.has_been_filled) == after == (8 * (step + 1) % 20, step > 1)
+        )
+
+
+def remembered(memory, state, z, labels):
+    memory.load_state_dict(state)
+    return memory(z, labels)
+
+
+def test_cross_batch_memory_with_a_mask_and_in_checkpoints():
+    memory = CrossBatchMemory(NTXentLoss(0.2), embedding_size=D, memory_size=20)
+    z, labels = torch.randn(12, D), torch.arange(6).repeat(2)
+    entering = torch.arange(12) >= 6
+    loss = memory(z, labels, enqueue_mask=entering)
+    masks = plain.masks(labels[:6], labels[6:])
+    torch.testing.assert_close(loss, plain.pairwise_nt_xent(z[:6], z[6:], *masks, 0.2))
+    other = CrossBatchMemory(NTXentLoss(0.2), embedding_size=D, memory_size=20)
+    other.load_state_dict(memory.state_dict())
+    assert (other.queue_idx, other.has_been_filled) == (6, False)
+    assert torch.equal(other.embedding_memory, memory.embedding_memory)
+    theirs = {k: v for k, v in memory.state_dict().items() if "extra" not in k}
+    CrossBatchMemory(NTXentLoss(0.2), embedding_size=D, memory_size=20).load_state_dict(theirs)
+    other.reset_queue()
+    assert other.queue_idx == 0
+    assert not other.embedding_memory.any()
+
+
+def test_refuses():
+    z, labels = torch.randn(4, D), torch.tensor([0, 0, 1, 1])
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        NTXentLoss(0.0)
+    with pytest.raises(ValueError, match="distance must be CosineSimilarity"):
+        SupConLoss(distance=torch.nn.PairwiseDistance())
+    for arguments in ({}, {"labels": labels, "ref_emb": z}, {"ref_labels": labels}):
+        with pytest.raises(ValueError, match="labels, and with ref_emb ref_labels, are needed"):
+            NTXentLoss()(z, **arguments)
+    for wrong in (labels[:3], labels.float()):
+        with pytest.raises(ValueError, match="every row needs an integer label"):
+            SupConLoss()(z, wrong)
+    with pytest.raises(TypeError, match="loss must be NTXentLoss or SupConLoss"):
+        CrossBatchMemory(torch.nn.CrossEntropyLoss(), D)
+    with pytest.raises(ValueError, match="miner must be None"):
+        CrossBatchMemory(NTXentLoss(), D, miner=object())
+    memory = CrossBatchMemory(NTXentLoss(), D, memory_size=3)
+    with pytest.raises(ValueError, match="memory of 3 must hold a batch, got 4"):
+        memory(z, labels)
+    with pytest.raises(ValueError, match="indices_tuple must be None"):
+        memory(z, labels, indices_tuple=(labels, labels, labels))
+    assert memory.queue_idx == 0

@@ -1,0 +1,114 @@
+"""sslops.patch on a package that is made here, and what importing sslops brings along."""
+
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+import sslops
+from sslops.compat import lightly, open_clip
+
+
+def modules_of(monkeypatch, **contents):
+    """Puts modules into sys.modules; their dots are written as double underscores."""
+    made = {}
+    for name, members in contents.items():
+        module = ModuleType(name.replace("__", "."))
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        made[name] = module
+    return made
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A lightly with its class in three modules, once under another name."""
+    theirs = type("NTXentLoss", (), {})
+
+    def update_momentum():
+        pass
+
+    return modules_of(
+        monkeypatch,
+        lightly={},
+        lightly__loss={"NTXentLoss": theirs},
+        lightly__loss__ntx_ent_loss={"NTXentLoss": theirs, "Alias": theirs, "number": 1},
+        lightly__models__utils={"update_momentum": update_momentum},
+        lightly_next={"NTXentLoss": theirs},
+    )
+
+
+def found(fake):
+    return [vars(module).get("NTXentLoss") for module in fake.values()]
+
+
+def test_patch_and_undo(fake):
+    before = {name: dict(vars(module)) for name, module in fake.items()}
+    theirs = fake["lightly__loss"].NTXentLoss
+    patched = sslops.patch("lightly")
+    assert fake["lightly__loss"].NTXentLoss is lightly.NTXentLoss
+    assert fake["lightly__loss__ntx_ent_loss"].NTXentLoss is lightly.NTXentLoss
+    assert fake["lightly__loss__ntx_ent_loss"].Alias is lightly.NTXentLoss
+    assert fake["lightly__models__utils"].update_momentum is lightly.update_momentum
+    assert fake["lightly_next"].NTXentLoss is theirs  # another package
+    patched.undo()
+    patched.undo()
+    assert {name: dict(vars(module)) for name, module in fake.items()} == before
+
+
+def test_patch_is_a_context_manager_and_the_first_one_counts(fake):
+    theirs = found(fake)
+    with sslops.patch("lightly") as outer:
+        once = found(fake)
+        with sslops.patch("lightly"):
+            assert found(fake) == once != theirs
+        assert found(fake) == once
+        assert isinstance(outer, sslops.Patch)
+    assert found(fake) == theirs
+    with pytest.raises(KeyError), sslops.patch("lightly"):
+        raise KeyError
+    assert found(fake) == theirs
+
+
+def test_patch_of_some_names(fake):
+    utils = fake["lightly__models__utils"].update_momentum
+    with sslops.patch("lightly", ["NTXentLoss"]):
+        assert fake["lightly__loss"].NTXentLoss is lightly.NTXentLoss
+        assert fake["lightly__models__utils"].update_momentum is utils
+
+
+def test_modules_imported_while_patched_are_restored(fake, monkeypatch):
+    theirs = fake["lightly__loss"].NTXentLoss
+    with sslops.patch("lightly"):
+        taken = {"NTXentLoss": fake["lightly__loss"].NTXentLoss}
+        late = modules_of(monkeypatch, lightly__late=taken)["lightly__late"]
+    assert late.NTXentLoss is theirs
+
+
+def test_patch_refuses(fake, monkeypatch):
+    with pytest.raises(ValueError, match=r"package must be one of .*'lightly'.*, got 'lightning'"):
+        sslops.patch("lightning")
+    with pytest.raises(ValueError, match=r"classes of lightly must be of .* got \['DCLLoss'\]"):
+        sslops.patch("lightly", ["NTXentLoss", "DCLLoss"])
+    del fake["lightly__models__utils"].update_momentum
+    theirs = found(fake)
+    with pytest.raises(ImportError, match=r"must have lightly\.models\.utils\.update_momentum"):
+        sslops.patch("lightly")
+    assert found(fake) == theirs  # nothing half done
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ImportError, match=r"open_clip must have open_clip\.loss\.ClipLoss, got"):
+        sslops.patch("open_clip")
+    assert open_clip.ClipLoss is not None
+
+
+def test_importing_sslops_imports_no_peer_and_none_of_their_twins(tmp_path):
+    names = ("lightly", "open_clip", "pytorch_metric_learning", "sentence_transformers", "solo",
+             "info_nce", "solo_learn", "info_nce_pytorch")  # fmt: skip
+    code = (
+        "import sslops, sys\n"
+        f"print([m for m in {names} if m in sys.modules or f'sslops.compat.{{m}}' in sys.modules])"
+    )
+    run = [sys.executable, "-c", code]
+    out = subprocess.run(run, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert out.stdout.strip() == "[]"
