@@ -5,7 +5,10 @@ BIN    := $(VENV)/bin
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs no factor of ten.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: help setup demo test peers lint types bench docs doctor wheel clean
+SANITIZED := $(addprefix tests/test_,$(addsuffix .py,nt_xent nt_xent_weights info_nce info_nce_masks \
+    clip_loss sup_con cpc_loss sigmoid_loss))
+
+.PHONY: sanitize help setup demo test peers lint types bench docs doctor wheel clean
 help:    ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 setup: $(VENV)/.built ## environment, pinned packages, compiled kernels
@@ -21,6 +24,12 @@ types: setup ## mypy, strict
 	$(BIN)/mypy -p sslops -p bench
 bench: setup ## measure against PyTorch on this machine, append to bench/results
 	$(BIN)/python -m pytest bench --benchmark-only -s
+sanitize: setup ## the op tests on C++ built with address and undefined-behaviour sanitizers
+	rm -rf build/sanitize
+	SSLOPS_SANITIZE=1 SSLOPS_BUILD=cpu $(BIN)/python setup.py -q build --build-base build/sanitize-tmp --build-lib build/sanitize
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=build/sanitize $(BIN)/python -P -m pytest \
+	    --import-mode=importlib -k "not fullgraph" $(SANITIZED)
 docs: setup ## run the examples of README and docstrings, check that every link leads somewhere
 	$(BIN)/python -m pytest tests/test_docs.py
 doctor: setup ## versions, back ends, and what each op runs here
