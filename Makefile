@@ -8,7 +8,7 @@ export GOMP_SPINCOUNT ?= 0
 SANITIZED := $(addprefix tests/test_,$(addsuffix .py,nt_xent nt_xent_weights info_nce info_nce_masks \
     clip_loss sup_con cpc_loss sigmoid_loss))
 
-.PHONY: sanitize help setup demo test peers lint types bench docs doctor wheel clean
+.PHONY: help setup demo test fuzz peers lint types bench sanitize docs doctor wheel clean
 help:    ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 setup: $(VENV)/.built ## environment, pinned packages, compiled kernels
@@ -18,6 +18,8 @@ test: setup ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 peers: .venv-peers/.installed ## compare sslops.compat with the packages it stands in for
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peer -rs tests/test_compat_peers.py
+fuzz: setup ## the property tests of the losses with 2,000 new examples each
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -k fuzz
 lint: setup ## ruff and clang-format, nothing is changed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/*/*
 types: setup ## mypy, strict

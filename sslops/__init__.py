@@ -6,7 +6,14 @@ from sslops._version import __version__
 from sslops.chance import chance
 from sslops.compat._patch import Patch, patch
 from sslops.doctor import Backend, backends
-from sslops.nn import NTXentLoss
+from sslops.nn import (
+    ClipLoss,
+    CPCLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    SigmoidLoss,
+    SupConLoss,
+)
 from sslops.ops.clip_loss import clip_loss
 from sslops.ops.cpc_loss import CPCStats, cpc_loss
 from sslops.ops.info_nce import InfoNCEStats, info_nce
@@ -17,11 +24,16 @@ from sslops.ops.sup_con import SupConStats, sup_con
 __all__ = [
     "HAS_EXTENSION",
     "Backend",
+    "CPCLoss",
     "CPCStats",
+    "ClipLoss",
+    "InfoNCELoss",
     "InfoNCEStats",
     "NTXentLoss",
     "NTXentStats",
     "Patch",
+    "SigmoidLoss",
+    "SupConLoss",
     "SupConStats",
     "__version__",
     "backend",

@@ -1,6 +1,7 @@
 """What runs here: versions, back ends, and why not a faster one."""
 
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -12,7 +13,15 @@ from sslops._version import __version__
 
 __all__ = ["Backend", "backends", "report"]
 
-OPS = ("nt_xent",)
+# public function -> the registered op that does its work
+OPS = {
+    "nt_xent": "nt_xent_fwd",
+    "info_nce": "info_nce_fwd",
+    "clip_loss": "info_nce_fwd",
+    "cpc_loss": "info_nce_fwd",
+    "sup_con": "sup_con_fwd",
+    "sigmoid_loss": "sigmoid_loss_fwd",
+}
 EXTRAS = {"train": ("PIL", "safetensors", "rich", "tyro", "sklearn", "matplotlib")}
 BUILD_HINT = "pip install --no-build-isolation . (a C++20 compiler, ninja and pybind11)"
 
@@ -23,7 +32,8 @@ class Backend(NamedTuple):
     Attributes:
         op: name of the op.
         device: "cpu", "cuda" or "other".
-        runs: "cpp (<level>)", "triton" or "reference".
+        runs: "cpp (<level>)", "triton" or "reference"; then ", as <op>" if the kernels are those
+            of another op.
         why: why not a faster one; empty if there is none.
     """
 
@@ -35,20 +45,28 @@ class Backend(NamedTuple):
 
 def backends() -> list[Backend]:
     """What each op runs on each kind of device of this machine, and why not a faster one."""
-    rows = []
-    for op in OPS:
-        rows.append(_cpu(op))
-        if torch.cuda.is_available():
-            rows.append(_cuda(op))
-        if torch.backends.mps.is_available():
-            rows.append(Backend(op, "other", "reference", "there is no kernel for Metal"))
-    return rows
+    return [_with_owner(row) for op in OPS for row in _of(op)]
+
+
+def _of(op: str) -> Iterator[Backend]:
+    yield _cpu(op)
+    if torch.cuda.is_available():
+        yield _cuda(op)
+    if torch.backends.mps.is_available():
+        yield Backend(op, "other", "reference", "there is no kernel for Metal")
+
+
+def _with_owner(row: Backend) -> Backend:
+    owner = OPS[row.op].removesuffix("_fwd")
+    return row if owner == row.op else row._replace(runs=f"{row.runs}, as {owner}")
 
 
 def _cpu(op: str) -> Backend:
     if not _library.load_extension():
         why = f"sslops._C was not compiled; {BUILD_HINT}"
         return Backend(op, "cpu", "reference", why)
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"sslops::{OPS[op]}", "CPU"):
+        return Backend(op, "cpu", "reference", "sslops._C was compiled without it; build it again")
     from sslops import _C
 
     level = _C.level()

@@ -28,7 +28,11 @@ def assert_as_accurate_as(
 
 
 def naive_nt_xent(
-    z: Tensor, temperature: float | Tensor, num_views: int = 2, normalize: bool = True
+    z: Tensor,
+    temperature: float | Tensor,
+    num_views: int = 2,
+    normalize: bool = True,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Per-row NT-Xent as a user writes it, [M]: the similarities are stored and masked."""
     x = F.normalize(z, dim=1) if normalize else z
@@ -36,7 +40,12 @@ def naive_nt_xent(
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     sample = torch.arange(len(z), device=z.device) % (len(z) // num_views)
     positive = (sample[:, None] == sample) & ~itself
-    log_p = logits.masked_fill(itself, float("-inf")).log_softmax(dim=1)
+    out = itself
+    if ids is not None:
+        row_ids = ids.repeat(num_views)
+        same = (row_ids[:, None] == row_ids) & (row_ids[:, None] >= 0)
+        out = itself | (same & ~positive)
+    log_p = logits.masked_fill(out, float("-inf")).log_softmax(dim=1)
     return -torch.where(positive, log_p, 0.0).sum(dim=1) / (num_views - 1)
 
 

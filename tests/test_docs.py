@@ -27,7 +27,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
         "sslops.compat.pytorch_metric_learning",
         "sslops.compat.sentence_transformers",
         "sslops.compat.solo_learn",
-        "sslops.nn",
+        "sslops.nn.info_nce",
+        "sslops.nn.nt_xent",
+        "sslops.nn.pairs",
         "sslops.ops.clip_loss",
         "sslops.ops.cpc_loss",
         "sslops.ops.info_nce",
@@ -61,6 +63,20 @@ def test_migrations_run(page):
     assert _migration.loss_of(page, 1) > 0
     before, after = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
     assert before.splitlines()[1:] == after.splitlines()[1:]  # only the import changes
+
+
+def test_dense_example_is_right():
+    """The example runs, and its loss is that of the stored and masked similarities."""
+    block = re.search(r"```python\n(.*?)```", (ROOT / "docs/dense.md").read_text(), re.S).group(1)
+    names: dict = {}
+    exec(block, names)
+    logits = F.normalize(names["rows"], dim=1) @ F.normalize(names["keys"], dim=1).T / 0.2
+    same = names["cell"][names["targets"], None] == names["cell"]
+    own = F.one_hot(names["targets"], logits.shape[1]).bool()
+    logits = logits.masked_fill(same & ~own, float("-inf"))
+    torch.testing.assert_close(names["loss"], F.cross_entropy(logits, names["targets"]))
+    assert 0 <= names["accuracy"] <= 1
+    assert names["first"].shape == (4, 16, 8, 8)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

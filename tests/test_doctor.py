@@ -13,13 +13,29 @@ def test_report_names_versions_and_every_backend():
     for word in ("sslops", "python", "torch", "triton", "nt_xent on cpu", "extra [train]"):
         assert word in text
     assert {row.op for row in sslops.backends()} == set(doctor.OPS)
+    for op in ("info_nce", "clip_loss", "cpc_loss", "sup_con", "sigmoid_loss"):
+        assert f"{op} on cpu" in text
+
+
+def test_ops_that_share_kernels_say_so():
+    runs = {row.op: row.runs for row in sslops.backends() if row.device == "cpu"}
+    assert runs["clip_loss"] == runs["cpc_loss"] == runs["info_nce"] + ", as info_nce"
+    assert ", as" not in runs["nt_xent"]
+
+
+@needs_extension
+def test_an_op_that_was_not_compiled_is_reported(monkeypatch):
+    monkeypatch.setattr(doctor, "OPS", {"nt_xent": "nt_xent_fwd_reference"})
+    (row,) = [row for row in sslops.backends() if row.device == "cpu"]
+    assert row.runs.startswith("reference")
+    assert "compiled without it" in row.why
 
 
 def test_report_without_a_compiled_module(monkeypatch):
     monkeypatch.setattr(_library, "load_extension", lambda: False)
-    (cpu,) = [row for row in sslops.backends() if row.device == "cpu"]
-    assert cpu.runs == "reference"
-    assert "--no-build-isolation" in cpu.why
+    for cpu in (row for row in sslops.backends() if row.device == "cpu"):
+        assert cpu.runs.startswith("reference")
+        assert "--no-build-isolation" in cpu.why
     assert "kernels  not compiled" in doctor.report()
 
 
@@ -38,9 +54,9 @@ def test_levels_can_be_forced_and_are_reported():
         for level in levels:
             _C.set_level(level)
             assert _C.level() == level
-            (cpu,) = [row for row in sslops.backends() if row.device == "cpu"]
-            assert level in cpu.runs
-            assert bool(cpu.why) == (level != "amx")
+            for cpu in (row for row in sslops.backends() if row.device == "cpu"):
+                assert level in cpu.runs
+                assert bool(cpu.why) == (level != "amx")
     finally:
         _C.set_level("auto")
     assert _C.level() == levels[-1]

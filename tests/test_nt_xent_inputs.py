@@ -238,11 +238,3 @@ def test_module():
         sslops.NTXentLoss()(z1, z2.to("meta"))
     with pytest.raises(ValueError, match="needs at least one tensor"):
         sslops.NTXentLoss()()
-
-
-def test_chance():
-    assert sslops.chance("nt_xent", batch=256) == pytest.approx(math.log(511))
-    with pytest.raises(ValueError, match="chance: loss must be nt_xent, got 'clip'"):
-        sslops.chance("clip", batch=2)
-    with pytest.raises(ValueError, match="chance: needs batch >= 1"):
-        sslops.chance("nt_xent", batch=0)

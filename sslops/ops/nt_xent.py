@@ -13,6 +13,7 @@ from sslops.ops._checks import (
     inverse_temperature,
     reduce_rows,
 )
+from sslops.ops._nt_xent_ids import rows_without_duplicates, sample_ids
 from sslops.reference import nt_xent as _reference
 
 __all__ = ["NTXentStats", "nt_xent"]
@@ -100,6 +101,7 @@ def nt_xent(
     *,
     num_views: int | None = ...,
     temperature: float | Tensor = ...,
+    ids: Tensor | None = ...,
     weights: Tensor | None = ...,
     reduction: Literal["none", "mean", "sum"] = ...,
     normalize: bool = ...,
@@ -113,6 +115,7 @@ def nt_xent(
     *,
     num_views: int | None = ...,
     temperature: float | Tensor = ...,
+    ids: Tensor | None = ...,
     weights: Tensor | None = ...,
     reduction: Literal["none", "mean", "sum"] = ...,
     normalize: bool = ...,
@@ -125,6 +128,7 @@ def nt_xent(
     *,
     num_views: int | None = None,
     temperature: float | Tensor = 0.1,
+    ids: Tensor | None = None,
     weights: Tensor | None = None,
     reduction: Literal["none", "mean", "sum"] = "mean",
     normalize: bool = True,
@@ -147,6 +151,9 @@ def nt_xent(
         num_views: V >= 2 for [M, D]; default 2. For [V, B, D] it must agree if given.
         temperature: tau > 0, a number or a tensor of one element, which then gets a gradient and
             is never read on the host (a non-positive tensor gives NaN, not an error).
+        ids: [B] integers, or [M] with the same one for all views of a sample. Samples of equal
+            ids are left out of each other's negatives (known duplicates), the positives stay. -1
+            matches nothing.
         weights: [M] or [V, B], multiplies each row's loss; gradients flow into it. "mean" then
             divides by the sum of the weights.
         reduction: "mean" or "sum" over the rows, or "none".
@@ -159,9 +166,11 @@ def nt_xent(
         in plain PyTorch; a zero row is kept zero, as by `torch.nn.functional.normalize`.
 
     Raises:
-        TypeError: `z`, `weights` or `temperature` is not of a floating dtype listed above.
+        TypeError: `z`, `weights` or `temperature` is not of a floating dtype listed above, `ids`
+            not of an integer one.
         ValueError: wrong shape, fewer than two rows or views, D = 0, rows not divisible by
-            `num_views`, tensors on different devices, temperature not positive and finite,
+            `num_views`, tensors on different devices, ids that differ between the views of a
+            sample (CPU; elsewhere the first view's count), temperature not positive and finite,
             unknown reduction.
         RuntimeError: when the gradient is itself differentiated.
 
@@ -183,10 +192,17 @@ def nt_xent(
     flat = z.flatten(0, 1) if z.ndim == 3 else z  # [M, D]
     if weights is not None:
         weights = _check_weights(weights, flat, num_views)
+    if ids is not None:
+        ids = sample_ids(ids, num_views, flat)
     flat = flat.to(autocast_dtype(z))
 
-    forward = op("nt_xent_fwd", flat)
-    rows, lse, hit = forward(flat, scale, factor, num_views, normalize, return_stats)
+    if ids is None:
+        forward = op("nt_xent_fwd", flat)
+        rows, lse, hit = forward(flat, scale, factor, num_views, normalize, return_stats)
+    else:
+        rows, lse, hit = rows_without_duplicates(
+            flat, ids, num_views, scale, factor, normalize, return_stats
+        )
     loss = reduce_rows(rows, weights, reduction)
     return (loss, NTXentStats(rows.detach(), lse, hit)) if return_stats else loss
 

@@ -1,16 +1,17 @@
-"""Losses as modules: thin, with no state but their hyper-parameters."""
+"""Module of NT-Xent."""
 
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sslops.nn._temperature import WithTemperature
 from sslops.ops.nt_xent import NTXentStats, nt_xent
 
 __all__ = ["NTXentLoss"]
 
 
-class NTXentLoss(nn.Module):
+class NTXentLoss(WithTemperature):
     r"""Module of `sslops.nt_xent`; formula, shapes, dtypes and errors are documented there.
 
     Args:
@@ -39,24 +40,19 @@ class NTXentLoss(nn.Module):
         normalize: bool = True,
         return_stats: bool = False,
     ) -> None:
-        super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"NTXentLoss: temperature must be positive, got {temperature}")
-        start = torch.tensor(float(temperature)).log()
-        self.log_temperature = nn.Parameter(start) if learn_temperature else None
-        self._temperature = float(temperature)
+        super().__init__(temperature, learn_temperature)
         self.num_views = num_views
         self.reduction: Literal["none", "mean", "sum"] = reduction
         self.normalize = normalize
         self.return_stats = return_stats
 
-    @property
-    def temperature(self) -> float | Tensor:
-        """The number, or exp(log_temperature) when it is learnt."""
-        return self._temperature if self.log_temperature is None else self.log_temperature.exp()
+    def forward(
+        self, *views: Tensor, ids: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, NTXentStats]:
+        """Loss of V tensors [B, D], or of one tensor [V, B, D] or [M, D].
 
-    def forward(self, *views: Tensor) -> Tensor | tuple[Tensor, NTXentStats]:
-        """Loss of V tensors [B, D], or of one tensor [V, B, D] or [M, D]."""
+        `ids` and `weights` are those of `nt_xent`.
+        """
         if not views:
             raise ValueError("NTXentLoss: needs at least one tensor, got none")
         if len(views) > 1 and any(view.shape != views[0].shape for view in views):
@@ -70,13 +66,9 @@ class NTXentLoss(nn.Module):
             z,
             num_views=self.num_views,
             temperature=self.temperature,
+            ids=ids,
+            weights=weights,
             reduction=self.reduction,
             normalize=self.normalize,
             return_stats=self.return_stats,
         )
-
-    def extra_repr(self) -> str:
-        """The hyper-parameters, as `print(model)` shows them."""
-        learnt = ", learnt" if self.log_temperature is not None else ""
-        temperature = float(torch.as_tensor(self.temperature).detach())
-        return f"temperature={temperature:g}{learnt}, reduction={self.reduction!r}"
