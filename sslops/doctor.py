@@ -12,7 +12,7 @@ from sslops._version import __version__
 
 __all__ = ["Backend", "backends", "report"]
 
-OPS = ("nt_xent",)
+OPS = ("nt_xent", "enqueue_")
 EXTRAS = {"train": ("PIL", "safetensors", "rich", "tyro", "sklearn", "matplotlib")}
 BUILD_HINT = "pip install --no-build-isolation . (a C++20 compiler, ninja and pybind11)"
 

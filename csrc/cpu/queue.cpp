@@ -46,9 +46,9 @@ void check(const at::Tensor& queue, const at::Tensor& pointer, const at::Tensor&
   TORCH_CHECK_VALUE(ids.has_value() == queue_ids.has_value(),
                     "enqueue_: ids and queue_ids go together, got one of them");
   if (!ids.has_value()) return;
-  TORCH_CHECK_VALUE(ids->dim() == 1 && ids->size(0) == keys.size(0) &&
-                        queue_ids->is_contiguous() && queue_ids->numel() == queue.size(0) &&
-                        ids->scalar_type() == at::kLong && queue_ids->scalar_type() == at::kLong,
+  TORCH_CHECK_VALUE(ids->dim() == 1 && ids->size(0) == keys.size(0) && queue_ids->is_contiguous() &&
+                        queue_ids->numel() == queue.size(0) && ids->scalar_type() == at::kLong &&
+                        queue_ids->scalar_type() == at::kLong,
                     "enqueue_: ids must be [B] and queue_ids [K], int64, got ", ids->sizes(),
                     " and ", queue_ids->sizes());
 }

@@ -100,9 +100,7 @@ def check_keys(op: str, keys: Tensor, queue: Tensor) -> None:
     """Raise unless `keys` are rows that `queue` [K, D] can take."""
     check_floating(op, "keys", keys)
     if keys.ndim != 2 or keys.shape[1] != queue.shape[1]:
-        raise ValueError(
-            f"{op}: keys must be [B, {queue.shape[1]}], got shape {tuple(keys.shape)}"
-        )
+        raise ValueError(f"{op}: keys must be [B, {queue.shape[1]}], got shape {tuple(keys.shape)}")
     check_device(op, "keys", keys, queue)
 
 
