@@ -17,7 +17,7 @@ def test_report_names_versions_and_every_backend():
 
 def test_report_without_a_compiled_module(monkeypatch):
     monkeypatch.setattr(_library, "load_extension", lambda: False)
-    (cpu,) = [row for row in sslops.backends() if row.device == "cpu"]
+    cpu = next(row for row in sslops.backends() if row.device == "cpu")
     assert cpu.runs == "reference"
     assert "--no-build-isolation" in cpu.why
     assert "kernels  not compiled" in doctor.report()
@@ -38,7 +38,7 @@ def test_levels_can_be_forced_and_are_reported():
         for level in levels:
             _C.set_level(level)
             assert _C.level() == level
-            (cpu,) = [row for row in sslops.backends() if row.device == "cpu"]
+            cpu = next(row for row in sslops.backends() if row.device == "cpu")
             assert level in cpu.runs
             assert bool(cpu.why) == (level != "amx")
     finally:
