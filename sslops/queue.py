@@ -25,8 +25,9 @@ class KeyQueue(nn.Module):
     PyTorch losses save the queue; autograd then raises, it never uses the changed rows.
 
     All state is in `state_dict`: `keys` [K, D], `pointer` (0-d int64, how many keys were ever
-    enqueued) and, with ids, `ids` [K] int64. DistributedDataParallel copies buffers from rank 0 at
-    each forward; give it `broadcast_buffers=False` where every rank enqueues the same (`group`).
+    enqueued) and, with ids, `ids` [K] int64. Several processes hold equal queues if they start equal
+    (one seed, or inside DistributedDataParallel) and enqueue with `group`. DistributedDataParallel
+    would copy all of the queue from rank 0 at each forward: give it `broadcast_buffers=False`.
 
     Args:
         size: K, slots.

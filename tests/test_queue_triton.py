@@ -109,3 +109,20 @@ def test_cuda_runs_triton_but_for_float64():
     ):
         found = _library.gpu_kernel("enqueue_", "queue.enqueue_", True, (*args, None, None, True))
         assert found is expected
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float64], ids=str)
+def test_what_a_gpu_would_call(stored, with_ids, device):
+    """The kernel registered for CUDA, on tensors of any device: the write must not go unnoticed."""
+    queue, pointer, keys, queue_ids, ids = tensors(6, 4, 4, 3, torch.float32, stored, device)
+    args = [queue, pointer, keys, *((queue_ids, ids) if with_ids else (None, None))]
+    theirs = [None if t is None else t.clone() for t in args]
+    versions = [t._version for t in (queue, pointer, queue_ids)]
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    torch.ops.sslops.enqueue_.default.redispatch(cuda, *args, True)
+    reference.enqueue_(*theirs, True)
+    torch.testing.assert_close(queue, theirs[0], rtol=1e-6, atol=1e-7)
+    assert torch.equal(pointer, theirs[1])
+    changed = [t._version > v for t, v in zip((queue, pointer, queue_ids), versions, strict=True)]
+    assert changed == [True, True, with_ids]
