@@ -18,8 +18,11 @@ from sslops.ops.clip_loss import clip_loss
 from sslops.ops.cpc_loss import CPCStats, cpc_loss
 from sslops.ops.info_nce import InfoNCEStats, info_nce
 from sslops.ops.nt_xent import NTXentStats, nt_xent
+from sslops.ops.queue import enqueue_
 from sslops.ops.sigmoid_loss import sigmoid_loss
 from sslops.ops.sup_con import SupConStats, sup_con
+from sslops.queue import KeyQueue
+from sslops.queue_checkpoints import load_queue
 
 __all__ = [
     "HAS_EXTENSION",
@@ -29,6 +32,7 @@ __all__ = [
     "ClipLoss",
     "InfoNCELoss",
     "InfoNCEStats",
+    "KeyQueue",
     "NTXentLoss",
     "NTXentStats",
     "Patch",
@@ -41,7 +45,9 @@ __all__ = [
     "chance",
     "clip_loss",
     "cpc_loss",
+    "enqueue_",
     "info_nce",
+    "load_queue",
     "nt_xent",
     "patch",
     "sigmoid_loss",

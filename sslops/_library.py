@@ -145,8 +145,16 @@ def define(
 
     def on_gpu(*args: Any) -> Any:
         kernel = gpu_kernel(name, triton if HAS_TRITON else None, cuda, args)
-        return reference(*args) if kernel is None else kernel(*args)
+        if kernel is None:
+            return reference(*args)
+        for n in written:  # or autograd would not notice that a saved tensor has changed
+            tensors = args[n] if isinstance(args[n], list) else [args[n]]
+            tensors = [t for t in tensors if t is not None and not t.is_inference()]
+            torch.autograd.graph.increment_version(tensors)
+        return kernel(*args)
 
+    arguments = getattr(torch.ops.sslops, name).default._schema.arguments
+    written = [n for n, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]
     LIB.impl(name, _without_autocast(on_gpu), "CUDA")  # type: ignore[no-untyped-call]
 
 

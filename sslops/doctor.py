@@ -21,6 +21,7 @@ OPS = {
     "cpc_loss": "info_nce_fwd",
     "sup_con": "sup_con_fwd",
     "sigmoid_loss": "sigmoid_loss_fwd",
+    "enqueue_": "enqueue_",
 }
 EXTRAS = {"train": ("PIL", "safetensors", "rich", "tyro", "sklearn", "matplotlib")}
 BUILD_HINT = "pip install --no-build-isolation . (a C++20 compiler, ninja and pybind11)"

@@ -23,6 +23,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from sslops.kernels import nt_xent
+from sslops.kernels import queue as queue_kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 WIDTHS = (64, 128, 256)  # one a row of the table
@@ -54,6 +55,17 @@ def call_launchers(width: int, dtype: torch.dtype) -> None:
         nt_xent.nt_xent_fwd(z, scale, 1.0, 2, True, False)
         nt_xent.nt_xent_fwd(z, scale, 1.0, 2, True, True)
     nt_xent.nt_xent_bwd(row, z, row, scale, 1.0, 2, True)
+
+
+def call_queue(stored: torch.dtype, dtype: torch.dtype, D: int) -> None:
+    """enqueue_ with and without ids and normalisation."""
+    queue = torch.empty(64, D, dtype=stored, device="meta")
+    keys = torch.empty(32, D, dtype=dtype, device="meta")
+    pointer, queue_ids, ids = (
+        torch.empty(size, dtype=torch.int64, device="meta") for size in ((), 64, 32)
+    )
+    queue_kernels.enqueue_(queue, pointer, keys, queue_ids, ids, True)
+    queue_kernels.enqueue_(queue, pointer, keys, None, None, False)
 
 
 def compile_all(target: GPUTarget) -> list[dict[str, Any]]:
@@ -89,6 +101,10 @@ def compile_all(target: GPUTarget) -> list[dict[str, Any]]:
         if target.backend == "cuda":
             multiply.return_value = "tf32"
             call_launchers(128, torch.float32)
+        for stored in (torch.float32, torch.bfloat16, torch.float16):
+            call_queue(stored, torch.float32, 128)
+        call_queue(torch.bfloat16, torch.bfloat16, 100)
+        call_queue(torch.float32, torch.float16, 2048)
     return list(seen.values())
 
 

@@ -34,8 +34,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
         "sslops.ops.cpc_loss",
         "sslops.ops.info_nce",
         "sslops.ops.nt_xent",
+        "sslops.ops.queue",
         "sslops.ops.sigmoid_loss",
         "sslops.ops.sup_con",
+        "sslops.queue",
+        "sslops.queue_checkpoints",
     ],
 )
 def test_examples_in_docstrings_run(module):

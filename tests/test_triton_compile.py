@@ -34,6 +34,7 @@ def test_every_configuration(target):
     kernels = json.loads(out.stdout)
     instruction, shared = TARGETS[target]
     assert {k["kernel"] for k in kernels} >= {*TILE_KERNELS, "unit_rows_kernel"}
+    assert "enqueue_kernel" in {k["kernel"] for k in kernels}
     for kernel in kernels:
         name = kernel["name"]
         assert kernel["spills"] == 0, f"{name} spills {kernel['spills']}"
