@@ -12,6 +12,7 @@
 #endif
 
 #include <optional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -135,8 +136,15 @@ void Device::launch(void (*kernel)(Params...), dim3 grid, int threads, int64_t s
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
         "shared memory of a kernel");
-  kernel<<<grid, threads, static_cast<size_t>(shared), stream_> > >(std::forward<Args>(args)...);
-  check_cuda(cudaGetLastError(), "launch of a kernel");
+  std::tuple<Params...> values(std::forward<Args>(args)...);
+  std::apply(
+      [&](auto&... each) {
+        void* list[] = {&each...};
+        check_cuda(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(threads),
+                                    list, static_cast<size_t>(shared), stream_),
+                   "launch of a kernel");
+      },
+      values);
 }
 #endif
 

@@ -56,14 +56,25 @@ SSLOPS_HD constexpr int tile_offset(int row, int piece, int row_bytes) {
   return row * row_bytes + ((piece ^ (row & 7)) << 4);
 }
 
-// Columns of the shared tiles: the whole width where it fits, else the widest that the
-// multiprocessor can hold two of. `most` is the largest compiled for the type.
-SSLOPS_HD constexpr int choose_width(int64_t D, int element, int most, int64_t shared_limit) {
-  int width = 128 / element;
-  while (width < D && width < most) width *= 2;
-  if (width >= D) return width;
-  // several chunks: a stage then holds the rows' chunk beside the columns'
-  while (width > 128 / element && int64_t{2} * 2 * 64 * width * element > shared_limit) width /= 2;
+// Columns of a tile of `width` features: fewer where a warp's accumulators of them leave less room.
+SSLOPS_HD constexpr int tile_columns(int width, int element) {
+  return width == 256 && element == 2 ? 32 : 64;
+}
+
+// Shared memory of a block: its 64 rows and two tiles of columns, or, if the features come in
+// several chunks, two stages of both.
+SSLOPS_HD constexpr int64_t tile_bytes(int64_t features, int width, int element) {
+  const int64_t rows = 64, columns = tile_columns(width, element);
+  return (features <= width ? rows + 2 * columns : 2 * (rows + columns)) * width * element;
+}
+
+// Features that a tile holds: all of them where they fit, else the widest chunk of which the
+// multiprocessor can hold two. `most` is the largest compiled for the dtype.
+SSLOPS_HD constexpr int choose_width(int64_t features, int element, int most, int64_t limit) {
+  const int least = most / 4;
+  int width = least;
+  while (width < features && width < most) width *= 2;
+  while (width > least && tile_bytes(features, width, element) > limit) width /= 2;
   return width;
 }
 

@@ -79,9 +79,10 @@ struct Tiles {
   template <class T>
   void run(const Problem& problem, Pass pass, TileProblem p) {
     const int width = tile_width<T>(problem.device, p.width);
-    const int64_t blocks = ceil_div(p.M, kTile), chunks = ceil_div(p.width, width);
+    const int64_t blocks = ceil_div(p.M, kRows), chunks = ceil_div(p.width, width);
     const int64_t outputs = pass == Pass::kStats ? 1 : chunks;
-    parts = choose_parts(blocks * outputs, ceil_div(p.N, kTile), problem.device.processors());
+    const int64_t tiles = ceil_div(p.N, tile_columns(width, sizeof(T)));
+    parts = choose_parts(blocks * outputs, tiles, problem.device.processors());
     lift = kLift<T>;
     if (pass != Pass::kGradient) {
       max = problem.floats({parts, p.M});

@@ -19,8 +19,7 @@ void launch_tiles(const Device& device, Pass pass, int width, dim3 grid, const T
 
 template <class T, int W>
 void launch_width(const Device& device, Pass pass, dim3 grid, const TileProblem& p) {
-  const int64_t tile = int64_t{kTile} * W * static_cast<int64_t>(sizeof(T));
-  const int64_t shared = (p.width <= W ? 3 : 4) * tile;
+  const int64_t shared = tile_bytes(p.width, W, sizeof(T));
   if (pass == Pass::kStats)
     device.launch(tile_kernel<T, W, Pass::kStats>, grid, kThreads, shared, p);
   else if (pass == Pass::kSingle)
