@@ -1,16 +1,20 @@
 """Build of sslops: maps the top-level folders into the package and compiles csrc/ where it can.
 
-SSLOPS_BUILD=none|cpu says what is compiled. Unset: cpu if torch can be imported (as with
-`pip install --no-build-isolation .`), else none, which gives the pure package.
+SSLOPS_BUILD=none|cpu|cuda says what is compiled; cuda is cpu and the CUDA kernels, which nvcc
+compiles for SSLOPS_CUDA_ARCHS without a GPU. Unset: cpu if torch can be imported (as with
+`pip install --no-build-isolation .`), and cuda where that torch was built with CUDA and there is an
+nvcc; else none, which gives the pure package.
 """
 
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 FOLDERS = {"sslops.kernels": "kernels", "sslops.training": "training"}
 
@@ -23,19 +27,56 @@ def packages() -> list[str]:
     return found
 
 
+def find_nvcc() -> str | None:
+    """The CUDA compiler, of CUDA_HOME or of the path."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
+
+
+def cuda_flags() -> list[str]:
+    """Flags of nvcc: no Python and nothing of torch but its stable ABI, of its first version."""
+    import torch
+
+    archs = os.environ.get("SSLOPS_CUDA_ARCHS", "80,90a,100").split(",")
+    lowest = min(archs, key=lambda arch: int(arch.rstrip("af")))
+    codes = [(arch, f"sm_{arch}") for arch in archs] + [(lowest, f"compute_{lowest}")]  # and PTX
+    include = Path(torch.__file__).parent / "include"
+    flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Werror=all-warnings"]
+    flags += ["-Xcompiler=-fPIC,-fvisibility=hidden", f"-isystem={include}"]
+    flags += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    return flags + [f"-gencode=arch=compute_{arch},code={code}" for arch, code in codes]
+
+
+def compile_cuda(nvcc: str, sources: list[str], output: Path) -> None:
+    """Compile and link sslops._C_cuda; the CUDA runtime is linked in."""
+    import torch
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    threads = f"--threads={os.environ.get('MAX_JOBS', '0')}"
+    command = [nvcc, *cuda_flags(), threads, "-shared", *sources, *libraries, "-o", str(output)]
+    print(*command)
+    subprocess.run(command, check=True)
+
+
 def extension() -> dict[str, Any]:
-    """setup()'s arguments for the compiled module, sslops._C; empty if nothing is compiled."""
+    """setup()'s arguments for the compiled modules; empty if nothing is compiled."""
     build = os.environ.get("SSLOPS_BUILD", "auto")
-    if build not in ("auto", "none", "cpu"):
-        raise SystemExit(f"setup.py: SSLOPS_BUILD must be none or cpu, got {build!r}")
+    if build not in ("auto", "none", "cpu", "cuda"):
+        raise SystemExit(f"setup.py: SSLOPS_BUILD must be none, cpu or cuda, got {build!r}")
     if build == "none":
         return {}
     if importlib.util.find_spec("torch") is None:
-        if build == "cpu":
-            raise SystemExit("setup.py: SSLOPS_BUILD=cpu needs torch; add --no-build-isolation")
+        if build != "auto":
+            raise SystemExit(f"setup.py: SSLOPS_BUILD={build} needs torch; --no-build-isolation")
         print("sslops: torch is not visible to this build, so no C++ kernels are compiled")
         return {}
+    import torch
     from torch.utils import cpp_extension as cpp
+
+    nvcc = find_nvcc()
+    if build == "cuda" and nvcc is None:
+        raise SystemExit("setup.py: SSLOPS_BUILD=cuda needs nvcc, on the path or in CUDA_HOME")
 
     args = ["-std=c++20", "-O3", "-fopenmp", "-Wall", "-fvisibility=hidden"]
     if os.environ.get("SSLOPS_EMULATE_AMX"):
@@ -52,7 +93,12 @@ def extension() -> dict[str, Any]:
     module = cpp.CppExtension(
         "sslops._C", sources, extra_compile_args=args, extra_link_args=sanitizers, depends=depends
     )
-    module.optional = build == "auto"
+    modules = [module]
+    if nvcc is not None and (build == "cuda" or (build == "auto" and torch.version.cuda)):
+        kernels = sorted(str(file) for file in Path("csrc/cuda").glob("*.cu"))
+        modules.append(Extension("sslops._C_cuda", kernels, depends=depends, py_limited_api=True))
+    for each in modules:
+        each.optional = build == "auto"
 
     class BuildExtension(cpp.BuildExtension):
         """Torch's builder; without a working compiler it leaves the pure package, and says so."""
@@ -61,18 +107,26 @@ def extension() -> dict[str, Any]:
             try:
                 super().run()
             except Exception as error:
-                if build == "cpu":
+                if build != "auto":
                     raise
                 print(
                     f"sslops: no C++ kernels, plain PyTorch runs instead; they failed with {error}"
                 )
 
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildExtension}}
+        def build_extension(self, ext: Extension) -> None:
+            if ext.name == "sslops._C_cuda":
+                assert nvcc is not None
+                compile_cuda(nvcc, ext.sources, Path(self.get_ext_fullpath(ext.name)))
+            else:
+                super().build_extension(ext)
+
+    return {"ext_modules": modules, "cmdclass": {"build_ext": BuildExtension}}
 
 
-setup(
-    packages=packages(),
-    package_dir={"sslops": "sslops", **FOLDERS},
-    package_data={"sslops": ["py.typed", "*.pyi"]},
-    **extension(),
-)
+if __name__ == "__main__":
+    setup(
+        packages=packages(),
+        package_dir={"sslops": "sslops", **FOLDERS},
+        package_data={"sslops": ["py.typed", "*.pyi"]},
+        **extension(),
+    )

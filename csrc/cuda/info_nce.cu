@@ -1,0 +1,290 @@
+// InfoNCE on NVIDIA GPUs: the ops of sslops/ops/info_nce.py; formulas in tiles.h and finish.h.
+// Launches of a call: unit rows of queries and keys, tiles, finish; nothing is read on the host.
+#include "finish.h"
+#include "rows.h"
+#include "tiles_launch.h"
+
+namespace sslops {
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+
+unsigned to_grid(int64_t n) { return static_cast<unsigned>(n); }
+
+// Rows, ids and scale of one call.
+struct Problem {
+  Device device;
+  ScalarType type;
+  Rows x, k, y;  // queries, keys, negatives: y is k if there are none
+  bool own, within;
+  OptionalTensor targets, query_ids, key_ids, scale;
+  float scale_factor;
+
+  Problem(const Tensor& queries, const Tensor& keys, const OptionalTensor& negatives,
+          const OptionalTensor& given_targets, const OptionalTensor& row_ids,
+          const OptionalTensor& col_ids, const OptionalTensor& given_scale, double factor,
+          bool inside, bool normalize)
+      : device(queries),
+        type(queries.scalar_type()),
+        x(make_rows(device, queries, type, normalize)),
+        k(make_rows(device, keys, type, normalize)),
+        y(negatives ? make_rows(device, *negatives, type, false) : k),
+        own(!negatives),
+        within(inside),
+        targets(in_order(given_targets)),
+        query_ids(in_order(row_ids)),
+        key_ids(in_order(col_ids)),
+        scale(given_scale),
+        scale_factor(static_cast<float>(factor)) {
+    STD_TORCH_CHECK(keys.scalar_type() == type && kind_of(queries) <= Kind::kHalf,
+                    "info_nce: needs queries and keys of one dtype of at most 32 bits");
+    STD_TORCH_CHECK(!scale || scale->scalar_type() == ScalarType::Float,
+                    "info_nce: the scale must be float32");
+  }
+
+  Scale scale_of() const { return {pointer<float>(scale), scale_factor}; }
+  Matrix matrix(const Rows& rows) const { return {rows.data(), rows.ld, kind_of(*rows.values)}; }
+  Tensor floats(std::vector<int64_t> shape) const {
+    return new_tensor(*x.values, std::move(shape), ScalarType::Float);
+  }
+
+  // The tiles of rows `a` with columns `b`; `turned`: the rows are keys or negatives.
+  TileProblem tiles(const Rows& a, const Rows& b, bool turned) const {
+    TileProblem p{};
+    p.x = a.data();
+    p.y = b.data();
+    p.ld_x = a.ld;
+    p.ld_y = b.ld;
+    p.M = a.rows;
+    p.N = b.rows;
+    p.width = a.width;
+    p.scale = scale_of();
+    if (query_ids && key_ids) {
+      p.row_ids = pointer<int64_t>(turned ? key_ids : query_ids);
+      p.col_ids = pointer<int64_t>(turned ? query_ids : key_ids);
+    }
+    p.within = within;
+    p.own = own;
+    if (own && targets) (turned ? p.col_skip : p.row_skip) = pointer<int64_t>(targets);
+    return p;
+  }
+};
+
+// The tile kernel over a problem, and where its parts lie.
+struct Tiles {
+  Tensor max, sum, out;
+  int64_t parts, ld_out = 0;
+  float lift = 0;
+
+  template <class T>
+  void run(const Problem& problem, Pass pass, TileProblem p) {
+    const int width = tile_width<T>(problem.device, p.width);
+    const int64_t blocks = ceil_div(p.M, kRows), chunks = ceil_div(p.width, width);
+    const int64_t outputs = pass == Pass::kStats ? 1 : chunks;
+    const int64_t tiles = ceil_div(p.N, tile_columns(width, sizeof(T)));
+    parts = choose_parts(blocks * outputs, tiles, problem.device.processors());
+    lift = kLift<T>;
+    if (pass != Pass::kGradient) {
+      max = problem.floats({parts, p.M});
+      sum = problem.floats({parts, p.M});
+      p.part_max = mutable_pointer<float>(max);
+      p.part_sum = mutable_pointer<float>(sum);
+    }
+    if (pass != Pass::kStats) {
+      ld_out = chunks * width;
+      out = problem.floats({parts, p.M, ld_out});
+      p.part_out = mutable_pointer<float>(out);
+      p.ld_out = ld_out;
+    }
+    const dim3 grid(to_grid(blocks), to_grid(parts), to_grid(outputs));
+    launch_tiles<T>(problem.device, pass, width, grid, p);
+  }
+
+  Tiles(const Problem& problem, Pass pass, const TileProblem& p) {
+    if (problem.type == ScalarType::BFloat16)
+      run<BFloat16>(problem, pass, p);
+    else if (problem.type == ScalarType::Half)
+      run<Half>(problem, pass, p);
+    else
+      run<float>(problem, pass, p);
+  }
+};
+
+struct RowResults {
+  Tensor loss, lse, hit;
+};
+
+// Results of the rows `a`, whose positives are rows of `b`. `dqueries` and `slope` may be missing.
+RowResults finish_forward(const Problem& problem, const Tiles& tiles, const Rows& a, const Rows& b,
+                          bool stats, const Tensor* dqueries, const Tensor* slope) {
+  RowResults r{problem.floats({a.rows}), problem.floats({a.rows}),
+               new_tensor(*a.values, {stats ? a.rows : 0}, ScalarType::Bool)};
+  FinishForward p{};
+  p.M = a.rows;
+  p.D = a.D;
+  p.parts = tiles.parts;
+  p.ld_part = tiles.ld_out;
+  p.part_max = pointer<float>(tiles.max);
+  p.part_sum = pointer<float>(tiles.sum);
+  p.lift = tiles.lift;
+  p.scale = problem.scale_of();
+  p.x = problem.matrix(a);
+  p.positives = problem.matrix(b);
+  p.targets = pointer<int64_t>(problem.targets);
+  p.norms = a.norm();
+  p.loss = mutable_pointer<float>(r.loss);
+  p.lse = mutable_pointer<float>(r.lse);
+  if (stats) p.hit = mutable_pointer<bool>(r.hit);
+  if (dqueries != nullptr) {
+    p.part_out = pointer<float>(tiles.out);
+    p.dqueries = mutable_pointer<float>(*dqueries);
+    p.slope = mutable_pointer<float>(*slope);
+  }
+  problem.device.launch(finish_forward_kernel, dim3(to_grid(a.rows)), kFinishThreads, 256, p);
+  return r;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
+    const Tensor& queries, const Tensor& keys, const OptionalTensor& negatives,
+    const OptionalTensor& targets, const OptionalTensor& query_ids, const OptionalTensor& key_ids,
+    const OptionalTensor& scale, double scale_factor, bool within, bool columns, bool normalize,
+    bool stats) {
+  const Problem p(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
+                  within, normalize);
+  const Tiles tiles(p, Pass::kStats, p.tiles(p.x, p.y, false));
+  const RowResults rows = finish_forward(p, tiles, p.x, p.k, stats, nullptr, nullptr);
+  if (!columns) {
+    const Tensor none = p.floats({0});
+    return {rows.loss,     rows.lse, none,
+            p.floats({0}), rows.hit, new_tensor(queries, {0}, ScalarType::Bool)};
+  }
+  const Tiles turned(p, Pass::kStats, p.tiles(p.k, p.x, true));
+  const RowResults cols = finish_forward(p, turned, p.k, p.x, stats, nullptr, nullptr);
+  return {rows.loss, rows.lse, cols.loss, cols.lse, rows.hit, cols.hit};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_single(
+    const Tensor& queries, const Tensor& keys, const OptionalTensor& negatives,
+    const OptionalTensor& targets, const OptionalTensor& query_ids, const OptionalTensor& key_ids,
+    const OptionalTensor& scale, double scale_factor, bool within, bool normalize, bool stats) {
+  const Problem p(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
+                  within, normalize);
+  const Tiles tiles(p, Pass::kSingle, p.tiles(p.x, p.y, false));
+  const Tensor dqueries = p.floats({p.x.rows, p.x.D}), slope = p.floats({p.x.rows});
+  const RowResults rows = finish_forward(p, tiles, p.x, p.k, stats, &dqueries, &slope);
+  return {rows.loss, rows.lse, rows.hit, dqueries, slope};
+}
+
+// One side's gradient from its tiles, or from the positives alone where there are none.
+struct Gradient {
+  const Problem& problem;
+  FinishGradient p{};
+  Tensor parts;
+
+  Gradient(const Problem& all, const Rows& rows, const Rows& others, const TileProblem* tiles,
+           const Tensor& unit)
+      : problem(all) {
+    p.rows = rows.rows;
+    p.D = rows.D;
+    if (tiles != nullptr) {
+      const Tiles done(problem, Pass::kGradient, *tiles);
+      parts = done.out;
+      p.parts = done.parts;
+      p.ld_part = done.ld_out;
+      p.unit = pointer<float>(unit);
+    } else {
+      parts = problem.floats({rows.rows, rows.D});
+      p.ld_part = rows.D;
+    }
+    p.part_out = mutable_pointer<float>(parts);
+    p.scale = problem.scale_of();
+    p.x = problem.matrix(rows);
+    p.others = problem.matrix(others);
+    p.norms = rows.norm();
+  }
+
+  void finish(const Tensor& out) {
+    p.out = out.mutable_data_ptr();
+    p.out_kind = kind_of(out);
+    problem.device.launch(finish_gradient_kernel, dim3(to_grid(p.rows)), kFinishThreads, 256, p);
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_bwd(
+    const Tensor& grad_loss, const OptionalTensor& grad_key_loss, const Tensor& queries,
+    const Tensor& keys, const OptionalTensor& negatives, const OptionalTensor& targets,
+    const OptionalTensor& query_ids, const OptionalTensor& key_ids, const Tensor& loss,
+    const Tensor& lse, const Tensor& key_loss, const Tensor& key_lse, const OptionalTensor& scale,
+    double scale_factor, bool within, bool normalize, std::vector<bool> needs) {
+  const Problem p(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
+                  within, normalize);
+  const Tensor weight = in_order(grad_loss);
+  const OptionalTensor key_weight = in_order(grad_key_loss);
+  const bool columns = key_weight.has_value();
+  const Tensor unit = p.floats({1}), dscale = p.floats({});
+  p.device.launch(unit_kernel, dim3(1), kFinishThreads, 4 * kFinishThreads, pointer<float>(weight),
+                  weight.numel(), pointer<float>(key_weight), columns ? key_weight->numel() : 0,
+                  mutable_pointer<float>(unit));
+
+  // each pair's weight and lse, of its query and, with `columns`, of its key
+  const auto weigh = [&](TileProblem tiles, bool turned) {
+    (turned ? tiles.col_weight : tiles.row_weight) = pointer<float>(weight);
+    (turned ? tiles.col_lse : tiles.row_lse) = pointer<float>(lse);
+    (turned ? tiles.row_weight : tiles.col_weight) = pointer<float>(key_weight);
+    if (columns) (turned ? tiles.row_lse : tiles.col_lse) = pointer<float>(key_lse);
+    tiles.unit = pointer<float>(unit);
+    return tiles;
+  };
+  const auto pull = [&](FinishGradient& finish, Pull how) {
+    finish.pull = how;
+    finish.targets = pointer<int64_t>(p.targets);
+    finish.M = p.x.rows;
+    finish.weight = pointer<float>(weight);
+    finish.loss = pointer<float>(loss);
+    finish.key_weight = pointer<float>(key_weight);
+    if (columns) finish.key_loss = pointer<float>(key_loss);
+  };
+
+  Tensor dqueries, dkeys, dnegatives;
+  if (needs[0]) {
+    dqueries = new_tensor(queries, {p.x.rows, p.x.D}, p.type);
+    const TileProblem tiles = weigh(p.tiles(p.x, p.y, false), false);
+    Gradient gradient(p, p.x, p.k, &tiles, unit);
+    pull(gradient.p, Pull::kOwn);
+    const Tensor slope = p.floats({p.x.rows});
+    gradient.p.slope = mutable_pointer<float>(slope);
+    gradient.finish(dqueries);
+    p.device.launch(sum_kernel, dim3(1), kFinishThreads, 256, pointer<float>(slope), p.x.rows,
+                    mutable_pointer<float>(dscale));
+  } else {
+    dqueries = new_tensor(queries, {0}, p.type);
+    torch::stable::fill_(dscale, NAN);
+  }
+  if (needs[1]) {
+    dkeys = new_tensor(keys, {p.k.rows, p.k.D}, p.type);
+    const TileProblem tiles = weigh(p.tiles(p.k, p.x, true), true);
+    Gradient gradient(p, p.k, p.x, p.own ? &tiles : nullptr, unit);
+    pull(gradient.p, Pull::kAnyQuery);
+    gradient.finish(dkeys);
+  } else {
+    dkeys = new_tensor(keys, {0}, p.type);
+  }
+  const Tensor& third = negatives ? *negatives : lse;
+  if (negatives && needs[2]) {
+    dnegatives = new_tensor(third, {p.y.rows, p.y.D}, third.scalar_type());
+    const TileProblem tiles = weigh(p.tiles(p.y, p.x, true), true);
+    Gradient(p, p.y, p.x, &tiles, unit).finish(dnegatives);
+  } else {
+    dnegatives = new_tensor(third, {0}, third.scalar_type());
+  }
+  return {dqueries, dkeys, dnegatives, dscale};
+}
+
+}  // namespace
+}  // namespace sslops
+
+SSLOPS_LIBRARY(m) {
+  m.impl("info_nce_fwd_cuda", TORCH_BOX(&sslops::info_nce_fwd));
+  m.impl("info_nce_bwd_cuda", TORCH_BOX(&sslops::info_nce_bwd));
+  m.impl("info_nce_single_cuda", TORCH_BOX(&sslops::info_nce_single));
+}

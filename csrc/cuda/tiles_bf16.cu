@@ -1,0 +1,5 @@
+#include "tiles_launch.h"
+
+namespace sslops {
+template void launch_tiles<BFloat16>(const Device&, Pass, int, dim3, const TileProblem&);
+}  // namespace sslops
