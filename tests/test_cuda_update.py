@@ -108,8 +108,8 @@ def test_enqueue(K, B, keys_dtype, dtype, normalize):
     torch.ops.sslops.enqueue__cuda(ring, pointer, keys, ids, new_ids, normalize)
     assert torch.equal(pointer, expected[1])
     assert torch.equal(ids, expected[2])
-    eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(ring, expected[0], rtol=2 * eps, atol=0)  # of the norm and of the quotient
+    eps = torch.finfo(dtype).eps  # of the norm, and of the quotient
+    torch.testing.assert_close(ring, expected[0], rtol=2 * eps, atol=0)
 
 
 def test_enqueue_without_ids_and_a_row_of_zeros():
