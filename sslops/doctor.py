@@ -1,6 +1,7 @@
 """What runs here: versions, back ends, and why not a faster one."""
 
 import platform
+import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -93,6 +94,17 @@ def _cuda(op: str) -> Backend:
     return Backend(op, "cuda", "triton", "")
 
 
+def _cuda_module() -> str:
+    """Whether sslops._C_cuda is there, and why not."""
+    try:
+        if _library.load_cuda_extension():
+            return "sslops._C_cuda is loaded; sslops.use_backend('cuda') runs its kernels"
+    except OSError as error:
+        return f"sslops._C_cuda does not load: {error}"
+    nvcc = "" if shutil.which("nvcc") else "; nvcc is not on the path"
+    return f"sslops._C_cuda was not compiled; SSLOPS_BUILD=cuda {BUILD_HINT}{nvcc}"
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
@@ -117,6 +129,7 @@ def report() -> str:
         lines.append(f"levels   {', '.join(_C.levels())}; in use: {_C.level()}")
     else:
         lines.append(f"kernels  not compiled; {BUILD_HINT}")
+    lines.append(f"cuda     {_cuda_module()}")
     for n in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(n)
         lines.append(

@@ -1,6 +1,7 @@
 """What the package says of itself: back ends, levels, missing parts."""
 
 import pytest
+import torch
 
 import sslops
 from sslops import _library, doctor
@@ -39,6 +40,19 @@ def test_report_without_a_compiled_module(monkeypatch):
     assert "kernels  not compiled" in doctor.report()
 
 
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        (lambda: True, "sslops._C_cuda is loaded"),
+        (lambda: False, "sslops._C_cuda was not compiled; SSLOPS_BUILD=cuda pip install"),
+        (lambda: torch.ops.load_library("/nowhere.so"), "sslops._C_cuda does not load: /nowhere"),
+    ],
+)
+def test_report_says_whether_the_cuda_module_is_there(monkeypatch, found, line):
+    monkeypatch.setattr(_library, "load_cuda_extension", found)
+    assert f"cuda     {line}" in doctor.report()
+
+
 def test_report_names_missing_extras(monkeypatch):
     monkeypatch.setattr(doctor, "EXTRAS", {"train": ("torch", "no_such_module")})
     assert "missing no_such_module; pip install 'sslops[train]'" in doctor.report()
@@ -73,8 +87,6 @@ def test_unknown_level_is_refused():
 
 @needs_extension
 def test_compiled_ops_check_what_would_read_out_of_bounds():
-    import torch
-
     with pytest.raises(ValueError, match=r"z must be \[M, D\]"):
         torch.ops.sslops.nt_xent_fwd(torch.zeros(3), None, 1.0, 2, True, False)
     with pytest.raises(ValueError, match="num_views must be at least 2 and divide M, got 2"):

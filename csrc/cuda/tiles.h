@@ -172,8 +172,8 @@ __global__ void __launch_bounds__(kThreads) tile_kernel(TileProblem p) {
   constexpr int kColumns = tile_columns(W, sizeof(T)), kN = kColumns / 8;
   constexpr int kRowBytes = W * static_cast<int>(sizeof(T));
   constexpr int kBytesX = kRows * kRowBytes, kBytesY = kColumns * kRowBytes;
-  constexpr int kOut = kPass == Pass::kStats ? 1 : W / 8;  // accumulators of 8 columns
-  constexpr int kUnroll = sizeof(T) == 4 ? 1 : 4;          // or ptxas spills
+  constexpr int kOut = kPass == Pass::kStats ? 1 : W / 8;           // accumulators of 8 columns
+  [[maybe_unused]] constexpr int kUnroll = sizeof(T) == 4 ? 1 : 4;  // or ptxas spills
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kRows;

@@ -1,0 +1,132 @@
+"""The CUDA kernels, compiled for the host and run without a GPU: tests/cuda_emulation.h."""
+
+import shutil
+
+import pytest
+import torch
+
+from ._cuda import emulated
+from .info_nce_checks import check, make_case, ours
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_the_emulation():
+    with emulated():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _fresh_numbers():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("M", "N", "D"), [(1, 1, 1), (1, 2, 3), (33, 65, 7), (5, 300, 32), (70, 131, 130)]
+)
+def test_keys_as_negatives(M, N, D, dtype):
+    check(make_case(M, N, D, dtype))
+    check(make_case(M, N, D, dtype, targets=True))
+    check(make_case(M, N, D, dtype, targets=True), trained=("queries", "scale"))  # single pass
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", [16, 64, 72, 128, 200, 256, 300, 520])
+def test_every_width_of_tile_and_several_chunks(D, dtype):
+    check(make_case(20, 70, D, dtype))
+    check(make_case(20, 70, D, dtype, queue=dtype))
+
+
+@pytest.mark.parametrize("queue", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_queue_of_any_dtype(dtype, queue):
+    check(make_case(20, 300, 40, dtype, queue=queue))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("M", "D"), [(1, 1), (2, 3), (67, 33), (130, 130)])
+def test_symmetric(M, D, dtype):
+    check(make_case(M, M, D, dtype, symmetric=True))
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_ids(dtype, within):
+    for shape, kwargs in (
+        ((70, 90), {"targets": True}),
+        ((70, 150), {"queue": dtype}),
+        ((70, 70), {"symmetric": not within}),
+    ):
+        ids = [torch.randint(-1, 5, (n,)) for n in shape]
+        case = make_case(*shape, 24, dtype, query_ids=ids[0], key_ids=ids[1], **kwargs)
+        case.within = within
+        check(case)
+
+
+def test_a_row_that_sees_nothing_has_no_loss():
+    ids = torch.zeros(20, dtype=torch.int64)
+    case = make_case(20, 20, 16, torch.bfloat16, query_ids=ids, key_ids=ids)
+    loss, stats, grads = ours(case, ("queries", "keys"), torch.ones(20))
+    assert not loss.any()
+    assert stats.hit.all()
+    assert not grads["queries"].any()
+    assert not grads["keys"].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("temperature", [0.005, 0.02, 1.0])
+def test_temperatures(dtype, temperature):
+    check(make_case(30, 70, 24, dtype, temperature=temperature))
+    check(make_case(30, 140, 24, dtype, queue=dtype, temperature=temperature))
+
+
+@pytest.mark.parametrize("size", [0.2, 4.0, 30.0])
+def test_dot_products_of_any_size(size):
+    case = make_case(70, 70, 20, torch.float32, temperature=0.3, normalize=False)
+    case.queries, case.keys = case.queries * size, case.keys * size
+    check(case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_very_uneven_weights(dtype):
+    grad = 10.0 ** torch.linspace(-4, 4, 60)
+    for kwargs in ({}, {"queue": dtype}, {"symmetric": True}):
+        check(make_case(60, 60, 24, dtype, **kwargs), grad)
+
+
+@pytest.mark.parametrize("trained", [(), ("queries",), ("keys",), ("scale",), ("keys", "scale")])
+def test_any_part_may_be_trained(trained):
+    check(make_case(35, 35, 9, torch.bfloat16), trained=trained)
+    check(make_case(35, 50, 9, torch.bfloat16, queue=torch.bfloat16), trained=trained)
+
+
+def test_strides_and_alignment():
+    """Rows that cannot be copied 16 bytes at a time, and gradients that are expanded."""
+    case = make_case(40, 50, 24, torch.bfloat16, queue=torch.bfloat16)
+    expected = ours(case, ("queries",), torch.ones(40))[2]["queries"]
+    wide = torch.randn(50, 33).to(torch.bfloat16)
+    wide[:, 1:25] = case.queue
+    case.queue = wide[:, 1:25]
+    case.queries = case.queries.t().contiguous().t()
+    again = ours(case, ("queries",), torch.ones(()).expand(40))[2]["queries"]
+    assert torch.equal(again, expected)
+
+
+def test_the_same_bits_again():
+    case = make_case(130, 300, 40, torch.float16, queue=torch.float16)
+    first, second = (ours(case, ("queries", "keys"), torch.ones(130))[2] for _ in range(2))
+    assert torch.equal(first["queries"], second["queries"])
+    assert torch.equal(first["keys"], second["keys"])
+
+
+def test_no_temperature_gives_nan():
+    args = [torch.randn(4, 8) for _ in range(2)]
+    scale = torch.tensor(-1.0)
+    loss, lse, *_ = torch.ops.sslops.info_nce_fwd_cuda(
+        *args, None, None, None, None, scale, 1.0, False, False, True, True
+    )
+    assert loss.isnan().all()
+    assert lse.isnan().all()
