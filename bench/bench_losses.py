@@ -4,17 +4,19 @@ The headlines are training steps as they are common; the sweep shows that no siz
 nt_xent has bench/bench_nt_xent.py to itself.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from bench import memory
-from bench.cases import OPS, make_case
-from bench.check import judge, truth
+from bench.cases import OPS, Case, make_case
+from bench.check import Truth, judge, truth
 from bench.harness import interleave, record
 from bench.providers import PROVIDERS, Skip
-from bench.timing import make_run
+from bench.timing import step
 
 COMMAND = "make bench"
 # op, size, dtype, rounds, providers besides this package and eager
@@ -53,66 +55,82 @@ MEMORY = [("clip_loss", "8192x512", provider) for provider in ("sslops", "eager"
 ]
 
 
-def rounds_for(op: str, size: str) -> int:
+def rounds_for(case: Case) -> int:
     """Many where a step is short."""
-    case = make_case(op, size, "float32", "cpu")
+    op = case.op
     work = OPS[op].flop(case.size) or 10 * OPS[op].bytes(case)
     return 101 if work < 1 << 26 else 25 if work < 1 << 31 else 5
 
 
+def admit(case: Case, name: str, expected: Truth) -> tuple[Callable[[], object] | None, float, str]:
+    """(a step of this provider, the error of its gradient, why it is left out)."""
+    provider = PROVIDERS[name]
+    why = provider.available(case.device)
+    if why:
+        return None, 0.0, why
+    try:
+        job = provider.ops[case.op](case)
+    except Skip as reason:
+        return None, 0.0, str(reason)
+    verdict = judge(case, job, expected)
+    if verdict.wrong:
+        return None, verdict.grad_error, f"wrong: {verdict.wrong}"
+    return partial(step, case, job), verdict.grad_error, ""
+
+
 def report(
-    benchmark: Any, kind: str, op: str, size: str, dtype: str, rounds: int, others: tuple[str, ...]
-) -> dict[str, float]:
+    benchmark: Any,
+    kind: str,
+    op: str,
+    size: str,
+    dtype: str,
+    others: tuple[str, ...],
+    rounds: int | None = None,
+) -> None:
     """Time this package beside `others`, those that are here and right, and record the row."""
     case = make_case(op, size, dtype, "cpu")
+    cases = {name: case for name in ("sslops", *others)}
+    if kind == "headline" and dtype != "float32":
+        cases["eager float32"] = make_case(op, size, "float32", "cpu")  # what most people run
     expected, jobs, errors, left_out = truth(case), {}, {}, {}
-    for name in ("sslops", *others):
-        provider = PROVIDERS[name]
-        why = provider.available(case.device)
-        try:
-            if why:
-                raise Skip(why)
-            job = provider.ops[op](case)
-        except Skip as reason:
-            if name == "sslops":
-                pytest.skip(str(reason))
-            left_out[name] = str(reason)
-            continue
-        verdict = judge(case, job, expected)
-        assert name != "sslops" or not verdict.wrong, verdict.wrong
-        if verdict.wrong:
-            left_out[name] = verdict.wrong
-            continue
-        run = make_run(case, job, "both")
-        jobs[name] = lambda run=run: run.timed(None)
-        errors[name] = verdict.grad_error
+    for label, its in cases.items():
+        answer = expected if its is case else truth(its)
+        job, errors[label], why = admit(its, label.split()[0], answer)
+        if job is None:
+            left_out[label] = why
+        else:
+            jobs[label] = job
+    ours = left_out.get("sslops", "")
+    assert not ours.startswith("wrong"), ours
+    if ours:
+        pytest.skip(ours)
+    rounds = rounds or rounds_for(case)
     stats = interleave(jobs, rounds=rounds, first=benchmark.pedantic)
-    ours = stats["sslops"]["median_ms"]
+    base = stats["sslops"]["median_ms"]
     ratios = {
-        f"{name} / sslops": round(s["median_ms"] / ours, 2)
-        for name, s in stats.items()
+        f"{name} / sslops": round(times["median_ms"] / base, 2)
+        for name, times in stats.items()
         if name != "sslops"
     }
     benchmark.extra_info.update(ratios)
-    print(f"\n{kind} {op} {size} {dtype}: {ours:.4g} ms, {ratios}")
+    print(f"\n{kind} {op} {size} {dtype}: {base:.4g} ms, {ratios}")
     record(
         "losses", COMMAND, op=op, case=kind, size=size, dtype=dtype, pass_="step", rounds=rounds,
         times=stats, ratios=ratios, grad_errors=errors, left_out=left_out,
     )  # fmt: skip
-    return ratios
 
 
 @pytest.mark.parametrize(("op", "size", "dtype", "rounds", "others"), HEADLINES)
 def test_headline(
     benchmark: Any, op: str, size: str, dtype: str, rounds: int, others: tuple[str, ...]
 ) -> None:
-    report(benchmark, "headline", op, size, dtype, rounds, ("eager", *others))
+    report(benchmark, "headline", op, size, dtype, ("eager", *others), rounds)
 
 
 @pytest.mark.parametrize(("op", "size", "dtype"), SWEEP)
 def test_never_slower(benchmark: Any, op: str, size: str, dtype: str) -> None:
     """Against eager PyTorch in the same dtype."""
-    report(benchmark, "sweep", op, size, dtype, rounds_for(op, size), ("eager",))
+    report(benchmark, "sweep", op, size, dtype, ("eager",))
 
 
 @pytest.mark.parametrize(("op", "size", "provider"), MEMORY)

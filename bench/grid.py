@@ -87,7 +87,7 @@ def plan(options: Options) -> Iterator[tuple[str, str, str]]:
     for n in range(max(map(len, sizes.values()))):
         for op in options.ops:
             for dtype in options.dtypes or ("float32", "bfloat16", *OPS[op].mixed):
-                if n < len(sizes[op]):
+                if n < len(sizes[op]) and ("/" not in dtype or dtype in OPS[op].mixed):
                     yield op, sizes[op][n], dtype
 
 

@@ -15,13 +15,13 @@ from bench.cases import MOCO_TEMPERATURE, MOMENTUM, TEMPERATURE, Case
 from bench.providers.base import Job, Provider
 from bench.providers.eager import moco_job, numbered
 
-CHUNK = 1 << 24  # logits held at a time
+CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}  # logits held at a time
 
 
 def _sum(block: Callable[..., Tensor], rows: int, columns: int, *shared: Any) -> Tensor:
     """Sum of `block(index of rows, *shared)` over all rows, each block under a checkpoint."""
     device = shared[0].device
-    size = max(1, CHUNK // columns)
+    size = max(1, CHUNK.get(device.type, 1 << 21) // columns)
     parts: Iterator[Tensor] = (
         checkpoint(
             block,
