@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs no factor of ten.
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: help setup demo test peers lint types bench docs doctor wheel clean
+.PHONY: help setup demo test peers lint types bench figures gpu docs doctor wheel clean
 help:    ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 setup: $(VENV)/.built ## environment, pinned packages, compiled kernels
@@ -21,6 +21,10 @@ types: setup ## mypy, strict
 	$(BIN)/mypy -p sslops -p bench
 bench: setup ## measure against PyTorch on this machine, append to bench/results
 	$(BIN)/python -m pytest bench --benchmark-only -s
+figures: setup ## draw bench/results into docs/figures
+	$(BIN)/python -m bench.plots bench/results/nt_xent.jsonl bench/results/losses.jsonl --out docs/figures
+gpu: setup ## build, test and measure on the GPU of this machine, in eight minutes
+	$(BIN)/python bench/gpu_check.py --out runs/gpu
 docs: setup ## run the examples of README and docstrings, check that every link leads somewhere
 	$(BIN)/python -m pytest tests/test_docs.py
 doctor: setup ## versions, back ends, and what each op runs here

@@ -123,7 +123,7 @@ def curves(points: list[Point], value: str, label: str, path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         ticks = sorted({p.size[0] for its in lines.values() for p in its})
-        axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
+        axes.set_xticks(ticks, [str(n) if n % 1024 else f"{n // 1024}k" for n in ticks])
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.12g}")
         axes.minorticks_off()
         first = next(iter(lines.values()))[0]
@@ -162,9 +162,9 @@ def bars(points: list[Point], path: Path, against: str = "eager") -> None:
         axes.barh(range(len(rows)), [ratio for ratio, _ in rows], color=OURS, height=0.62)
         for n, (ratio, _) in enumerate(rows):
             axes.annotate(
-                f"{ratio:.1f}×", (ratio, n), (5, 0), textcoords="offset points", va="center"
+                f"{ratio:.1f}\u00d7", (ratio, n), (5, 0), textcoords="offset points", va="center"
             )
-        axes.axvline(1, color=GREY, linewidth=1, linestyle=(0, (3, 3)), zorder=0)
+        axes.axvline(1, color=GREY, linewidth=1, linestyle=(0, (3, 3)))
         axes.set_yticks(range(len(rows)), [name for _, name in rows])
         axes.set_xticks([])
         axes.margins(x=0.12)
