@@ -27,9 +27,16 @@ ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 470.0  # seconds
 RESERVE = 5.0  # for writing down
 SHARES = {
-    "environment": 15, "build": 90, "tests": 120, "grid": 85, "graphs": 25, "memcheck": 40,
-    "racecheck": 40, "large": 25, "passes": 30,
+    "environment": 15, "build": 90, "tests": 120, "grid": 80, "graphs": 20, "memcheck": 35,
+    "racecheck": 35, "large": 20, "passes": 20, "slow": 30,
 }  # fmt: skip
+SLOW = (
+    "compile,cce-exact,inf-cl"  # to compile, to tune, or to run: they could use up the grid's time
+)
+QUICK = (
+    "sslops,sslops-triton,sslops-cuda,eager,chunked,linear_cross_entropy,foreach_lerp,lightly,"
+    "info-nce-pytorch,open_clip,memeff,liger,liger-scaled,siglip-kernel"
+)
 GPU_STATE = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
 SANITIZER = "compute-sanitizer"
 
@@ -146,10 +153,8 @@ def brief(row: dict[str, Any], lines: int = 15) -> dict[str, Any]:
 
 def gpu_state(check: Check) -> str | None:
     """Clocks and temperature, as the driver reports them."""
-    if shutil.which("nvidia-smi") is None:
-        return None
     run = ["nvidia-smi", f"--query-gpu={GPU_STATE}", "--format=csv"]
-    return str(check.run(run, 15)["output"].strip())
+    return str(check.run(run, 15)["output"].strip()) if shutil.which(run[0]) else None
 
 
 def environment(check: Check, limit: float) -> dict[str, Any]:
@@ -205,10 +210,9 @@ def tests(check: Check, limit: float) -> dict[str, Any]:
 
 def counts(output: str) -> dict[str, Any]:
     """From pytest's verbose lines, so that a run that was stopped counts too."""
-    one = r"(?:^|\s)(PASSED|FAILED|ERROR|SKIPPED|XFAIL)(?:\s|$)"
-    body = output.split("short test summary info")[0]
-    found = [m.group(1) for line in body.splitlines() if (m := re.search(one, line))]
-    summary = output.splitlines()
+    body, summary = output.split("short test summary info")[0], output.splitlines()
+    one = re.compile(r"(?:^|\s)(PASSED|FAILED|ERROR|SKIPPED|XFAIL)(?:\s|$)")
+    found = [m.group(1) for line in body.splitlines() if (m := one.search(line))]
     return {
         "counts": {kind: found.count(kind) for kind in sorted(set(found))},
         "failures": [s[:300] for s in summary if s.startswith(("FAILED", "ERROR "))][:60],
@@ -221,11 +225,9 @@ def sanitize(tool: str) -> Callable[[Check, float], dict[str, Any]]:
 
     def step(check: Check, limit: float) -> dict[str, Any]:
         small = [sys.executable, "-m", "bench.small_run", check.device]
-        if check.dry and tool == "memcheck" and shutil.which(SANITIZER) is None:
-            row = brief(check.run(small, limit))
-            if row["status"] == "failed":
-                return row
         if shutil.which(SANITIZER) is None:
+            if check.dry and tool == "memcheck":
+                return brief(check.run(small, limit)) | {"reason": "without a sanitizer"}
             raise NotHere(f"{SANITIZER} is not on the path")
         command = [SANITIZER, "--tool", tool, "--error-exitcode", "9", *small]
         # without the caching allocator every tensor has bounds of its own
@@ -234,19 +236,18 @@ def sanitize(tool: str) -> Callable[[Check, float], dict[str, Any]]:
     return step
 
 
-def measured(*flags: str) -> Callable[[Check, float], dict[str, Any]]:
+def measured(flags: str) -> Callable[[Check, float], dict[str, Any]]:
     """A part of the grid; all parts append to the same files."""
 
     def step(check: Check, limit: float) -> dict[str, Any]:
         if check.dry and "graph" in flags:
             raise NotHere("CUDA graphs need a CUDA device")
-        arguments = ["-m", "bench", "--device", check.device, "--out", str(check.out), *flags]
-        arguments += ["--budget", f"{0.6 * limit:.0f}"]
+        arguments = ["-m", "bench", "--device", check.device, "--out", str(check.out)]
+        arguments += [*flags.split(), "--budget", f"{0.6 * limit:.0f}"]
         if check.dry:
             arguments += ["--quick", "--size", "", "--op", "nt_xent,ema_update_", "--no-memory"]
             arguments += ["--rounds", "3", "--seconds", "0.1", "--providers", "sslops,eager,memeff"]
-        row = brief(check.python(*arguments, limit=limit))
-        return row | {"gpu": gpu_state(check)}
+        return brief(check.python(*arguments, limit=limit)) | {"gpu": gpu_state(check)}
 
     return step
 
@@ -255,23 +256,29 @@ STEPS: dict[str, Callable[[Check, float], dict[str, Any]]] = {
     "environment": environment,
     "build": build,
     "tests": tests,
-    "grid": measured("--modes", "both", "--dtype", "bfloat16,float32/bfloat16", "--seconds", "1"),
+    "grid": measured(
+        f"--modes both --dtype bfloat16,float32/bfloat16 --providers {QUICK} --seconds 1"
+    ),
     "graphs": measured(
-        "--modes", "graph", "--dtype", "bfloat16", "--op", "moco,enqueue_,nt_xent,ema_update_",
-        "--size", "256x65536x128,1024x128,8192x128,64", "--providers",
-        "sslops,sslops-cuda,sslops-triton,eager,compile", "--seconds", "0.5",
+        "--modes graph --dtype bfloat16 --op moco,enqueue_,nt_xent,ema_update_ --seconds 0.5"
+        " --size 256x65536x128,1024x128,8192x128,64"
+        " --providers sslops,sslops-cuda,sslops-triton,eager"
     ),
     "memcheck": sanitize("memcheck"),
     "racecheck": sanitize("racecheck"),
     "large": measured(
-        "--modes", "both", "--dtype", "bfloat16", "--op", "nt_xent", "--size", "1048576x128",
-        "--providers", "sslops", "--rounds", "3", "--seconds", "5",
+        "--modes both --dtype bfloat16 --op nt_xent --size 1048576x128 --providers sslops"
+        " --rounds 3 --seconds 5"
     ),
     "passes": measured(
-        "--modes", "forward,backward,both", "--dtype", "float32,bfloat16", "--op",
-        "nt_xent,clip_loss,info_nce", "--size", "8192x128,32768x512", "--seconds", "1",
+        "--modes forward,backward,both --dtype float32,bfloat16 --op nt_xent,clip_loss,info_nce"
+        " --size 8192x128 --providers sslops,eager --seconds 0.5"
     ),
-}  # fmt: skip
+    "slow": measured(
+        "--modes both --dtype bfloat16 --op nt_xent,info_nce,clip_loss --size 8192x128"
+        f" --providers sslops,eager,{SLOW} --seconds 1"
+    ),
+}
 
 
 def main() -> int:
