@@ -8,7 +8,7 @@ export GOMP_SPINCOUNT ?= 0
 SANITIZED := $(addprefix tests/test_,$(addsuffix .py,nt_xent nt_xent_weights info_nce info_nce_masks \
     clip_loss sup_con cpc_loss sigmoid_loss))
 
-.PHONY: help setup demo test fuzz peers lint types bench sanitize docs doctor wheel clean
+.PHONY: help setup demo test fuzz peers lint types bench figures gpu sanitize docs doctor wheel clean
 help:    ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
 setup: $(VENV)/.built ## environment, pinned packages, compiled kernels
@@ -32,6 +32,10 @@ sanitize: setup ## the op tests on C++ built with address and undefined-behaviou
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=build/sanitize $(BIN)/python -P -m pytest \
 	    --import-mode=importlib -k "not fullgraph" $(SANITIZED)
+figures: setup ## draw bench/results into docs/figures
+	$(BIN)/python -m bench.plots bench/results/nt_xent.jsonl bench/results/losses.jsonl --out docs/figures
+gpu: setup ## build, test and measure on the GPU of this machine, in eight minutes
+	$(BIN)/python bench/gpu_check.py --out runs/gpu
 docs: setup ## run the examples of README and docstrings, check that every link leads somewhere
 	$(BIN)/python -m pytest tests/test_docs.py
 doctor: setup ## versions, back ends, and what each op runs here

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,19 +10,10 @@ import torch
 
 from bench.bench_nt_xent import eager, fused, step
 from bench.harness import record
+from bench.memory import peak, reset_peak
 
 M, D = 16384, 128
 MIB = 1 << 20
-
-
-def peak() -> int:
-    """Highest resident memory of this process since the last reset, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(
-        "bench_memory: /proc/self/status has no VmHWM, got another system than Linux"
-    )
 
 
 def measure(implementation: str, threads: int, dtype: str) -> int:
@@ -32,7 +22,7 @@ def measure(implementation: str, threads: int, dtype: str) -> int:
     loss = {"sslops": fused, "eager": eager}[implementation]
     z = torch.randn(M, D).to(getattr(torch, dtype))
     step(loss, z[:512])()
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    reset_peak()
     before = peak()
     step(loss, z)()
     return peak() - before

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,11 @@ def interleave(
     }
 
 
-def device_name() -> str:
+def device_name(device: torch.device | str | None = None) -> str:
     """The GPU, or the processor as the system names it."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if kind.type == "cuda":
+        return torch.cuda.get_device_name(kind)
     for line in Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -84,25 +86,46 @@ def commit() -> str:
 
     def git(*args: str) -> str:
         run = ["git", *args]
-        return subprocess.run(run, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            done = subprocess.run(
+                run, capture_output=True, text=True, check=False, cwd=RESULTS.parent
+            )
+        except FileNotFoundError:  # a machine without git
+            return ""
+        return done.stdout.strip()
 
     return git("rev-parse", "--short", "HEAD") + (
         "+" if git("status", "--porcelain", "-uno") else ""
     )
 
 
-def record(file: str, command: str, **row: Any) -> None:
-    """Append a row to `bench/results/<file>.jsonl` with everything needed to judge it."""
-    row |= {
-        "backends": [each.runs for each in sslops.backends()],
-        "device": device_name(),
+def environment(device: torch.device | str | None, command: str) -> dict[str, Any]:
+    """Everything that is needed to judge a number."""
+    return {
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
         "torch": torch.__version__,
+        "triton": version("triton"),
+        "cuda": torch.version.cuda,
         "sslops": sslops.__version__,
         "commit": commit(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "command": command,
     }
+
+
+def version(package: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def record(file: str, command: str, **row: Any) -> None:
+    """Append a row to `bench/results/<file>.jsonl` with everything needed to judge it."""
+    row |= {"backends": [each.runs for each in sslops.backends()]} | environment(None, command)
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{file}.jsonl").open("a") as out:
         out.write(json.dumps(row) + "\n")

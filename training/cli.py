@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -175,12 +176,13 @@ def _bench(argv: list[str]) -> int:
     if not (root / "bench" / "__init__.py").is_file():
         print(
             "sslops bench: the benchmarks are in the repository, not in the installed package:"
-            " clone it and run `make bench` there",
+            " clone it, `pip install -e .` there, and run `sslops bench` or `make bench`",
             file=sys.stderr,
         )
         return 1
-    command = [sys.executable, "-m", "pytest", "bench", "--benchmark-only", "-s", *argv]
-    return subprocess.run(command, cwd=root).returncode
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "bench", *argv]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
 
 
 def _export(argv: list[str]) -> int:
@@ -215,5 +217,5 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "list": (_list, "methods, data sets, recipes"),
     "export": (_export, "the encoder of a checkpoint as .safetensors"),
     "doctor": (_doctor, "versions, kernels, what each op runs on this machine"),
-    "bench": (_bench, "measure the ops (from a clone of the repository)"),
+    "bench": (_bench, "measure ops against other packages (from a clone of the repository)"),
 }

@@ -1,0 +1,80 @@
+"""`python -m bench` and, from a clone, `sslops bench`."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from bench.cases import OPS
+from bench.grid import Options, run
+from bench.providers import PROVIDERS
+from bench.timing import MODES
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags; lists are joined by commas."""
+    flags = argparse.ArgumentParser(
+        "sslops bench",
+        description="Measure ops against what else there is. Lists are joined by commas.",
+    )
+    flags.add_argument("--op", type=_names, default=tuple(OPS), help=", ".join(OPS))
+    flags.add_argument(
+        "--size", type=_names, default=(), help="such as 8192x128; default: the op's"
+    )
+    flags.add_argument("--dtype", type=_names, default=(), help="such as float32,float32/bfloat16")
+    flags.add_argument(
+        "--providers", type=_names, default=tuple(PROVIDERS), help=", ".join(PROVIDERS)
+    )
+    flags.add_argument(
+        "--modes",
+        type=_names,
+        default=MODES[:3],
+        help="; graph: replays of a CUDA graph".join([", ".join(MODES), ""]),
+    )
+    flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    flags.add_argument("--rounds", type=int, default=50, help="at most, of each case and mode")
+    flags.add_argument("--seconds", type=float, default=3.0, help="for the rounds of one mode")
+    flags.add_argument("--budget", type=float, default=float("inf"), help="seconds for everything")
+    flags.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the results")
+    flags.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    flags.add_argument(
+        "--flush", action=argparse.BooleanOptionalAction, default=True, help="empty the GPU's L2"
+    )
+    flags.add_argument("--quick", action="store_true", help="tiny sizes: that everything runs")
+    flags.add_argument("--list", action="store_true", help="who can run here, and why not")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the grid; 2 for wrong arguments, 1 if a result was wrong or this package failed."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = parser().parse_args(arguments)
+    if given.list:
+        for name, provider in PROVIDERS.items():
+            reason = provider.available(torch.device(given.device))
+            print(f"{name:<26}{reason or 'runs ' + ', '.join(provider.ops)}")
+        return 0
+    options = Options(
+        given.op, given.size, given.dtype, given.providers, given.modes, given.device,
+        given.rounds, given.seconds, given.budget, given.memory, given.flush, given.quick,
+        shlex.join(["sslops", "bench", *arguments]),
+    )  # fmt: skip
+    try:
+        rows = run(options, given.out)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{len(rows)} rows in {given.out}/grid.jsonl and grid.csv")
+    ours = [row for row in rows if (row["provider"] or "").startswith("sslops")]
+    return int(any(row["status"] in ("wrong", "failed") for row in ours))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
