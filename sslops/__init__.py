@@ -8,6 +8,7 @@ from sslops.doctor import Backend, backends
 from sslops.nn import NTXentLoss
 from sslops.ops.clip_loss import clip_loss
 from sslops.ops.cpc_loss import CPCStats, cpc_loss
+from sslops.ops.ema import ema_update_
 from sslops.ops.info_nce import InfoNCEStats, info_nce
 from sslops.ops.nt_xent import NTXentStats, nt_xent
 from sslops.ops.sigmoid_loss import sigmoid_loss
@@ -27,6 +28,7 @@ __all__ = [
     "chance",
     "clip_loss",
     "cpc_loss",
+    "ema_update_",
     "info_nce",
     "nt_xent",
     "sigmoid_loss",

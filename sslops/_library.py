@@ -144,8 +144,15 @@ def define(
 
     def on_gpu(*args: Any) -> Any:
         kernel = gpu_kernel(name, triton if HAS_TRITON else None, cuda, args)
-        return reference(*args) if kernel is None else kernel(*args)
+        if kernel is None:
+            return reference(*args)
+        for n in written:  # or autograd would not notice that a saved tensor has changed
+            tensors = args[n] if isinstance(args[n], list) else [args[n]]
+            torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+        return kernel(*args)
 
+    arguments = getattr(torch.ops.sslops, name).default._schema.arguments
+    written = [n for n, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]
     LIB.impl(name, _without_autocast(on_gpu), "CUDA")  # type: ignore[no-untyped-call]
 
 
@@ -165,7 +172,8 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def gpu_kernel(name: str, triton: str | None, cuda: bool, args: tuple[Any, ...]) -> Any:
     """What runs `args` on a GPU; None for the reference, which alone takes float64."""
-    if any(isinstance(each, Tensor) and each.dtype is torch.float64 for each in args):
+    tensors = (t for each in args for t in (each if isinstance(each, list) else (each,)))
+    if any(isinstance(each, Tensor) and each.dtype is torch.float64 for each in tensors):
         return None
     if _backend == "cuda":
         if not cuda or not load_cuda_extension():
