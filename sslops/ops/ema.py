@@ -188,12 +188,12 @@ def _prepare(pairs: _Pairs) -> tuple[list[Tensor], list[Tensor]]:
                 f"ema_update_: targets that share memory must share their source, got"
                 f" {_name(pairs, first)} and {_name(pairs, n)}"
             )
-    if not seen.keys().isdisjoint(read):
-        n, key = next((n, key) for n, key in enumerate(read) if key in seen)
-        raise ValueError(
-            f"ema_update_: no tensor may be both target and source, got {_name(pairs, n)} of the"
-            f" sources, which is {_name(pairs, seen[key])} of the targets"
-        )
+    for n, key in enumerate(read):
+        if key in seen:
+            raise ValueError(
+                f"ema_update_: no tensor may be both target and source, got {_name(pairs, n)} of"
+                f" the sources, which is {_name(pairs, seen[key])} of the targets"
+            )
     ours = [targets[n] for n in seen.values()]
     theirs = [sources[n] for n in seen.values()]
     for k, n in enumerate(seen.values()):
