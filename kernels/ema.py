@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-OPTIONS = {"BLOCK": 4096, "num_warps": 8}
+OPTIONS = {"BLOCK": 2048, "num_warps": 8}
 KEPT_TABLES = 32  # of one network: one for each pair of dtypes
 LANGUAGE = {
     torch.float32: tl.float32,

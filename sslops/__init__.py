@@ -5,6 +5,7 @@ from sslops._library import backend, use_backend
 from sslops._version import __version__
 from sslops.chance import chance
 from sslops.doctor import Backend, backends
+from sslops.momentum import MomentumEncoder, cosine_momentum
 from sslops.nn import NTXentLoss
 from sslops.ops.clip_loss import clip_loss
 from sslops.ops.cpc_loss import CPCStats, cpc_loss
@@ -19,6 +20,7 @@ __all__ = [
     "Backend",
     "CPCStats",
     "InfoNCEStats",
+    "MomentumEncoder",
     "NTXentLoss",
     "NTXentStats",
     "SupConStats",
@@ -27,6 +29,7 @@ __all__ = [
     "backends",
     "chance",
     "clip_loss",
+    "cosine_momentum",
     "cpc_loss",
     "ema_update_",
     "info_nce",

@@ -6,6 +6,7 @@ The launchers themselves run, on tensors without memory: what compiles here is, 
 user's call would compile. TRITON_INTERPRET must not be set.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -22,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from sslops.kernels import nt_xent
+from sslops.kernels import ema, nt_xent
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 WIDTHS = (64, 128, 256)  # one a row of the table
@@ -54,6 +55,22 @@ def call_launchers(width: int, dtype: torch.dtype) -> None:
         nt_xent.nt_xent_fwd(z, scale, 1.0, 2, True, False)
         nt_xent.nt_xent_fwd(z, scale, 1.0, 2, True, True)
     nt_xent.nt_xent_bwd(row, z, row, scale, 1.0, 2, True)
+
+
+def call_ema() -> None:
+    """Averages of every rounding, copies of every size, addresses aligned or not."""
+    scalar = torch.empty((), device="meta")
+    halves = (torch.float16, torch.bfloat16)
+    for target, source in itertools.product((torch.float32, *halves), repeat=2):
+        t, s = (torch.empty(5000, dtype=each, device="meta") for each in (target, source))
+        ema.ema_update_([t], [s], None, 0.5, -1)
+        ema.ema_update_([t], [s], scalar, 0.0, 1 << 40 if target in halves else -1)
+    for dtype in (torch.bool, torch.int16, torch.int32, torch.int64):
+        t = torch.empty(5000, dtype=dtype, device="meta")
+        ema.ema_update_([t], [t], None, 0.5, -1)
+    t = torch.empty(5000, device="meta")
+    with mock.patch.object(torch.Tensor, "data_ptr", return_value=4):
+        ema.ema_update_([t], [t], None, 0.5, -1)
 
 
 def compile_all(target: GPUTarget) -> list[dict[str, Any]]:
@@ -89,6 +106,7 @@ def compile_all(target: GPUTarget) -> list[dict[str, Any]]:
         if target.backend == "cuda":
             multiply.return_value = "tf32"
             call_launchers(128, torch.float32)
+        call_ema()
     return list(seen.values())
 
 
@@ -111,6 +129,7 @@ def facts(kernel: Any, target: GPUTarget) -> dict[str, Any]:
     # what a thread cannot hold in registers lies in its stack frame, and in local memory
     out["spills"] = sum(map(int, re.findall(r"(?:STACK|LOCAL):(\d+)", usage)))
     out["registers"] = int(re.search(r"REG:(\d+)", usage)[1])
+    out["wide"] = bool(re.search(r"ld\.global\S*\.v[248]", kernel.asm["ptx"]))
     found = re.findall(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", kernel.asm["ptx"])
     return out | {"matrix": sorted(set(found))}
 

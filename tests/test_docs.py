@@ -18,9 +18,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
     [
         "sslops._library",
         "sslops.chance",
+        "sslops.momentum",
         "sslops.nn",
         "sslops.ops.clip_loss",
         "sslops.ops.cpc_loss",
+        "sslops.ops.ema",
         "sslops.ops.info_nce",
         "sslops.ops.nt_xent",
         "sslops.ops.sigmoid_loss",
