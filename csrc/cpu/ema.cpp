@@ -29,6 +29,8 @@ const EmaKernels& kernels() {
   return ema_portable();
 }
 
+constexpr int64_t kLine = 64;  // elements, a cache line or more of any dtype
+
 struct Pair {
   char* target;
   const char* source;
@@ -70,6 +72,13 @@ Pair make_pair(const at::Tensor& target, const at::Tensor& source, const EmaStep
                    target.scalar_type(), " and ", source.scalar_type());
   if (t && s && !(same && step.momentum == 0.0)) pair.average = kernels().span[*t][*s];
   return pair;
+}
+
+// The element of the pair at which a thread that ends at `n` of all elements hands over: the next
+// one's loads then do not lie across cache lines.
+int64_t cut(const Pair& pair, int64_t n) {
+  const int64_t rounded = (n - pair.first + kLine - 1) / kLine * kLine;
+  return std::clamp<int64_t>(rounded, 0, pair.end - pair.first);
 }
 
 void update(const Pair& pair, int64_t begin, int64_t end, const EmaStep& step) {
@@ -123,8 +132,7 @@ void ema_update_(at::TensorList targets, at::TensorList sources,
     auto pair = std::upper_bound(pairs.begin(), pairs.end(), begin,
                                  [](int64_t n, const Pair& each) { return n < each.end; });
     for (; pair != pairs.end() && pair->first < end; ++pair)
-      update(*pair, std::max(begin, pair->first) - pair->first,
-             std::min(end, pair->end) - pair->first, step);
+      update(*pair, cut(*pair, begin), cut(*pair, end), step);
   });
 
   for (const auto& [target, copy] : write_back) target.copy_(copy);

@@ -54,22 +54,42 @@ struct EmaLanes {
     std::memcpy(&v, p, sizeof(v));
     return v;
   }
-  static SSLOPS_INLINE U word(uint32_t s) { return s - U{}; }
-  static SSLOPS_INLINE F fill(float s) {
-    return s - F{};
-  }  // 0 + s would be an addition, and turn -0
+  static SSLOPS_INLINE U word(uint32_t s) { return s - U{}; }  // see vec.h
 
   static SSLOPS_INLINE F load(const float* p) { return read<F>(p); }
   static SSLOPS_INLINE F load(const BFloat16* p) {
+#ifdef SSLOPS_INTRINSICS
+    if constexpr (W == 8)  // where the compiler's own conversion takes several instructions
+      return (F)(_mm256_slli_epi32(_mm256_cvtepu16_epi32(read<__m128i>(p)), 16));
+#endif
     return (F)(__builtin_convertvector(read<H>(p), U) << 16);
   }
   static SSLOPS_INLINE F load(const Half* p) {
+#ifdef SSLOPS_INTRINSICS
+    if constexpr (W == 16) return (F)_mm512_cvtph_ps(read<__m256i>(p));
+    if constexpr (W == 8) return (F)_mm256_cvtph_ps(read<__m128i>(p));
+#endif
     const U h = __builtin_convertvector(read<H>(p), U);
     const U exponent = h & 0x7c00u, digits = (h & 0x7fffu) << 13;
     const F subnormal = __builtin_convertvector((I)(h & 0x3ffu), F) * 0x1p-24f;
     U magnitude = digits + (exponent == 0x7c00u ? word(2 * kRebias) : word(kRebias));
     magnitude = exponent == 0u ? (U)subnormal : magnitude;
     return (F)(magnitude | (h & 0x8000u) << 16);
+  }
+
+  // The low half of each word.
+  static SSLOPS_INLINE void store_low(void* p, U words) {
+#ifdef SSLOPS_INTRINSICS
+    if constexpr (W == 8) {
+      const __m256i v = (__m256i)words;
+      const __m128i low = _mm256_castsi256_si128(v), high = _mm256_extracti128_si256(v, 1);
+      const __m128i narrow = _mm_packus_epi32(low, high);
+      std::memcpy(p, &narrow, sizeof(narrow));
+      return;
+    }
+#endif
+    const H narrow = __builtin_convertvector(words, H);
+    std::memcpy(p, &narrow, sizeof(narrow));
   }
 
   // `noise` holds random bits where the result has none; without it, to nearest and even.
@@ -79,30 +99,45 @@ struct EmaLanes {
   }
   template <bool Random>
   static SSLOPS_INLINE void store(BFloat16* p, F v, U noise) {
-    const U bits = (U)v, magnitude = bits & 0x7fffffffu;
+    const U bits = (U)v;
     const U up = Random ? noise >> 16 : 0x7fffu + (bits >> 16 & 1u);
-    U out = (bits + (magnitude < 0x7f800000u ? up : U{})) >> 16;
-    out = magnitude > 0x7f800000u ? word(0x7fc0u) : out;
-    const H narrow = __builtin_convertvector(out, H);
-    std::memcpy(p, &narrow, sizeof(narrow));
+    const U out = v == v ? (bits + up) >> 16 : word(0x7fc0u);  // an infinity does not carry
+    store_low(p, out);
   }
   template <bool Random>
   static SSLOPS_INLINE void store(Half* p, F v, U noise) {
+    if constexpr (Random) {
+      const U sign = (U)v & 0x80000000u, magnitude = (U)v ^ sign;
+      const U up = noise >> 19;
+      const F large = (F)((magnitude + up) & ~0x1fffu);
+      // beside 2^-14, float32's 13 last bits are the ones below the steps of a subnormal float16
+      const F beside = (F)magnitude + kSmallestHalf;
+      const F small = (F)(((U)beside + up) & ~0x1fffu) - kSmallestHalf;
+      const U cut = (U)((F)magnitude < kSmallestHalf ? small : large);
+      v = (F)(sign | (v == v ? cut : magnitude));
+    }
+#ifdef SSLOPS_INTRINSICS
+    constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    if constexpr (W == 16) {
+      const __m256i narrow = _mm512_cvtps_ph((__m512)v, kNearest);
+      std::memcpy(p, &narrow, sizeof(narrow));
+      return;
+    }
+    if constexpr (W == 8) {
+      const __m128i narrow = _mm256_cvtps_ph((__m256)v, kNearest);
+      std::memcpy(p, &narrow, sizeof(narrow));
+      return;
+    }
+#endif
     const U bits = (U)v, magnitude = bits & 0x7fffffffu;
-    const U up = Random ? noise >> 19 : 0xfffu + (bits >> 13 & 1u);
-    U out = (magnitude - kRebias + up) >> 13;
+    U out = (magnitude - kRebias + (0xfffu + (bits >> 13 & 1u))) >> 13;
     out = out > 0x7c00u ? word(0x7c00u) : out;
-    // beside 0.5, float32 ends where a subnormal float16 does; beside 2^-14 its 13 last bits are
-    // the ones below
-    const float beside = Random ? kSmallestHalf : 0.5f;
-    const U sum = (U)((F)magnitude + beside);
-    const U subnormal = Random ? (((sum + up) - kRebias) >> 13) - 0x400u : sum - 0x3f000000u;
+    // beside 0.5, float32 ends where a subnormal float16 does
+    const U subnormal = (U)((F)magnitude + 0.5f) - 0x3f000000u;
     out = (F)magnitude < kSmallestHalf ? subnormal : out;
-    out =
-        magnitude > 0x7f800000u ? word(0x7e00u) : (magnitude == 0x7f800000u ? word(0x7c00u) : out);
+    out = v == v ? out : word(0x7e00u);
     out |= bits >> 16 & 0x8000u;
-    const H narrow = __builtin_convertvector(out, H);
-    std::memcpy(p, &narrow, sizeof(narrow));
+    store_low(p, out);
   }
 
   static SSLOPS_INLINE U mix(U x) {
@@ -196,9 +231,13 @@ struct Ema {
     choose<T, S, false>(p, q, begin, end, step, key);
   }
 
+  // where nothing is converted, wider vectors only make memory slower: docs/tuning.md
+  static constexpr int kPlain = W < 8 ? W : 8;
+
   static const EmaKernels& kernels() {
     static constexpr EmaKernels table{{
-        {span<float, float>, span<float, BFloat16>, span<float, Half>, span<float, double>},
+        {Ema<kPlain>::template span<float, float>, span<float, BFloat16>, span<float, Half>,
+         span<float, double>},
         {span<BFloat16, float>, span<BFloat16, BFloat16>, span<BFloat16, Half>,
          span<BFloat16, double>},
         {span<Half, float>, span<Half, BFloat16>, span<Half, Half>, span<Half, double>},
