@@ -6,6 +6,7 @@ from sslops._version import __version__
 from sslops.chance import chance
 from sslops.compat._patch import Patch, patch
 from sslops.doctor import Backend, backends
+from sslops.momentum import MomentumEncoder, cosine_momentum
 from sslops.nn import (
     ClipLoss,
     CPCLoss,
@@ -16,6 +17,7 @@ from sslops.nn import (
 )
 from sslops.ops.clip_loss import clip_loss
 from sslops.ops.cpc_loss import CPCStats, cpc_loss
+from sslops.ops.ema import ema_update_
 from sslops.ops.info_nce import InfoNCEStats, info_nce
 from sslops.ops.nt_xent import NTXentStats, nt_xent
 from sslops.ops.queue import enqueue_
@@ -33,6 +35,7 @@ __all__ = [
     "InfoNCELoss",
     "InfoNCEStats",
     "KeyQueue",
+    "MomentumEncoder",
     "NTXentLoss",
     "NTXentStats",
     "Patch",
@@ -44,7 +47,9 @@ __all__ = [
     "backends",
     "chance",
     "clip_loss",
+    "cosine_momentum",
     "cpc_loss",
+    "ema_update_",
     "enqueue_",
     "info_nce",
     "load_queue",

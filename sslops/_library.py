@@ -174,7 +174,8 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def gpu_kernel(name: str, triton: str | None, cuda: bool, args: tuple[Any, ...]) -> Any:
     """What runs `args` on a GPU; None for the reference, which alone takes float64."""
-    if any(isinstance(each, Tensor) and each.dtype is torch.float64 for each in args):
+    tensors = (t for each in args for t in (each if isinstance(each, list) else (each,)))
+    if any(isinstance(each, Tensor) and each.dtype is torch.float64 for each in tensors):
         return None
     if _backend == "cuda":
         if not cuda or not load_cuda_extension():

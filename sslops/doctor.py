@@ -23,6 +23,7 @@ OPS = {
     "sup_con": "sup_con_fwd",
     "sigmoid_loss": "sigmoid_loss_fwd",
     "enqueue_": "enqueue_",
+    "ema_update_": "ema_update_",
 }
 EXTRAS = {"train": ("PIL", "safetensors", "rich", "tyro", "sklearn", "matplotlib")}
 BUILD_HINT = "pip install --no-build-isolation . (a C++20 compiler, ninja and pybind11)"

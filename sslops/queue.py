@@ -25,7 +25,7 @@ class KeyQueue(nn.Module):
     PyTorch losses save the queue; autograd then raises, it never uses the changed rows.
 
     All state is in `state_dict`: `keys` [K, D], `pointer` (0-d int64, how many keys were ever
-    enqueued) and, with ids, `ids` [K] int64. Several processes hold equal queues if they start equal
+    enqueued) and, with ids, `ids` [K] int64. Processes hold equal queues if they start equal
     (one seed, or inside DistributedDataParallel) and enqueue with `group`. DistributedDataParallel
     would copy all of the queue from rank 0 at each forward: give it `broadcast_buffers=False`.
 

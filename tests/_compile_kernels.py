@@ -6,6 +6,7 @@ The launchers themselves run, on tensors without memory: what compiles here is, 
 user's call would compile. TRITON_INTERPRET must not be set.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -22,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from sslops.kernels import nt_xent
+from sslops.kernels import ema, nt_xent
 from sslops.kernels import queue as queue_kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -68,6 +69,22 @@ def call_queue(stored: torch.dtype, dtype: torch.dtype, D: int) -> None:
     queue_kernels.enqueue_(queue, pointer, keys, None, None, False)
 
 
+def call_ema() -> None:
+    """Averages of every rounding, copies of every size, addresses aligned or not."""
+    scalar = torch.empty((), device="meta")
+    halves = (torch.float16, torch.bfloat16)
+    for target, source in itertools.product((torch.float32, *halves), repeat=2):
+        t, s = (torch.empty(5000, dtype=each, device="meta") for each in (target, source))
+        ema.ema_update_([t], [s], None, 0.5, -1)
+        ema.ema_update_([t], [s], scalar, 0.0, 1 << 40 if target in halves else -1)
+    for dtype in (torch.bool, torch.int16, torch.int32, torch.int64):
+        t = torch.empty(5000, dtype=dtype, device="meta")
+        ema.ema_update_([t], [t], None, 0.5, -1)
+    t = torch.empty(5000, device="meta")
+    with mock.patch.object(torch.Tensor, "data_ptr", return_value=4):
+        ema.ema_update_([t], [t], None, 0.5, -1)
+
+
 def compile_all(target: GPUTarget) -> list[dict[str, Any]]:
     """Facts of every kernel that the launchers ask for."""
     arch = "hip" if target.backend == "hip" else f"sm_{target.arch}"
@@ -105,6 +122,7 @@ def compile_all(target: GPUTarget) -> list[dict[str, Any]]:
             call_queue(stored, torch.float32, 128)
         call_queue(torch.bfloat16, torch.bfloat16, 100)
         call_queue(torch.float32, torch.float16, 2048)
+        call_ema()
     return list(seen.values())
 
 
@@ -127,6 +145,7 @@ def facts(kernel: Any, target: GPUTarget) -> dict[str, Any]:
     # what a thread cannot hold in registers lies in its stack frame, and in local memory
     out["spills"] = sum(map(int, re.findall(r"(?:STACK|LOCAL):(\d+)", usage)))
     out["registers"] = int(re.search(r"REG:(\d+)", usage)[1])
+    out["wide"] = bool(re.search(r"ld\.global\S*\.v[248]", kernel.asm["ptx"]))
     found = re.findall(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", kernel.asm["ptx"])
     return out | {"matrix": sorted(set(found))}
 

@@ -33,8 +33,8 @@ def test_every_configuration(target):
     assert out.returncode == 0, out.stderr[-2000:]
     kernels = json.loads(out.stdout)
     instruction, shared = TARGETS[target]
-    assert {k["kernel"] for k in kernels} >= {*TILE_KERNELS, "unit_rows_kernel"}
-    assert "enqueue_kernel" in {k["kernel"] for k in kernels}
+    others = {"unit_rows_kernel", "enqueue_kernel", "ema_kernel"}
+    assert {k["kernel"] for k in kernels} >= {*TILE_KERNELS, *others}
     for kernel in kernels:
         name = kernel["name"]
         assert kernel["spills"] == 0, f"{name} spills {kernel['spills']}"
@@ -44,3 +44,5 @@ def test_every_configuration(target):
             # exact float32 products are FMA on NVIDIA; AMD has an instruction for them
             fma = kernel["exact_float32"] and target.startswith("cuda")
             assert fma != bool(found), f"{name} has {kernel['matrix']}, expected {instruction}"
+        if kernel["kernel"] == "ema_kernel" and "wide" in kernel and "'ALIGNED': True" in name:
+            assert kernel["wide"], f"{name} loads element by element"

@@ -1,0 +1,123 @@
+"""The network that follows another one: MoCo's key encoder, BYOL's target, DINO's teacher."""
+
+import copy
+import math
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sslops.ops.ema import ema_update_
+
+__all__ = ["MomentumEncoder", "cosine_momentum"]
+
+
+class MomentumEncoder(nn.Module):
+    r"""A copy of an encoder that is no part of the gradient and follows by a moving average.
+
+        encoder <- m encoder + (1 - m) source
+
+    One call of `sslops.ema_update_` for all parameters and buffers. The encoder that is followed is
+    no submodule: `state_dict` and `parameters` hold the copy alone, under `encoder.`.
+
+    Args:
+        encoder: the one to copy and to follow.
+        momentum: m in [0, 1] where `update` is given none.
+        buffers: floating buffers (running statistics): "copy" them, or average them ("ema").
+        stochastic_rounding: of copies in float16 or bfloat16; see `sslops.ema_update_`.
+        dtype: of the copy's floating parameters and buffers, float32 for an average that keeps
+            what a bfloat16 encoder's steps would lose; default as the encoder.
+
+    Raises:
+        ValueError: momentum outside [0, 1], unknown `buffers`; and what `sslops.ema_update_`
+            raises, in `update`.
+
+    Source: He et al. 2020, arXiv:1911.05722, eq. 2. Grill et al. 2020, arXiv:2006.07733, eq. 1.
+
+    Example:
+        >>> encoder = torch.nn.Linear(4, 2)
+        >>> target = MomentumEncoder(encoder, momentum=0.99)
+        >>> target(torch.randn(3, 4)).requires_grad
+        False
+        >>> target.update()
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        momentum: float = 0.999,
+        *,
+        buffers: Literal["copy", "ema"] = "copy",
+        stochastic_rounding: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"MomentumEncoder: momentum must be in [0, 1], got {momentum}")
+        if buffers not in ("copy", "ema"):
+            raise ValueError(f"MomentumEncoder: buffers must be copy or ema, got {buffers!r}")
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        for tensor in chain(self.encoder.parameters(), self.encoder.buffers()):
+            if dtype is not None and tensor.is_floating_point():  # nn.Module.to cuts complex ones
+                tensor.data = tensor.data.to(dtype)
+        self._followed = (encoder,)  # in a tuple, or nn.Module would register it
+        self.momentum = momentum
+        self.buffers_by: Literal["copy", "ema"] = buffers
+        self.stochastic_rounding = stochastic_rounding
+
+    def update(
+        self, source: nn.Module | None = None, momentum: float | Tensor | None = None
+    ) -> None:
+        """Move the copy towards `source`, by default the encoder that it was made from.
+
+        Args:
+            source: a module with the same names of parameters and buffers.
+            momentum: of this step, a number or a tensor of one element on the device; default the
+                constructor's.
+        """
+        ema_update_(
+            self.encoder,
+            self._followed[0] if source is None else source,
+            self.momentum if momentum is None else momentum,
+            buffers=self.buffers_by,
+            stochastic_rounding=self.stochastic_rounding,
+        )
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the copy returns, without gradient."""
+        return self.encoder(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """The hyper-parameters, as `print(model)` shows them."""
+        rounding = ", stochastic_rounding=True" if self.stochastic_rounding else ""
+        return f"momentum={self.momentum:g}, buffers={self.buffers_by!r}{rounding}"
+
+
+def cosine_momentum(step: int, total: int, base: float = 0.996) -> float:
+    r"""Momentum that rises from `base` to 1 over a training run.
+
+        m = 1 - (1 - base) (cos(pi step / total) + 1) / 2
+
+    Args:
+        step: from 0; past `total` it counts as `total`.
+        total: steps of the run.
+        base: m at step 0; BYOL has 0.996, MoCo v3 0.99.
+
+    Raises:
+        ValueError: base outside [0, 1], a negative step, or no steps.
+
+    Source: Grill et al. 2020, arXiv:2006.07733, section 3.2; Chen et al. 2021, arXiv:2104.02057.
+
+    Example:
+        >>> [round(cosine_momentum(step, 100), 4) for step in (0, 50, 100)]
+        [0.996, 0.998, 1.0]
+    """
+    if not 0.0 <= base <= 1.0:
+        raise ValueError(f"cosine_momentum: base must be in [0, 1], got {base}")
+    if step < 0 or total < 1:
+        raise ValueError(
+            f"cosine_momentum: needs step >= 0 and total >= 1, got step {step} of {total}"
+        )
+    return 1.0 - (1.0 - base) * (math.cos(math.pi * min(step, total) / total) + 1.0) / 2.0
