@@ -74,12 +74,7 @@ def _round_stochastically(x, noise, DTYPE: tl.constexpr):
 def _update(target, source, mask, momentum, weight, noise, TARGET: tl.constexpr):
     """One block of one pair of arrays; `noise` is None for rounding to nearest."""
     before = tl.load(target, mask=mask)
-    s = tl.load(source, mask=mask)
-    if source.dtype.element_ty == TARGET:
-        copy = s
-    else:
-        copy = s.to(TARGET)
-    s = s.to(tl.float32)
+    s = tl.load(source, mask=mask).to(tl.float32)
     t = before.to(tl.float32)
     mean = tl.where(weight <= 0.5, t + weight * (s - t), s + momentum * (t - s))
     mean = tl.where(momentum == 0.0, s, mean)
@@ -87,8 +82,6 @@ def _update(target, source, mask, momentum, weight, noise, TARGET: tl.constexpr)
         out = mean.to(TARGET)
     else:
         out = _round_stochastically(mean, noise, TARGET)
-        copy = out
-    out = tl.where(momentum == 0.0, copy, out)
     tl.store(target, tl.where(weight == 0.0, before, out), mask=mask)
 
 
