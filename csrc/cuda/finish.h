@@ -39,7 +39,7 @@ __device__ inline float through_norm(float dx, float x, float inside, float scal
   return scale * (dx - along) / fmaxf(norm, kNormEps);
 }
 
-__global__ void __launch_bounds__(kFinishThreads) finish_forward_kernel(FinishForward p) {
+__global__ void __launch_bounds__(kFinishThreads, 8) finish_forward_kernel(FinishForward p) {
   const int64_t i = blockIdx.x, thread = threadIdx.x;
   const int64_t t = p.targets == nullptr ? i : p.targets[i];
   float top = -INFINITY, sum = 0.0f;
@@ -112,7 +112,7 @@ struct FinishGradient {
   }
 };
 
-__global__ void __launch_bounds__(kFinishThreads) finish_gradient_kernel(FinishGradient p) {
+__global__ void __launch_bounds__(kFinishThreads, 8) finish_gradient_kernel(FinishGradient p) {
   const int64_t i = blockIdx.x, thread = threadIdx.x;
   float* const dx = p.part_out + i * p.ld_part;
   const float whole = p.unit == nullptr ? 0.0f : 1.0f / *p.unit;
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_gradient_kernel(FinishG
 
 // Power of two that brings the largest weight to [2^13, 2^14]: what float16 tiles hold of two terms
 // neither overflows nor vanishes, whatever a loss scaler makes of the upstream gradient.
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, 8)
     unit_kernel(const float* a, int64_t na, const float* b, int64_t nb, float* unit) {
   float* const tops = reinterpret_cast<float*>(shared_memory());
   float top = 0.0f;
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kFinishThreads)
   *unit = top > 0.0f && top < INFINITY ? ldexpf(1.0f, lift < 120 ? lift : 120) : 1.0f;
 }
 
-__global__ void __launch_bounds__(kFinishThreads)
+__global__ void __launch_bounds__(kFinishThreads, 8)
     sum_kernel(const float* values, int64_t n, float* out) {
   float sum = 0.0f;
   for (int64_t i = threadIdx.x; i < n; i += kFinishThreads) sum += values[i];
