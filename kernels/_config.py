@@ -112,7 +112,11 @@ TABLE: dict[tuple[str, str, int], dict[str, Tile]] = {
 
 
 def options(
-    stage: str, case: tuple[bool, torch.dtype, str, int], arch: str, narrow: bool = False
+    stage: str,
+    case: tuple[bool, torch.dtype, str, int],
+    arch: str,
+    narrow: bool = False,
+    capped: bool = True,
 ) -> dict[str, Any]:
     """Constexprs and launch options of a "fwd" or "bwd" tile kernel.
 
@@ -121,6 +125,7 @@ def options(
         case: whether ONLINE, dtype and precision of the products, columns of the padded copy.
         arch: column of the table, from `family`.
         narrow: half as many columns a tile, for a kernel that holds more masked copies of it.
+        capped: keep `maxnreg`; a kernel that holds a little more would spill.
     """
     online, dtype, precision, D_pad = case
     kind = "fixed" if not online else precision if dtype is torch.float32 else "half"
@@ -133,7 +138,7 @@ def options(
         del chosen["BLOCK_D"]
     if narrow:
         chosen.update(BLOCK_N=chosen["BLOCK_N"] // 2, maxnreg=None)
-    if chosen["maxnreg"] is None:
+    if chosen["maxnreg"] is None or not capped:
         del chosen["maxnreg"]
     return {"ONLINE": online, "WHOLE": not online, "PRECISION": precision, **chosen}
 

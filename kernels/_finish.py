@@ -4,6 +4,8 @@
 65536 cannot overflow float16, nor 1 / M vanish in it.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -137,6 +139,24 @@ def finish_kernel(
         tl.store(ptrs, (dx * (scale * peak)).to(dz_ptr.dtype.element_ty), mask=mask)
 
 
+class Pulls(NamedTuple):
+    """What draws rows to their positives on the other side."""
+
+    other: Tensor  # [N_pad, D_pad] unit rows of the other side
+    columns: int  # N
+    pull: Tensor  # float32, of the rows that ask, over peak
+    partners: (
+        Tensor | None
+    )  # [M] each row's partner, None for row i's i; with starts see `segments`
+    starts: Tensor | None = None  # [M + 1]
+
+
+def peak_of(grad: Tensor) -> Tensor:
+    """Max |grad|, 0-d float32."""
+    peak: Tensor = torch.linalg.vector_norm(grad, float("inf"), dtype=torch.float32)
+    return peak
+
+
 def factors(grad: Tensor, peak: Tensor, lse: Tensor, loss: Tensor | None, M_pad: int) -> Tensor:
     """Launch `factors_kernel`: [3, M_pad], or [4, M_pad] with a loss."""
     out = lse.new_empty(3 if loss is None else 4, M_pad)
@@ -156,7 +176,7 @@ def finish(
     normalize: bool,
     peak: Tensor | None,
     dtype: torch.dtype,
-    pulls: tuple[Tensor, int, Tensor, Tensor | None, Tensor | None] | None = None,
+    pulls: Pulls | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launch `finish_kernel`: (dz [M, D] in `dtype`, 0-d share of the scale's gradient).
 
@@ -169,17 +189,17 @@ def finish(
         normalize: whether the rows were divided by their norms.
         peak: 0-d, or None for 1.
         dtype: of the result.
-        pulls: unit rows of the other side and how many they are, pull, index and starts.
+        pulls: of the positives, or None if the tiles had all; without `total` not None.
     """
     M, D = z.shape
     dz = z.new_empty(M, D, dtype=dtype)
     programs = triton.cdiv(M, FINISH_OPTIONS["ROWS"])
     share = z.new_empty(programs, dtype=torch.float32)
     other, N, pull, index, starts = pulls or (None, 0, None, None, None)
-    source = other if total is None else total
+    D_pad = next(t.shape[1] for t in (total, other) if t is not None)
     finish_kernel[(programs,)](
         total, other, pull, index, starts, norm, z, scale, peak, dz, share,
-        M, N, D, source.shape[1], *z.stride(), scale_factor, normalize, **FINISH_OPTIONS,
+        M, N, D, D_pad, *z.stride(), scale_factor, normalize, **FINISH_OPTIONS,
     )  # fmt: skip
     return dz, share.sum()
 

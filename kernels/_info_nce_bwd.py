@@ -63,7 +63,7 @@ def info_nce_bwd_kernel(
     UNLIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
     first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
     offs_m, offs_d = first_m + tl.arange(0, BLOCK_M), first_d + tl.arange(0, BLOCK_D)
-    ask_m = load_or(row_asks_ptr, offs_m, M, -1)
+    ask_m = load_or(row_asks_ptr, offs_m, M, -1).to(tl.int32)
     id_m = load_or(row_ids_ptr, offs_m, M, -1)
     if ROWS_ASK:
         row_factors_ptr += 0 if ONLINE else 2 * tl.cast(M_pad, tl.int64)
@@ -92,7 +92,7 @@ def info_nce_bwd_kernel(
         if EVERYWHERE:
             some = True
         if some:
-            ask_n = load_or(col_asks_ptr, offs_n, N, -1)
+            ask_n = load_or(col_asks_ptr, offs_n, N, -1).to(tl.int32)
             id_n = load_or(col_ids_ptr, offs_n, N, -1)
             s = drop_pairs(s, offs_m, offs_n, ask_m, ask_n, id_m, id_n, M, N, OWN, IDS, WITHIN)
         if COLS_ASK:

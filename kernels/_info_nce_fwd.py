@@ -19,9 +19,9 @@ from sslops.kernels._tile import (
     join_best,
     join_slots,
     load_or,
-    load_rows,
     load_tile,
     other_case,
+    positive_logit,
     similarities,
     softplus,
 )
@@ -73,7 +73,7 @@ def info_nce_fwd_kernel(
 
     for first_m in range(m0, tl.minimum(m0 + row_strip, M), BLOCK_M):
         offs_m = first_m + tl.arange(0, BLOCK_M)
-        ask_m = load_or(targets_ptr, offs_m, M, -1)
+        ask_m = load_or(targets_ptr, offs_m, M, -1).to(tl.int32)
         id_m = load_or(row_ids_ptr, offs_m, M, -1)
         if WHOLE:
             a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
@@ -135,21 +135,6 @@ def info_nce_fwd_kernel(
         if COLUMNS:
             # the next row block's threads read the column numbers that other threads wrote
             tl.debug_barrier()
-
-
-@triton.jit
-def positive_logit(
-    x_ptr, k_ptr, targets_ptr, rows, M, N, D_pad, ROWS: tl.constexpr, COLS: tl.constexpr
-):
-    """Dot products of rows with their positives, before the scale: [ROWS]."""
-    partners = load_or(targets_ptr, rows, M, 0)
-    positive = tl.zeros([ROWS], tl.float32)
-    for first in range(0, D_pad, COLS):
-        cols = first + tl.arange(0, COLS)
-        a = load_rows(x_ptr, rows, cols, M, D_pad, D_pad, 1)
-        b = load_rows(k_ptr, partners, cols, N, D_pad, D_pad, 1)
-        positive += tl.sum(a * b, axis=1)
-    return positive
 
 
 @triton.jit(do_not_specialize=["M", "N", "G"])

@@ -9,7 +9,6 @@ flash-decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html
 import triton
 import triton.language as tl
 
-from sslops.kernels._info_nce_fwd import positive_logit
 from sslops.kernels._tile import (
     EPS,
     LN2,
@@ -21,6 +20,7 @@ from sslops.kernels._tile import (
     load_rows,
     load_tile,
     one_minus_exp,
+    positive_logit,
     round_tf32,
     softplus,
 )
@@ -93,7 +93,7 @@ def info_nce_single_kernel(
     UNLIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
     first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
     offs_m, offs_d = first_m + tl.arange(0, BLOCK_M), first_d + tl.arange(0, BLOCK_D)
-    ask_m = load_or(targets_ptr, offs_m, M, -1)
+    ask_m = load_or(targets_ptr, offs_m, M, -1).to(tl.int32)
     id_m = load_or(row_ids_ptr, offs_m, M, -1)
     if WHOLE:
         a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)

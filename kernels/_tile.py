@@ -114,12 +114,25 @@ def join_slots(sums_ptr, rows, M, M_pad, G, scale2, limit):
     ptrs = sums_ptr + slots.to(tl.int64) * M_pad + rows[None, :]
     mask = (slots < G) & (rows < M)[None, :]
     if scale2 <= limit:
-        lse = scale2 - HEADROOM + tl.log2(tl.sum(tl.load(ptrs, mask=mask, other=0.0), axis=0))
+        total = tl.sum(tl.load(ptrs, mask=mask, other=0.0), axis=0)
+        # the offset is taken out of the sum and not of its logarithm, which would be rounded at
+        # its size; but for a sum that this would make subnormal
+        large = total > 1.0
+        unlift = tl.where(large, tl.exp2(-HEADROOM), 1.0)
+        lse = tl.where(large, scale2, scale2 - HEADROOM) + tl.log2(total * unlift)
     else:
         part = tl.load(ptrs, mask=mask, other=float("-inf"))  # [STRIPS, ROWS]
         base = finite(tl.max(part, axis=0))
         lse = base + tl.log2(tl.sum(tl.exp2(part - base[None, :]), axis=0))
     return lse
+
+
+@triton.jit
+def join_sums(sums_ptr, rows, M, M_pad, G):
+    """Sum of rows over their G slots of sums_ptr [G, M_pad]: [ROWS]."""
+    slots = tl.arange(0, STRIPS)[:, None]
+    ptrs = sums_ptr + slots.to(tl.int64) * M_pad + rows[None, :]
+    return tl.sum(tl.load(ptrs, mask=(slots < G) & (rows < M)[None, :], other=0.0), axis=0)
 
 
 @triton.jit
@@ -210,6 +223,21 @@ def load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd):
     return tl.load(ptrs, mask=mask, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def positive_logit(
+    x_ptr, k_ptr, targets_ptr, rows, M, N, D_pad, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """Dot products of rows with their positives, before the scale: [ROWS]."""
+    partners = load_or(targets_ptr, rows, M, 0)
+    positive = tl.zeros([ROWS], tl.float32)
+    for first in range(0, D_pad, COLS):
+        cols = first + tl.arange(0, COLS)
+        a = load_rows(x_ptr, rows, cols, M, D_pad, D_pad, 1)
+        b = load_rows(k_ptr, partners, cols, N, D_pad, D_pad, 1)
+        positive += tl.sum(a * b, axis=1)
+    return positive
+
+
 @triton.jit(do_not_specialize=["M", "D"])
 def unit_rows_kernel(
     z_ptr,  # [M, D], any strides
@@ -266,6 +294,12 @@ def unit_rows(
         z, x, norm, M, D, x.shape[1], *z.stride(), normalize, precision == "tf32", **UNIT_ROWS
     )
     return x, norm
+
+
+def strips(M: int) -> tuple[int, int]:
+    """(rows of a strip, number of strips)."""
+    strip = triton.cdiv(triton.cdiv(M, PAD), STRIPS.value) * PAD
+    return strip, triton.cdiv(M, strip)
 
 
 def matmul_precision(dtype: torch.dtype, device: torch.device) -> str:

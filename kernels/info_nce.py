@@ -33,11 +33,11 @@ import triton
 from torch import Tensor
 
 from sslops.kernels._config import MAX_ROWS, cases, options
-from sslops.kernels._finish import factors, finish, segments
+from sslops.kernels._finish import Pulls, factors, finish, peak_of, segments
 from sslops.kernels._info_nce_bwd import info_nce_bwd_kernel
 from sslops.kernels._info_nce_fwd import info_nce_fwd_kernel, info_nce_loss_kernel
 from sslops.kernels._info_nce_single import info_nce_combine_kernel, info_nce_single_kernel
-from sslops.kernels._tile import PAD, STRIPS, WHOLE_D, family, matmul_precision, unit_rows
+from sslops.kernels._tile import WHOLE_D, family, matmul_precision, strips, unit_rows
 
 LOSS_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
 COMBINE_OPTIONS = {"COLS": 64, "num_warps": 4}
@@ -79,12 +79,6 @@ def _cases(
     return cases(scale, scale_factor, bounded and N <= MAX_ROWS, D, dtype)
 
 
-def _strips(M: int) -> tuple[int, int]:
-    """(rows of a strip, how many strips)."""
-    strip = triton.cdiv(triton.cdiv(M, PAD), STRIPS.value) * PAD
-    return strip, triton.cdiv(M, strip)
-
-
 def info_nce_fwd(
     queries: Tensor,
     keys: Tensor,
@@ -113,22 +107,22 @@ def info_nce_fwd(
         rows = _rows(queries, keys, negatives, normalize)
         y, _ = _padded(rows, negatives)
         (M_pad, D_pad), N_pad = rows.x.shape, len(y)
-        (row_strip, G), (col_strip, H) = _strips(M), _strips(N)
+        (row_strip, G), (col_strip, H) = strips(M), strips(N)
         sums, best = empty((H, M_pad)), empty((H, M_pad)) if stats else None
         cols = empty((G, N_pad)) if columns else None
         col_best = empty((G, N_pad)) if columns and stats else None
         positive = empty(M_pad) if stats and own else None
         launches, limit = _cases(scale, scale_factor, normalize and own, D, max(M, N), rows.x.dtype)
-        narrow = stats or query_ids is not None
+        narrow = stats or query_ids is not None or targets is not None
         for online in launches:
             case = (online, rows.x.dtype, rows.precision, D_pad)
             info_nce_fwd_kernel[(G, H)](
                 rows.x, y, scale, targets, query_ids, key_ids,
                 sums, cols, best, col_best, positive,
                 M, N, M_pad, N_pad, D_pad, row_strip, col_strip, scale_factor, limit, own, within,
-                **options("fwd", case, family(queries.device), narrow),
+                **options("fwd", case, family(queries.device), narrow, capped=not columns),
             )  # fmt: skip
-        finishing = [(rows.x, rows.k, targets, sums, best, M, len(keys), H)]
+        finishing: list[tuple[Any, ...]] = [(rows.x, rows.k, targets, sums, best, M, len(keys), H)]
         if columns:
             finishing.append((rows.k, rows.x, None, cols, col_best, N, M, G))
         for side, (x, k, index, slots, top, m, n, count) in enumerate(finishing):
@@ -137,7 +131,7 @@ def info_nce_fwd(
                 losses[2 * side], losses[2 * side + 1], hits[side] if stats else None,
                 m, n, len(x), D_pad, count, scale_factor, limit, **LOSS_OPTIONS,
             )  # fmt: skip
-    return (*losses, *hits)
+    return losses[0], losses[1], losses[2], losses[3], hits[0], hits[1]
 
 
 def info_nce_bwd(
@@ -169,9 +163,9 @@ def info_nce_bwd(
         rows = _rows(queries, keys, negatives, normalize)
         y, y_norm = _padded(rows, negatives)
         N, M_pad = len(keys) if negatives is None else len(negatives), len(rows.x)
-        peak = _peak(grad_loss)
+        peak = peak_of(grad_loss)
         if grad_key_loss is not None:
-            peak = torch.maximum(peak, _peak(grad_key_loss))
+            peak = torch.maximum(peak, peak_of(grad_key_loss))
         mine = factors(grad_loss, peak, lse, loss, M_pad)
         pull, theirs = mine[3], None
         if grad_key_loss is not None:
@@ -185,13 +179,13 @@ def info_nce_bwd(
         )
         common = (scale, scale_factor, normalize, peak)
         if needs[0]:
-            pulls = (rows.k, len(keys), pull, targets, None)
+            pulls = Pulls(rows.k, len(keys), pull, targets)
             dx = total(queries_side, negatives_side)
             results[0], dscale = finish(queries, rows.x_norm, dx, *common, queries.dtype, pulls)
         dy = total(negatives_side, queries_side) if needs[1 if own else 2] else None
         if needs[1]:
             index, starts = (None, None) if targets is None else segments(targets, len(keys))
-            pulls = (rows.x, M, pull, index, starts)
+            pulls = Pulls(rows.x, M, pull, index, starts)
             dk = dy if own else None
             results[1], _ = finish(keys, rows.k_norm, dk, *common, keys.dtype, pulls)
         if needs[2] and negatives is not None:
@@ -203,10 +197,6 @@ def info_nce_bwd(
 
 def _contiguous(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.contiguous()
-
-
-def _peak(grad: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(grad, float("inf"), dtype=torch.float32)
 
 
 def _sum_tiles(
@@ -223,10 +213,10 @@ def _sum_tiles(
     """sum_j g[i, j] y[j] / peak of the rows of `side`: [M_pad, D_pad] float32."""
     (x, M, mine, asks, ids), (y, N, theirs, other_asks, other_ids) = side, other
     M_pad, D_pad = x.shape
-    out = x.new_empty(M_pad, D_pad, dtype=torch.float32)
+    out: Tensor = x.new_empty(M_pad, D_pad, dtype=torch.float32)
     for online in launches:
         case = (online, x.dtype, precision, D_pad)
-        chosen = options("bwd", case, family(x.device))
+        chosen = options("bwd", case, family(x.device), narrow=ids is not None)
         grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
         info_nce_bwd_kernel[grid](
             x, y, scale, mine, theirs, asks, other_asks, ids, other_ids, out,
@@ -280,7 +270,9 @@ def info_nce_single(
             plain = negatives.stride(1) == 1 and negatives.stride(0) < 1 << 24
             y, N, width = negatives if plain else negatives.contiguous(), len(negatives), D
         whole = dtype in HALF and D <= WHOLE_D
-        chosen = options("bwd", (not whole, dtype, rows.precision, D_pad), family(queries.device))
+        case = (not whole, dtype, rows.precision, D_pad)
+        narrow = query_ids is not None or y.dtype != dtype
+        chosen = options("bwd", case, family(queries.device), narrow)
         del chosen["ONLINE"]
         grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
         blocks = triton.cdiv(N, chosen["BLOCK_N"])

@@ -10,10 +10,10 @@ Source: Chen et al. 2020, arXiv:2002.05709, eq. 1; streaming logsumexp after Mil
 2018, arXiv:1805.02867, alg. 3. Derivation: docs/math/nt_xent.md.
 
 Reading order: _tile.py (helpers, normalisation), _nt_xent_fwd.py, _nt_xent_bwd.py, _config.py
-(choice of case, tile sizes), then here the launchers. s is symmetric: the forward visits only tiles on
-and above the diagonal. Logits are held in base 2. Where unit rows and scale * log2(e) <= limit
-bound them, all sums share one fixed offset; elsewhere (ONLINE) every row and column keeps its own
-maximum. With a tensor scale both are launched, and the device leaves one of them at once.
+(choice of case, tile sizes), then here the launchers. s is symmetric: the forward visits only
+tiles on and above the diagonal. Logits are held in base 2. Where unit rows and scale * log2(e) <=
+limit bound them, all sums share one fixed offset; elsewhere (ONLINE) every row and column keeps
+its own maximum. With a tensor scale both are launched, and the device leaves one of them at once.
 
 Extra memory: rows of z padded once, one float32 copy of z's shape in the backward pass, and
 4 * 64 bytes a row in the forward (three times that with statistics).
@@ -24,10 +24,10 @@ import triton
 from torch import Tensor
 
 from sslops.kernels._config import MAX_ROWS, cases, options
-from sslops.kernels._finish import factors
+from sslops.kernels._finish import factors, peak_of
 from sslops.kernels._nt_xent_bwd import nt_xent_bwd_kernel, nt_xent_dz_kernel
 from sslops.kernels._nt_xent_fwd import nt_xent_fwd_kernel, nt_xent_loss_kernel
-from sslops.kernels._tile import PAD, STRIPS, family, matmul_precision, unit_rows
+from sslops.kernels._tile import family, matmul_precision, strips, unit_rows
 
 LOSS_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
 DZ_OPTIONS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
@@ -56,8 +56,7 @@ def nt_xent_fwd(
     with torch.cuda.device_of(z):
         x, _ = unit_rows(z, normalize, precision)
         M_pad, D_pad = x.shape
-        strip = triton.cdiv(triton.cdiv(M, PAD), STRIPS.value) * PAD
-        G = triton.cdiv(M, strip)
+        strip, G = strips(M)
         sums = z.new_empty(G, M_pad, dtype=torch.float32)
         best = z.new_empty(2, G, M_pad, dtype=torch.float32) if stats else None
         launches, limit = cases(scale, scale_factor, normalize, D, z.dtype)
@@ -92,7 +91,7 @@ def nt_xent_bwd(
     with torch.cuda.device_of(z):
         x, norm = unit_rows(z, normalize, precision)
         M_pad, D_pad = x.shape
-        peak = torch.linalg.vector_norm(grad_loss, float("inf"), dtype=torch.float32)
+        peak = peak_of(grad_loss)
         vectors = factors(grad_loss, peak, lse, None, M_pad)
         pull = z.new_empty(M_pad, D_pad, dtype=torch.float32)
         launches, limit = cases(scale, scale_factor, normalize, D, z.dtype)

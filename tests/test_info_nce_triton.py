@@ -5,14 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from sslops import _library
 
 from .numerics import assert_as_accurate_as
 
 tl = pytest.importorskip("triton.language")
-from sslops.kernels import _config  # noqa: E402
+from sslops.kernels import _config, _tile  # noqa: E402
 from sslops.kernels import info_nce as kernels  # noqa: E402
 from sslops.reference import info_nce as reference  # noqa: E402
 
@@ -218,7 +217,7 @@ def test_fixed_offset_is_exact_in_float32(columns, temperature, monkeypatch, dev
 @pytest.mark.parametrize("online", [True, False])
 def test_strips_of_many_blocks(online, monkeypatch, device):
     """Sums that one program collects over several blocks both ways; the last strip is ragged."""
-    monkeypatch.setattr(kernels, "STRIPS", tl.constexpr(2))
+    monkeypatch.setattr(_tile, "STRIPS", tl.constexpr(2))
     monkeypatch.setattr(_config, "FIXED_DTYPES", () if online else (torch.float32,))
     rows = make_inputs(390, 390, None, 8, True, torch.float32, device)
     grads, masks = torch.rand(2, 390, device=device).unbind(), (None, None, None, False)

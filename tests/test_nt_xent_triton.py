@@ -13,7 +13,7 @@ from sslops import _library
 from .numerics import assert_as_accurate_as, naive_nt_xent
 
 tl = pytest.importorskip("triton.language")
-from sslops.kernels import _config  # noqa: E402
+from sslops.kernels import _config, _tile  # noqa: E402
 from sslops.kernels import nt_xent as kernels  # noqa: E402
 from sslops.reference import nt_xent as reference  # noqa: E402
 
@@ -101,7 +101,7 @@ def test_fixed_offset_is_exact_in_float32(temperature, monkeypatch, device):
 @pytest.mark.parametrize("online", [True, False])
 def test_strips_of_many_blocks(online, monkeypatch, device):
     """Column sums that one program collects over several row blocks; the last strip is ragged."""
-    monkeypatch.setattr(kernels, "STRIPS", tl.constexpr(2))
+    monkeypatch.setattr(_tile, "STRIPS", tl.constexpr(2))
     monkeypatch.setattr(_config, "FIXED_DTYPES", () if online else (torch.float32,))
     z = make_input(390, 8, 2, True, torch.float32, device)
     grad = torch.rand(390, device=device)
