@@ -9,8 +9,8 @@ from sslops import _library
 from .numerics import assert_as_accurate_as
 
 pytest.importorskip("triton")
-from sslops.kernels import sigmoid_loss as kernels  # noqa: E402
-from sslops.reference import sigmoid_loss as reference  # noqa: E402
+from sslops.kernels import sigmoid_loss as kernels
+from sslops.reference import sigmoid_loss as reference
 
 # The interpreter works on padding and on rows of nothing; numpy would warn of each.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
