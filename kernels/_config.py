@@ -85,6 +85,25 @@ TABLE: dict[tuple[str, str, int], dict[str, Tile]] = {
         "sm_100": Tile(128, 64, 256, 256, 8, 2),
         "hip": Tile(64, 32, 256, 256, 8, 2),
     },
+    # backward kernels that hold more than nt_xent's: a running maximum, labels, a logarithm
+    ("heavy", "fixed", 64): {
+        "sm_80": Tile(128, 64, 64, 64, 4, 3),
+        "sm_90": Tile(128, 128, 64, 64, 8, 3),
+        "sm_100": Tile(128, 64, 64, 64, 8, 3),
+        "hip": Tile(64, 64, 64, 64, 4, 2),
+    },
+    ("heavy", "fixed", 128): {
+        "sm_80": Tile(128, 64, 128, 128, 8, 2),
+        "sm_90": Tile(128, 128, 128, 128, 8, 2),
+        "sm_100": Tile(128, 64, 128, 128, 8, 2),
+        "hip": Tile(64, 64, 128, 128, 4, 2),
+    },
+    ("heavy", "fixed", 256): {
+        "sm_80": Tile(64, 64, 256, 256, 8, 2),
+        "sm_90": Tile(128, 64, 256, 256, 8, 2),
+        "sm_100": Tile(64, 64, 256, 256, 8, 2),
+        "hip": Tile(64, 32, 256, 256, 8, 2),
+    },
     ("bwd", "half", 64): {
         "sm_80": Tile(128, 64, 64, 64, 8, 2),
         "sm_90": Tile(128, 64, 64, 64, 8, 2),
@@ -118,7 +137,7 @@ def options(
     narrow: bool = False,
     capped: bool = True,
 ) -> dict[str, Any]:
-    """Constexprs and launch options of a "fwd" or "bwd" tile kernel.
+    """Constexprs and launch options of a "fwd", "bwd" or "heavy" tile kernel.
 
     Args:
         stage: row of the table.
@@ -130,13 +149,15 @@ def options(
     online, dtype, precision, D_pad = case
     kind = "fixed" if not online else precision if dtype is torch.float32 else "half"
     width = D_pad
+    if online and stage == "heavy":
+        stage = "bwd"
     if online:  # the widest row of the table that D_pad fills, else the narrowest
         widths = sorted(w for s, k, w in TABLE if (s, k) == (stage, kind))
         width = max((w for w in widths if w <= D_pad), default=widths[0])
     chosen = TABLE[stage, kind, width][arch]._asdict()
     if stage == "fwd":
         del chosen["BLOCK_D"]
-    if narrow:
+    if narrow and (stage, dtype) != ("fwd", torch.float32):  # whose tiles are small already
         chosen.update(BLOCK_N=chosen["BLOCK_N"] // 2, maxnreg=None)
     if chosen["maxnreg"] is None or not capped:
         del chosen["maxnreg"]

@@ -216,7 +216,8 @@ def _sum_tiles(
     out: Tensor = x.new_empty(M_pad, D_pad, dtype=torch.float32)
     for online in launches:
         case = (online, x.dtype, precision, D_pad)
-        chosen = options("bwd", case, family(x.device), narrow=ids is not None)
+        narrow = ids is not None or (online and mine is not None and theirs is not None)
+        chosen = options("bwd", case, family(x.device), narrow)
         grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
         info_nce_bwd_kernel[grid](
             x, y, scale, mine, theirs, asks, other_asks, ids, other_ids, out,
@@ -272,7 +273,7 @@ def info_nce_single(
         whole = dtype in HALF and D <= WHOLE_D
         case = (not whole, dtype, rows.precision, D_pad)
         narrow = query_ids is not None or y.dtype != dtype
-        chosen = options("bwd", case, family(queries.device), narrow)
+        chosen = options("heavy", case, family(queries.device), narrow)
         del chosen["ONLINE"]
         grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
         blocks = triton.cdiv(N, chosen["BLOCK_N"])

@@ -60,7 +60,7 @@ def sigmoid_loss_fwd(
         )
         whole = queries.dtype is not torch.float32 and D <= WHOLE_D
         case = (not whole, queries.dtype, precision, D_pad)
-        chosen = options("bwd", case, family(queries.device), narrow=True)
+        chosen = options("heavy", case, family(queries.device), narrow=True)
         del chosen["ONLINE"]
         blocks = triton.cdiv(D_pad, chosen["BLOCK_D"]) if grads else 1
         dx, dy = (empty(len(side), D_pad) if grads else None for side in (x, y))

@@ -105,7 +105,7 @@ def sup_con_bwd(
         launches, limit = cases(scale, scale_factor, normalize and M <= MAX_ROWS, D, z.dtype)
         for online in launches:
             case = (online, z.dtype, precision, D_pad)
-            chosen = options("bwd", case, family(z.device), narrow=True)
+            chosen = options("heavy", case, family(z.device), narrow=True)
             grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
             sup_con_bwd_kernel[grid](
                 x, labels, scale, vectors, share, total,
