@@ -1,4 +1,4 @@
-"""Backward kernels of NT-Xent: factors of rows, tiles, then dz; formulas in nt_xent.py.
+"""Backward kernels of NT-Xent: tiles, then dz; formulas in nt_xent.py.
 
 g is symmetric, so a program that owns some rows and walks over all of them ends with their whole
 gradient: no atomics. |w| is divided by its maximum (`peak`) and multiplied back at the very end,
@@ -11,6 +11,7 @@ import triton.language as tl
 from sslops.kernels._tile import (
     EPS,
     LOG2E,
+    SPLIT,
     drop_self_and_padding,
     effective_scale,
     load_rows,
@@ -19,33 +20,6 @@ from sslops.kernels._tile import (
     round_tf32,
     similarities,
 )
-
-# exp2(s - lse) = exp2(s - SPLIT) * exp2(SPLIT - lse): with the fixed offset's logits both factors
-# lie in 2**+-121, so each is a normal number, also times w / peak down to 2**-45.
-SPLIT = tl.constexpr(32.0)
-
-
-@triton.jit(do_not_specialize=["M", "stride_g"])
-def nt_xent_factors_kernel(
-    grad_ptr,  # [M] upstream gradient
-    peak_ptr,  # 0-d float32: max |grad|
-    lse_ptr,  # [M] float32
-    factors_ptr,  # [3, M_pad] float32, written: w / peak, base-2 lse, exp2(SPLIT - lse) w / peak
-    M,
-    M_pad,
-    stride_g,
-    ROWS: tl.constexpr,
-):
-    """Vectors that every tile of the backward pass needs; zero past M."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    peak = tl.load(peak_ptr)
-    w = tl.load(grad_ptr + rows.to(tl.int64) * stride_g, mask=rows < M, other=0.0).to(tl.float32)
-    w = tl.where(peak > 0, tl.div_rn(w, tl.where(peak > 0, peak, 1.0)), w)
-    lse = tl.load(lse_ptr + rows, mask=rows < M, other=0.0) * LOG2E
-    out = factors_ptr + rows
-    tl.store(out, w)
-    tl.store(out + M_pad, lse)
-    tl.store(out + 2 * tl.cast(M_pad, tl.int64), w * tl.exp2(-(lse - SPLIT)))
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -91,7 +65,9 @@ def nt_xent_bwd_kernel(
             b = load_tile(x_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
             s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         else:
-            s = similarities(x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION)
+            s = similarities(
+                x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+            )
         s *= scale2
         meets_diagonal = (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
         if meets_diagonal | (first_n + BLOCK_N > M):

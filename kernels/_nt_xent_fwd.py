@@ -8,26 +8,20 @@ import triton
 import triton.language as tl
 
 from sslops.kernels._tile import (
+    HEADROOM,
     LN2,
     LOG2E,
+    add_to_lse,
     drop_self_and_padding,
     effective_scale,
+    finite,
+    join_best,
+    join_slots,
     load_rows,
     load_tile,
     other_case,
     similarities,
 )
-
-STRIPS = tl.constexpr(64)
-# Of the fixed offset, in base 2: with logits in +-88.7 exponents lie in [-78, 101], so 2**24
-# terms stay finite, and what flushes to zero is 2**-48 of the largest its row can have.
-HEADROOM = tl.constexpr(100.0)
-
-
-@triton.jit
-def _finite(maximum):
-    """Zero for the maximum of nothing, or -inf - -inf would be NaN."""
-    return tl.where(maximum == float("-inf"), 0.0, maximum)
 
 
 @triton.jit(do_not_specialize=["M", "samples"])
@@ -81,7 +75,7 @@ def nt_xent_fwd_kernel(
                 s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
             else:
                 s = similarities(
-                    x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+                    x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
                 )
             s *= scale2
             if (A == B) | (first_n + BLOCK_N > M):
@@ -92,15 +86,11 @@ def nt_xent_fwd_kernel(
             again = tl.full([BLOCK_N], 1, tl.int1) & (first_m > m0)
             mine = tl.full([BLOCK_N], 1, tl.int1) & (A < B)  # row sums do all of A == B
             if ONLINE:
-                new_max = tl.maximum(row_max, tl.max(s, axis=1))
-                base = _finite(new_max)
-                row_sum *= tl.exp2(row_max - base)
-                row_sum += tl.sum(tl.exp2(s - base[:, None]), axis=1)
-                row_max = new_max
-                base = _finite(tl.max(s, axis=0))
+                row_max, row_sum = add_to_lse(row_max, row_sum, s)
+                base = finite(tl.max(s, axis=0))
                 col = base + tl.log2(tl.sum(tl.exp2(s - base[None, :]), axis=0))
                 before = tl.load(col_ptr, mask=again & mine, other=float("-inf"))
-                base = _finite(tl.maximum(col, before))
+                base = finite(tl.maximum(col, before))
                 col = base + tl.log2(tl.exp2(col - base) + tl.exp2(before - base))
             else:
                 e = tl.exp2(s - (scale2 - HEADROOM))
@@ -121,7 +111,7 @@ def nt_xent_fwd_kernel(
                 before = tl.load(col_ptr, mask=again & mine, other=float("-inf"))
                 tl.store(col_ptr, tl.maximum(before, tl.max(neg, axis=0)), mask=mine)
         if ONLINE:
-            row_sum = _finite(row_max) + tl.log2(row_sum)
+            row_sum = finite(row_max) + tl.log2(row_sum)
         tl.store(sums_ptr + row_slot + offs_m, row_sum)
         if STATS:
             tl.store(best_ptr + row_slot + offs_m, row_pos)
@@ -153,17 +143,7 @@ def nt_xent_loss_kernel(
     """One program finishes ROWS rows: joins their slots, and takes their positives' logits."""
     scale = effective_scale(scale_ptr, scale_factor)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    slots = tl.arange(0, STRIPS)[:, None]
-    ptrs = slots.to(tl.int64) * M_pad + rows[None, :]
-    mask = (slots < G) & (rows < M)[None, :]
-    if scale * LOG2E <= limit:
-        total = tl.sum(tl.load(sums_ptr + ptrs, mask=mask, other=0.0), axis=0)  # [ROWS]
-        lse = scale * LOG2E - HEADROOM + tl.log2(total)
-    else:
-        part = tl.load(sums_ptr + ptrs, mask=mask, other=float("-inf"))  # [STRIPS, ROWS]
-        base = _finite(tl.max(part, axis=0))
-        lse = base + tl.log2(tl.sum(tl.exp2(part - base[None, :]), axis=0))
-    lse *= LN2
+    lse = join_slots(sums_ptr, rows, M, M_pad, G, scale * LOG2E, limit) * LN2
 
     positive = tl.zeros([ROWS], tl.float32)
     for k in range(1, num_views):
@@ -177,8 +157,7 @@ def nt_xent_loss_kernel(
     tl.store(lse_ptr + rows, lse, mask=rows < M)
     tl.store(loss_ptr + rows, lse - scale * positive / (num_views - 1), mask=rows < M)
     if hit_ptr is not None:
-        pos = tl.max(tl.load(best_ptr + ptrs, mask=mask, other=float("-inf")), axis=0)
-        ptrs += tl.cast(G, tl.int64) * M_pad
-        neg = tl.max(tl.load(best_ptr + ptrs, mask=mask, other=float("-inf")), axis=0)
+        pos = join_best(best_ptr, rows, M, M_pad, G)
+        neg = join_best(best_ptr + tl.cast(G, tl.int64) * M_pad, rows, M, M_pad, G)
         # a maximum skips NaN, the sum did not
         tl.store(hit_ptr + rows, (pos > neg) & (lse == lse), mask=rows < M)

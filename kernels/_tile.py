@@ -12,6 +12,13 @@ from torch import Tensor
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 EPS = tl.constexpr(1e-12)  # of torch.nn.functional.normalize
+STRIPS = tl.constexpr(64)  # the sums of a row come from at most so many programs
+# Of the fixed offset, in base 2: with logits in +-88.7 exponents lie in [-78, 101], so 2**24
+# terms stay finite, and what flushes to zero is 2**-48 of the largest its row can have.
+HEADROOM = tl.constexpr(100.0)
+# exp2(s - lse) = exp2(s - SPLIT) * exp2(SPLIT - lse): with the fixed offset's logits both factors
+# lie in 2**+-121, so each is a normal number, also times w / peak down to 2**-45.
+SPLIT = tl.constexpr(32.0)
 PAD = 128  # rows of the padded copy are a multiple of it; every BLOCK_M and BLOCK_N divides it
 WHOLE_D = 256  # 16-bit rows up to here are padded to a power of two, and stay on chip whole
 UNIT_ROWS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
@@ -61,6 +68,7 @@ def load_tile(
 @triton.jit
 def similarities(
     x_ptr,  # [M_pad, D_pad]
+    y_ptr,  # [N_pad, D_pad]
     first_m,
     first_n,
     D_pad,
@@ -73,7 +81,7 @@ def similarities(
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for k in range(0, D_pad, BLOCK_K):
         a = load_tile(x_ptr, first_m, k, D_pad, BLOCK_M, BLOCK_K)
-        b = load_tile(x_ptr, first_n, k, D_pad, BLOCK_N, BLOCK_K)
+        b = load_tile(y_ptr, first_n, k, D_pad, BLOCK_N, BLOCK_K)
         acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
     return acc
 
@@ -82,6 +90,121 @@ def similarities(
 def other_case(scale2, limit, ONLINE: tl.constexpr):
     """Whether the kernel of the other case does the work; never for a NaN scale."""
     return scale2 <= limit if ONLINE else scale2 > limit
+
+
+@triton.jit
+def finite(maximum):
+    """Zero for the maximum of nothing, or -inf - -inf would be NaN."""
+    return tl.where(maximum == float("-inf"), 0.0, maximum)
+
+
+@triton.jit
+def add_to_lse(row_max, row_sum, s):
+    """(maximum, sum of exp2 above it) of rows, with the tile s [BLOCK_M, BLOCK_N] taken in."""
+    new_max = tl.maximum(row_max, tl.max(s, axis=1))
+    base = finite(new_max)
+    row_sum = row_sum * tl.exp2(row_max - base) + tl.sum(tl.exp2(s - base[:, None]), axis=1)
+    return new_max, row_sum
+
+
+@triton.jit
+def join_slots(sums_ptr, rows, M, M_pad, G, scale2, limit):
+    """Base-2 logsumexp of rows from their G slots of sums_ptr [G, M_pad]: [ROWS]."""
+    slots = tl.arange(0, STRIPS)[:, None]
+    ptrs = sums_ptr + slots.to(tl.int64) * M_pad + rows[None, :]
+    mask = (slots < G) & (rows < M)[None, :]
+    if scale2 <= limit:
+        total = tl.sum(tl.load(ptrs, mask=mask, other=0.0), axis=0)
+        # the offset is taken out of the sum and not of its logarithm, which would be rounded at
+        # its size; but for a sum that this would make subnormal
+        large = total > 1.0
+        unlift = tl.where(large, tl.exp2(-HEADROOM), 1.0)
+        lse = tl.where(large, scale2, scale2 - HEADROOM) + tl.log2(total * unlift)
+    else:
+        part = tl.load(ptrs, mask=mask, other=float("-inf"))  # [STRIPS, ROWS]
+        base = finite(tl.max(part, axis=0))
+        lse = base + tl.log2(tl.sum(tl.exp2(part - base[None, :]), axis=0))
+    return lse
+
+
+@triton.jit
+def join_sums(sums_ptr, rows, M, M_pad, G):
+    """Sum of rows over their G slots of sums_ptr [G, M_pad]: [ROWS]."""
+    slots = tl.arange(0, STRIPS)[:, None]
+    ptrs = sums_ptr + slots.to(tl.int64) * M_pad + rows[None, :]
+    return tl.sum(tl.load(ptrs, mask=(slots < G) & (rows < M)[None, :], other=0.0), axis=0)
+
+
+@triton.jit
+def join_best(best_ptr, rows, M, M_pad, G):
+    """Maximum of rows over their G slots of best_ptr [G, M_pad]: [ROWS]."""
+    slots = tl.arange(0, STRIPS)[:, None]
+    ptrs = best_ptr + slots.to(tl.int64) * M_pad + rows[None, :]
+    mask = (slots < G) & (rows < M)[None, :]
+    return tl.max(tl.load(ptrs, mask=mask, other=float("-inf")), axis=0)
+
+
+@triton.jit
+def log1p_of_exp(u):
+    """log(1 + u) for u in [0, 1] to float32's precision, however small u is."""
+    # 2 atanh(t); the hardware's logarithm has no relative precision near 1
+    t = u / (2.0 + u)
+    q = t * t  # <= 1/9
+    series = 1 / 9 + q * (1 / 11 + q * (1 / 13))
+    series = 1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * series)))
+    return 2.0 * t * series
+
+
+@triton.jit
+def softplus(d):
+    """log(1 + exp(d))."""
+    return tl.where(d == d, tl.maximum(d, 0.0), d) + log1p_of_exp(tl.exp2(-tl.abs(d) * LOG2E))
+
+
+@triton.jit
+def one_minus_exp(loss):
+    """1 - exp(-loss) for loss >= 0 to float32's precision: one minus a probability near one."""
+    x = -tl.minimum(loss, 0.5)
+    series = 1.0 + x / 6 * (1.0 + x / 7 * (1.0 + x / 8))
+    series = 1.0 + x / 2 * (1.0 + x / 3 * (1.0 + x / 4 * (1.0 + x / 5 * series)))
+    return tl.where(loss < 0.5, -x * series, 1.0 - tl.exp2(-loss * LOG2E))
+
+
+@triton.jit
+def load_or(ptr, offs, count, OTHER: tl.constexpr):
+    """Integers at offs, OTHER past count; offs themselves where there is no vector."""
+    values = offs
+    if ptr is not None:
+        values = tl.load(ptr + offs, mask=offs < count, other=OTHER)
+    return values
+
+
+@triton.jit
+def drop_pairs(
+    s,  # [BLOCK_M, BLOCK_N]
+    offs_m,
+    offs_n,
+    ask_m,  # row i and column j are a positive pair where ask_m[i] == ask_n[j]
+    ask_n,
+    id_m,
+    id_n,
+    M,
+    N,
+    OWN: tl.constexpr,  # the positive is among the columns, and left out
+    IDS: tl.constexpr,
+    WITHIN: tl.constexpr,  # leave out pairs of different ids instead of equal ones
+):
+    """-inf for logits of pairs that no sum may see, and of padding."""
+    keep = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+    if OWN:
+        keep &= ask_m[:, None] != ask_n[None, :]
+    if IDS:
+        same = (id_m[:, None] == id_n[None, :]) & (id_m >= 0)[:, None]
+        if WITHIN:
+            keep &= same
+        else:
+            keep &= ~same
+    return tl.where(keep, s, float("-inf"))
 
 
 @triton.jit
@@ -98,6 +221,21 @@ def load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd):
     ptrs = z_ptr + rows.to(tl.int64)[:, None] * stride_zm + cols.to(tl.int64)[None, :] * stride_zd
     mask = (rows[:, None] < M) & (cols[None, :] < D)
     return tl.load(ptrs, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def positive_logit(
+    x_ptr, k_ptr, targets_ptr, rows, M, N, D_pad, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """Dot products of rows with their positives, before the scale: [ROWS]."""
+    partners = load_or(targets_ptr, rows, M, 0)
+    positive = tl.zeros([ROWS], tl.float32)
+    for first in range(0, D_pad, COLS):
+        cols = first + tl.arange(0, COLS)
+        a = load_rows(x_ptr, rows, cols, M, D_pad, D_pad, 1)
+        b = load_rows(k_ptr, partners, cols, N, D_pad, D_pad, 1)
+        positive += tl.sum(a * b, axis=1)
+    return positive
 
 
 @triton.jit(do_not_specialize=["M", "D"])
@@ -143,16 +281,25 @@ def padded_width(D: int, dtype: torch.dtype) -> int:
     return -(-D // 64) * 64
 
 
-def unit_rows(z: Tensor, normalize: bool, precision: str) -> tuple[Tensor, Tensor]:
-    """Launch the prologue: (x [M_pad, D_pad] in z's dtype, norm [M_pad] float32)."""
+def unit_rows(
+    z: Tensor, normalize: bool, precision: str, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Launch the prologue: (x [M_pad, D_pad] in `dtype` or z's own, norm [M_pad] float32)."""
     M, D = z.shape
     rows = triton.cdiv(M, PAD) * PAD
-    x = z.new_empty(rows, padded_width(D, z.dtype))
+    dtype = dtype or z.dtype
+    x = z.new_empty(rows, padded_width(D, dtype), dtype=dtype)
     norm = z.new_empty(rows, dtype=torch.float32)
     unit_rows_kernel[(rows // UNIT_ROWS["ROWS"],)](
         z, x, norm, M, D, x.shape[1], *z.stride(), normalize, precision == "tf32", **UNIT_ROWS
     )
     return x, norm
+
+
+def strips(M: int) -> tuple[int, int]:
+    """(rows of a strip, number of strips)."""
+    strip = triton.cdiv(triton.cdiv(M, PAD), STRIPS.value) * PAD
+    return strip, triton.cdiv(M, strip)
 
 
 def matmul_precision(dtype: torch.dtype, device: torch.device) -> str:

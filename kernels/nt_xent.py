@@ -9,163 +9,28 @@
 Source: Chen et al. 2020, arXiv:2002.05709, eq. 1; streaming logsumexp after Milakov & Gimelshein
 2018, arXiv:1805.02867, alg. 3. Derivation: docs/math/nt_xent.md.
 
-Reading order: _tile.py (helpers, normalisation), _nt_xent_fwd.py, _nt_xent_bwd.py, then here the
-choice of case and tile sizes, and the launchers. s is symmetric: the forward visits only tiles on
-and above the diagonal. Logits are held in base 2. Where unit rows and scale * log2(e) <= limit
-bound them, all sums share one fixed offset; elsewhere (ONLINE) every row and column keeps its own
-maximum. With a tensor scale both are launched, and the device leaves one of them at once.
+Reading order: _tile.py (helpers, normalisation), _nt_xent_fwd.py, _nt_xent_bwd.py, _config.py
+(choice of case, tile sizes), then here the launchers. s is symmetric: the forward visits only
+tiles on and above the diagonal. Logits are held in base 2. Where unit rows and scale * log2(e) <=
+limit bound them, all sums share one fixed offset; elsewhere (ONLINE) every row and column keeps
+its own maximum. With a tensor scale both are launched, and the device leaves one of them at once.
 
 Extra memory: rows of z padded once, one float32 copy of z's shape in the backward pass, and
 4 * 64 bytes a row in the forward (three times that with statistics).
 """
 
-from typing import Any, NamedTuple
-
 import torch
 import triton
 from torch import Tensor
 
-from sslops.kernels._nt_xent_bwd import (
-    nt_xent_bwd_kernel,
-    nt_xent_dz_kernel,
-    nt_xent_factors_kernel,
-)
-from sslops.kernels._nt_xent_fwd import STRIPS, nt_xent_fwd_kernel, nt_xent_loss_kernel
-from sslops.kernels._tile import LOG2E, PAD, WHOLE_D, family, matmul_precision, unit_rows
-
-FIXED_LIMIT = 88.0  # of scale * log2(e), a temperature of 0.0164: see HEADROOM and SPLIT
-# float32 is ONLINE always: its products, not its exponentials, take the time.
-FIXED_DTYPES = (torch.float16, torch.bfloat16)
-MAX_ROWS = 1 << 24  # more terms could overflow a sum with the fixed offset
+from sslops.kernels._config import MAX_ROWS, cases, options
+from sslops.kernels._finish import factors, peak_of
+from sslops.kernels._nt_xent_bwd import nt_xent_bwd_kernel, nt_xent_dz_kernel
+from sslops.kernels._nt_xent_fwd import nt_xent_fwd_kernel, nt_xent_loss_kernel
+from sslops.kernels._tile import family, matmul_precision, strips, unit_rows
 
 LOSS_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
-FACTORS_OPTIONS = {"ROWS": 128, "num_warps": 4}
 DZ_OPTIONS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
-
-
-class Tile(NamedTuple):
-    """Tile sizes of one configuration."""
-
-    BLOCK_M: int
-    BLOCK_N: int
-    BLOCK_K: int
-    BLOCK_D: int  # 0 in the forward pass
-    num_warps: int
-    num_stages: int
-    maxnreg: int | None = None  # 128 where two programs of 8 warps then share a multiprocessor
-
-
-# (pass, case or input precision, D_pad) -> family -> sizes. "sm_80" must fit the 99 KiB of shared
-# memory that sm_86, sm_89 and sm_120 have. ONLINE walks over any width; D_pad only sets BLOCK_D.
-TABLE: dict[tuple[str, str, int], dict[str, Tile]] = {
-    ("fwd", "fixed", 64): {
-        "sm_80": Tile(128, 128, 64, 0, 8, 2),
-        "sm_90": Tile(128, 128, 64, 0, 8, 3, 128),
-        "sm_100": Tile(128, 64, 64, 0, 8, 3),
-        "hip": Tile(64, 64, 64, 0, 4, 2),
-    },
-    ("fwd", "fixed", 128): {
-        "sm_80": Tile(128, 128, 128, 0, 8, 2),
-        "sm_90": Tile(128, 128, 128, 0, 8, 2, 128),
-        "sm_100": Tile(128, 64, 128, 0, 8, 2),
-        "hip": Tile(64, 64, 128, 0, 4, 2),
-    },
-    ("fwd", "fixed", 256): {
-        "sm_80": Tile(64, 64, 256, 0, 4, 2),
-        "sm_90": Tile(128, 64, 256, 0, 8, 2),
-        "sm_100": Tile(64, 64, 256, 0, 8, 2),
-        "hip": Tile(64, 64, 256, 0, 4, 2),
-    },
-    ("fwd", "half", 0): {
-        "sm_80": Tile(128, 128, 64, 0, 8, 2),
-        "sm_90": Tile(128, 64, 64, 0, 8, 3, 128),
-        "sm_100": Tile(128, 64, 64, 0, 8, 3),
-        "hip": Tile(128, 128, 32, 0, 8, 2),
-    },
-    ("fwd", "tf32", 0): {
-        "sm_80": Tile(128, 64, 32, 0, 8, 3),
-        "sm_90": Tile(128, 64, 32, 0, 8, 3),
-        "sm_100": Tile(128, 64, 32, 0, 8, 3),
-    },
-    ("fwd", "ieee", 0): {
-        "sm_80": Tile(64, 64, 32, 0, 4, 2),
-        "sm_90": Tile(64, 64, 32, 0, 4, 2),
-        "sm_100": Tile(64, 64, 32, 0, 4, 2),
-        "hip": Tile(64, 64, 32, 0, 4, 2),
-    },
-    ("bwd", "fixed", 64): {
-        "sm_80": Tile(128, 64, 64, 64, 4, 3),
-        "sm_90": Tile(128, 128, 64, 64, 8, 3),
-        "sm_100": Tile(128, 64, 64, 64, 8, 3),
-        "hip": Tile(128, 64, 64, 64, 8, 2),
-    },
-    ("bwd", "fixed", 128): {
-        "sm_80": Tile(128, 64, 128, 128, 8, 2),
-        "sm_90": Tile(128, 128, 128, 128, 8, 2),
-        "sm_100": Tile(128, 128, 128, 128, 8, 2),
-        "hip": Tile(128, 64, 128, 128, 8, 2),
-    },
-    ("bwd", "fixed", 256): {
-        "sm_80": Tile(64, 64, 256, 256, 8, 2),
-        "sm_90": Tile(128, 64, 256, 256, 8, 2),
-        "sm_100": Tile(128, 64, 256, 256, 8, 2),
-        "hip": Tile(64, 32, 256, 256, 8, 2),
-    },
-    ("bwd", "half", 64): {
-        "sm_80": Tile(128, 64, 64, 64, 8, 2),
-        "sm_90": Tile(128, 64, 64, 64, 8, 2),
-        "sm_100": Tile(128, 64, 64, 64, 8, 2),
-        "hip": Tile(64, 64, 64, 64, 8, 2),
-    },
-    ("bwd", "half", 256): {
-        "sm_80": Tile(64, 64, 64, 256, 8, 2),
-        "sm_90": Tile(128, 64, 64, 256, 8, 2),
-        "sm_100": Tile(128, 64, 64, 256, 8, 2),
-        "hip": Tile(64, 32, 64, 256, 8, 2),
-    },
-    ("bwd", "tf32", 128): {
-        "sm_80": Tile(64, 64, 32, 128, 8, 2),
-        "sm_90": Tile(128, 64, 32, 128, 8, 2),
-        "sm_100": Tile(128, 64, 32, 128, 8, 2),
-    },
-    ("bwd", "ieee", 128): {
-        "sm_80": Tile(64, 32, 16, 128, 8, 2),
-        "sm_90": Tile(64, 32, 16, 128, 8, 2),
-        "sm_100": Tile(64, 32, 16, 128, 8, 2),
-        "hip": Tile(64, 32, 32, 128, 8, 2),
-    },
-}
-
-
-def options(
-    stage: str, case: tuple[bool, torch.dtype, str, int], arch: str, stats: bool = False
-) -> dict[str, Any]:
-    """Constexprs and launch options of the "fwd" or "bwd" tile kernel."""
-    online, dtype, precision, D_pad = case
-    kind = "fixed" if not online else precision if dtype is torch.float32 else "half"
-    width = D_pad
-    if online:  # the widest row of the table that D_pad fills, else the narrowest
-        widths = sorted(w for s, k, w in TABLE if (s, k) == (stage, kind))
-        width = max((w for w in widths if w <= D_pad), default=widths[0])
-    chosen = TABLE[stage, kind, width][arch]._asdict()
-    if stage == "fwd":
-        del chosen["BLOCK_D"]
-    if stats:  # two more masked copies of the tile want the registers of half its columns
-        chosen.update(BLOCK_N=chosen["BLOCK_N"] // 2, maxnreg=None)
-    if chosen["maxnreg"] is None:
-        del chosen["maxnreg"]
-    return {"ONLINE": online, "WHOLE": not online, "PRECISION": precision, **chosen}
-
-
-def cases(
-    scale: Tensor | None, scale_factor: float, normalize: bool, D: int, dtype: torch.dtype
-) -> tuple[list[bool], float]:
-    """Which cases to launch (ONLINE or not), and the limit by which the device chooses."""
-    if not normalize or D > WHOLE_D or dtype not in FIXED_DTYPES:
-        return [True], -1.0
-    if scale is not None:
-        return [False, True], FIXED_LIMIT
-    return ([True], -1.0) if scale_factor * LOG2E.value > FIXED_LIMIT else ([False], float("inf"))
 
 
 def nt_xent_fwd(
@@ -191,8 +56,7 @@ def nt_xent_fwd(
     with torch.cuda.device_of(z):
         x, _ = unit_rows(z, normalize, precision)
         M_pad, D_pad = x.shape
-        strip = triton.cdiv(triton.cdiv(M, PAD), STRIPS.value) * PAD
-        G = triton.cdiv(M, strip)
+        strip, G = strips(M)
         sums = z.new_empty(G, M_pad, dtype=torch.float32)
         best = z.new_empty(2, G, M_pad, dtype=torch.float32) if stats else None
         launches, limit = cases(scale, scale_factor, normalize, D, z.dtype)
@@ -227,12 +91,8 @@ def nt_xent_bwd(
     with torch.cuda.device_of(z):
         x, norm = unit_rows(z, normalize, precision)
         M_pad, D_pad = x.shape
-        peak = torch.linalg.vector_norm(grad_loss, float("inf"), dtype=torch.float32)
-        factors = z.new_empty(3, M_pad, dtype=torch.float32)
-        nt_xent_factors_kernel[(M_pad // FACTORS_OPTIONS["ROWS"],)](
-            grad_loss, peak, lse.contiguous(), factors,
-            M, M_pad, grad_loss.stride(0), **FACTORS_OPTIONS,
-        )  # fmt: skip
+        peak = peak_of(grad_loss)
+        vectors = factors(grad_loss, peak, lse, None, M_pad)
         pull = z.new_empty(M_pad, D_pad, dtype=torch.float32)
         launches, limit = cases(scale, scale_factor, normalize, D, z.dtype)
         arch = family(z.device)
@@ -240,12 +100,12 @@ def nt_xent_bwd(
             chosen = options("bwd", (online, z.dtype, precision, D_pad), arch)
             grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
             nt_xent_bwd_kernel[grid](
-                x, scale, factors, pull, M, M_pad, D_pad, scale_factor, limit, **chosen
+                x, scale, vectors, pull, M, M_pad, D_pad, scale_factor, limit, **chosen
             )
         programs = triton.cdiv(M, DZ_OPTIONS["ROWS"])
         dscale = z.new_empty(programs, dtype=torch.float32)
         nt_xent_dz_kernel[(programs,)](
-            pull, x, factors, norm, z, scale, peak, dz, dscale,
+            pull, x, vectors, norm, z, scale, peak, dz, dscale,
             M, D, D_pad, M // num_views, num_views, *z.stride(), scale_factor, normalize,
             **DZ_OPTIONS,
         )  # fmt: skip

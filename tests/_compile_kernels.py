@@ -13,17 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from sslops.kernels import ema, nt_xent
+from sslops.kernels import ema, info_nce, nt_xent, sigmoid_loss, sup_con
 from sslops.kernels import queue as queue_kernels
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -46,10 +49,13 @@ class Target:
         return 0
 
 
-def call_launchers(width: int, dtype: torch.dtype) -> None:
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def call_nt_xent(width: int, dtype: torch.dtype) -> None:
     """Both passes; a tensor scale launches the fixed and the ONLINE case."""
-    z = torch.empty(256, width, dtype=dtype, device="meta")
-    row, scale = torch.empty(256, device="meta"), torch.empty((), device="meta")
+    z, row, scale = empty(256, width, dtype=dtype), empty(256), empty()
     if dtype is torch.float16:  # bfloat16's code, but for what the backward pass lifts
         nt_xent.nt_xent_fwd(z, None, 1.0, 2, True, False)
     else:
@@ -85,38 +91,107 @@ def call_ema() -> None:
         ema.ema_update_([t], [t], None, 0.5, -1)
 
 
+def call_info_nce(width: int, dtype: torch.dtype) -> None:
+    """The least and the most that a tile may hold, and negatives in half precision."""
+    x, row, scale = empty(256, width, dtype=dtype), empty(256), empty()
+    ids = empty(256, dtype=torch.int64)
+    plain = x, x, None, None, None, None
+    full = x, x, None, ids, ids, ids
+    queue = empty(4096, width, dtype=torch.bfloat16 if dtype is torch.float32 else dtype)
+    if dtype is torch.float16:
+        info_nce.info_nce_bwd(
+            row, row, *plain, row, row, row, row, None, 1.0, False, True, [True] * 3
+        )
+    else:
+        info_nce.info_nce_fwd(*plain, scale, 1.0, False, True, True, False)
+        info_nce.info_nce_fwd(*full, scale, 1.0, False, False, True, True)
+        info_nce.info_nce_bwd(
+            row, row, *plain, row, row, row, row, scale, 1.0, False, True, [True] * 3
+        )
+        info_nce.info_nce_bwd(
+            row, None, *full, row, row, row, row, scale, 1.0, True, True, [True] * 3
+        )
+        info_nce.info_nce_single(*full, scale, 1.0, False, True, True)
+        if width == max(WIDTHS):  # in float32, the most shared memory
+            args = queue.float(), *plain[3:], scale, 1.0, False, True, False
+            info_nce.info_nce_single(x, x, *args)
+        info_nce.info_nce_single(x, x, queue, *plain[3:], scale, 1.0, False, True, False)
+
+
+def call_sup_con(width: int, dtype: torch.dtype) -> None:
+    """Both passes; the mean inside the logarithm holds more."""
+    z, row, scale = empty(256, width, dtype=dtype), empty(256), empty()
+    labels = empty(256, dtype=torch.int64)
+    for inside in (False, True) if width == WIDTHS[1] and dtype is torch.bfloat16 else (True,):
+        args = (None if dtype is torch.float16 else scale, 1.0, inside, True)
+        if dtype is not torch.float16:
+            sup_con.sup_con_fwd(z, labels, *args)
+        sup_con.sup_con_bwd(row, z, labels, row, row, *args)
+
+
+def call_sigmoid_loss(width: int, dtype: torch.dtype) -> None:
+    """With all that it can hold, and with the least."""
+    if dtype is torch.float16:
+        return
+    x, scale = empty(256, width, dtype=dtype), empty()
+    ids = empty(256, dtype=torch.int64)
+    sigmoid_loss.sigmoid_loss_fwd(x, x, ids, ids, scale, 1.0, scale, 0.0, True, True)
+    if width == WIDTHS[1] and dtype is torch.bfloat16:
+        sigmoid_loss.sigmoid_loss_fwd(x, x, None, None, scale, 1.0, scale, 0.0, True, False)
+
+
+# module of launchers -> what calls them for rows of a width and dtype
+CALLS: dict[Any, Callable[[int, torch.dtype], None]] = {
+    nt_xent: call_nt_xent,
+    info_nce: call_info_nce,
+    sup_con: call_sup_con,
+    sigmoid_loss: call_sigmoid_loss,
+}
+
+
+def call_launchers(width: int, dtype: torch.dtype) -> None:
+    for call in CALLS.values():
+        call(width, dtype)
+
+
 def compile_all(target: GPUTarget) -> list[dict[str, Any]]:
     """Facts of every kernel that the launchers ask for."""
     arch = "hip" if target.backend == "hip" else f"sm_{target.arch}"
     seen: dict[int, dict[str, Any]] = {}
-    multiply = mock.Mock(return_value="ieee")
+    multiply = "ieee"
     run = JITFunction.run
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         start = time.perf_counter()
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         if id(kernel) not in seen:
+            dtype = next(each.dtype for each in args if isinstance(each, Tensor))
             flags = {k: v for k, v in kwargs.items() if k.isupper() or k.startswith("num_")}
             seen[id(kernel)] = {
                 "kernel": self.__name__,
-                "name": f"{self.__name__} {args[0].dtype} {flags}",
-                "exact_float32": args[0].dtype is torch.float32 and multiply.return_value == "ieee",
+                "name": f"{self.__name__} {dtype} {flags}",
+                "exact_float32": dtype is torch.float32 and multiply == "ieee",
                 "seconds": time.perf_counter() - start,
                 **facts(kernel, target),
             }
 
+    def precision(dtype: torch.dtype, device: torch.device) -> str:
+        return multiply if dtype is torch.float32 else "ieee"
+
+    replaced = {"family": lambda device: arch, "matmul_precision": precision}
     driver.set_active(Target(target))
-    with (
-        mock.patch.object(JITFunction, "run", compile_only),
-        mock.patch.object(nt_xent, "family", return_value=arch),
-        mock.patch.object(nt_xent, "matmul_precision", multiply),
-    ):
+    with ExitStack() as patched:
+        patched.enter_context(mock.patch.object(JITFunction, "run", compile_only))
+        for module in CALLS:
+            for name, value in replaced.items():
+                if hasattr(module, name):
+                    patched.enter_context(mock.patch.object(module, name, value))
         for width in WIDTHS:
             call_launchers(width, torch.bfloat16)
         call_launchers(128, torch.float16)
         call_launchers(128, torch.float32)  # any width is the same code
         if target.backend == "cuda":
-            multiply.return_value = "tf32"
+            multiply = "tf32"
             call_launchers(128, torch.float32)
         for stored in (torch.float32, torch.bfloat16, torch.float16):
             call_queue(stored, torch.float32, 128)

@@ -13,6 +13,7 @@ from sslops import _library
 from .numerics import assert_as_accurate_as, naive_nt_xent
 
 tl = pytest.importorskip("triton.language")
+from sslops.kernels import _config, _tile  # noqa: E402
 from sslops.kernels import nt_xent as kernels  # noqa: E402
 from sslops.reference import nt_xent as reference  # noqa: E402
 
@@ -90,7 +91,7 @@ def test_matches_float64(M, D, V, temperature, normalize, dtype, device):
 @pytest.mark.parametrize("temperature", [1.0, 0.1, 0.0165])
 def test_fixed_offset_is_exact_in_float32(temperature, monkeypatch, device):
     """The case that float32 never takes by itself, to float32's tolerance."""
-    monkeypatch.setattr(kernels, "FIXED_DTYPES", (torch.float32,))
+    monkeypatch.setattr(_config, "FIXED_DTYPES", (torch.float32,))
     z = make_input(200, 20, 2, True, torch.float32, device)
     z[3] = -z[103]  # a row whose positive is opposite
     grad = torch.rand(200, device=device)
@@ -100,8 +101,8 @@ def test_fixed_offset_is_exact_in_float32(temperature, monkeypatch, device):
 @pytest.mark.parametrize("online", [True, False])
 def test_strips_of_many_blocks(online, monkeypatch, device):
     """Column sums that one program collects over several row blocks; the last strip is ragged."""
-    monkeypatch.setattr(kernels, "STRIPS", tl.constexpr(2))
-    monkeypatch.setattr(kernels, "FIXED_DTYPES", () if online else (torch.float32,))
+    monkeypatch.setattr(_tile, "STRIPS", tl.constexpr(2))
+    monkeypatch.setattr(_config, "FIXED_DTYPES", () if online else (torch.float32,))
     z = make_input(390, 8, 2, True, torch.float32, device)
     grad = torch.rand(390, device=device)
     check(run(z, grad, 2, True, 0.1), z, grad, 2, True, 0.1)

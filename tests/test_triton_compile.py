@@ -19,7 +19,16 @@ TARGETS = {
     "cuda:100": ("tcgen05.mma", 227 << 10),
     "hip:gfx942": ("v_mfma_f32", 64 << 10),
 }
-TILE_KERNELS = ("nt_xent_fwd_kernel", "nt_xent_bwd_kernel")
+TILE_KERNELS = (
+    "nt_xent_fwd_kernel",
+    "nt_xent_bwd_kernel",
+    "info_nce_fwd_kernel",
+    "info_nce_bwd_kernel",
+    "info_nce_single_kernel",
+    "sup_con_fwd_kernel",
+    "sup_con_bwd_kernel",
+    "sigmoid_negatives_kernel",
+)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -1,0 +1,210 @@
+"""What the backward passes share: vectors of rows before the tiles, gradients of rows after them.
+
+|w| is divided by its maximum (`peak`) and multiplied back at the very end, so a loss scaler's
+65536 cannot overflow float16, nor 1 / M vanish in it.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sslops.kernels._tile import EPS, LOG2E, SPLIT, effective_scale, load_rows, one_minus_exp
+
+FACTORS_OPTIONS = {"ROWS": 128, "num_warps": 4}
+FINISH_OPTIONS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
+
+
+@triton.jit(do_not_specialize=["M", "stride_g"])
+def factors_kernel(
+    grad_ptr,  # [M] upstream gradient
+    peak_ptr,  # 0-d float32: max |grad|
+    lse_ptr,  # [M] float32
+    loss_ptr,  # [M] float32 or None
+    factors_ptr,  # [3 or 4, M_pad] float32, written: w / peak, base-2 lse,
+    # exp2(SPLIT - lse) w / peak; with a loss (1 - exp(-loss)) w / peak, the pull of the positive
+    M,
+    M_pad,
+    stride_g,
+    ROWS: tl.constexpr,
+):
+    """Vectors that every tile of the backward pass needs; zero past M."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    peak = tl.load(peak_ptr)
+    w = tl.load(grad_ptr + rows.to(tl.int64) * stride_g, mask=rows < M, other=0.0).to(tl.float32)
+    w = tl.where(peak > 0, tl.div_rn(w, tl.where(peak > 0, peak, 1.0)), w)
+    lse = tl.load(lse_ptr + rows, mask=rows < M, other=0.0) * LOG2E
+    out = factors_ptr + rows
+    tl.store(out, w)
+    tl.store(out + M_pad, lse)
+    tl.store(out + 2 * tl.cast(M_pad, tl.int64), w * tl.exp2(-(lse - SPLIT)))
+    if loss_ptr is not None:
+        loss = tl.load(loss_ptr + rows, mask=rows < M, other=0.0)
+        tl.store(out + 3 * tl.cast(M_pad, tl.int64), w * one_minus_exp(loss))
+
+
+@triton.jit
+def _row_gradient(
+    sum_ptr,
+    other_ptr,
+    pull_ptr,
+    index_ptr,
+    starts_ptr,
+    rows,
+    cols,
+    M,
+    N,
+    D_pad,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Gradient of unit rows over (scale * peak): the tiles' sum less the pulls: [ROWS, COLS]."""
+    dx = tl.zeros([ROWS, COLS], tl.float32)
+    if sum_ptr is not None:
+        dx = load_rows(sum_ptr, rows, cols, M, D_pad, D_pad, 1)
+    if starts_ptr is not None:
+        first = tl.load(starts_ptr + rows, mask=rows < M, other=0)
+        count = tl.load(starts_ptr + rows + 1, mask=rows < M, other=0) - first
+        for n in range(0, tl.max(count, axis=0)):
+            partner = tl.load(index_ptr + first + n, mask=n < count, other=N)
+            pull = tl.load(pull_ptr + partner, mask=n < count, other=0.0)
+            dx -= pull[:, None] * load_rows(other_ptr, partner, cols, N, D_pad, D_pad, 1)
+    elif other_ptr is not None:
+        partner = rows
+        if index_ptr is not None:
+            partner = tl.load(index_ptr + rows, mask=rows < M, other=N)
+        # both have a pull for row i, and none past the shorter of the two
+        pull = tl.load(pull_ptr + rows, mask=(rows < M) & (partner < N), other=0.0)
+        dx -= pull[:, None] * load_rows(other_ptr, partner, cols, N, D_pad, D_pad, 1)
+    return dx
+
+
+@triton.jit(do_not_specialize=["M", "N", "D"])
+def finish_kernel(
+    sum_ptr,  # [M_pad, D_pad] float32: what the tiles gave; or None for zero
+    other_ptr,  # [N_pad, D_pad] unit rows of the other side, or None if the tiles gave all
+    pull_ptr,  # float32, by how much each asking row is drawn to its positive, over peak; or None
+    index_ptr,  # [M] each row's partner, None for row i's i; with starts all partners in order
+    starts_ptr,  # [M + 1] where a row's partners start in index, or None
+    norm_ptr,  # [M_pad] float32
+    z_ptr,  # [M, D], any strides
+    scale_ptr,  # 0-d or None
+    peak_ptr,  # 0-d float32, or None for 1
+    dz_ptr,  # [M, D] contiguous, written
+    share_ptr,  # [programs] float32, written: this program's part of <x, dx / scale>
+    M,
+    N,
+    D,
+    D_pad,
+    stride_zm,
+    stride_zd,
+    scale_factor,
+    NORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """One program turns ROWS rows of sums into dz, through the normalisation."""
+    scale = effective_scale(scale_ptr, scale_factor)
+    peak = 1.0
+    if peak_ptr is not None:
+        peak = tl.load(peak_ptr)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    norm = tl.load(norm_ptr + rows)
+    length = tl.maximum(norm, EPS)[:, None]
+    inside = tl.zeros([ROWS], tl.float32)  # <dx, x> / (scale * peak)
+    for first in range(0, D, COLS):
+        cols = first + tl.arange(0, COLS)
+        dx = _row_gradient(
+            sum_ptr, other_ptr, pull_ptr, index_ptr, starts_ptr, rows, cols, M, N, D_pad, ROWS, COLS
+        )
+        # z, not the rounded x: the projection of a 16-bit row would be off by its length
+        x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
+        inside += tl.sum(dx * tl.div_rn(x, length), axis=1)
+    share = tl.sum(tl.where(rows < M, inside, 0.0), axis=0) * peak
+    tl.store(share_ptr + tl.program_id(0), share)
+
+    inside = tl.where(norm < EPS, 0.0, inside)
+    for first in range(0, D, COLS):
+        cols = first + tl.arange(0, COLS)
+        dx = _row_gradient(
+            sum_ptr, other_ptr, pull_ptr, index_ptr, starts_ptr, rows, cols, M, N, D_pad, ROWS, COLS
+        )
+        if NORMALIZE:
+            x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
+            dx = tl.div_rn(dx - inside[:, None] * tl.div_rn(x, length), length)
+        ptrs = dz_ptr + rows.to(tl.int64)[:, None] * D + cols[None, :]
+        mask = (rows < M)[:, None] & (cols < D)[None, :]
+        tl.store(ptrs, (dx * (scale * peak)).to(dz_ptr.dtype.element_ty), mask=mask)
+
+
+class Pulls(NamedTuple):
+    """What draws rows to their positives on the other side."""
+
+    other: Tensor  # [N_pad, D_pad] unit rows of the other side
+    columns: int  # N
+    pull: Tensor  # float32, of the rows that ask, over peak
+    partners: (
+        Tensor | None
+    )  # [M] each row's partner, None for row i's i; with starts see `segments`
+    starts: Tensor | None = None  # [M + 1]
+
+
+def peak_of(grad: Tensor) -> Tensor:
+    """Max |grad|, 0-d float32."""
+    peak: Tensor = torch.linalg.vector_norm(grad, float("inf"), dtype=torch.float32)
+    return peak
+
+
+def factors(grad: Tensor, peak: Tensor, lse: Tensor, loss: Tensor | None, M_pad: int) -> Tensor:
+    """Launch `factors_kernel`: [3, M_pad], or [4, M_pad] with a loss."""
+    out = lse.new_empty(3 if loss is None else 4, M_pad)
+    factors_kernel[(M_pad // FACTORS_OPTIONS["ROWS"],)](
+        grad, peak, lse.contiguous(), None if loss is None else loss.contiguous(), out,
+        len(lse), M_pad, grad.stride(0), **FACTORS_OPTIONS,
+    )  # fmt: skip
+    return out
+
+
+def finish(
+    z: Tensor,
+    norm: Tensor,
+    total: Tensor | None,
+    scale: Tensor | None,
+    scale_factor: float,
+    normalize: bool,
+    peak: Tensor | None,
+    dtype: torch.dtype,
+    pulls: Pulls | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Launch `finish_kernel`: (dz [M, D] in `dtype`, 0-d share of the scale's gradient).
+
+    Args:
+        z: [M, D], as the op got it.
+        norm: [M_pad], of the prologue.
+        total: [M_pad, D_pad] float32, sum of the tiles, or None for zero.
+        scale: 0-d or None.
+        scale_factor: see `scale`.
+        normalize: whether the rows were divided by their norms.
+        peak: 0-d, or None for 1.
+        dtype: of the result.
+        pulls: of the positives, or None if the tiles had all; without `total` not None.
+    """
+    M, D = z.shape
+    dz = z.new_empty(M, D, dtype=dtype)
+    programs = triton.cdiv(M, FINISH_OPTIONS["ROWS"])
+    share = z.new_empty(programs, dtype=torch.float32)
+    other, N, pull, index, starts = pulls or (None, 0, None, None, None)
+    D_pad = next(t.shape[1] for t in (total, other) if t is not None)
+    finish_kernel[(programs,)](
+        total, other, pull, index, starts, norm, z, scale, peak, dz, share,
+        M, N, D, D_pad, *z.stride(), scale_factor, normalize, **FINISH_OPTIONS,
+    )  # fmt: skip
+    return dz, share.sum()
+
+
+def segments(targets: Tensor, N: int) -> tuple[Tensor, Tensor]:
+    """(rows ordered by their target, where each of the N targets starts among them)."""
+    ordered, rows = targets.sort(stable=True)
+    return rows, torch.searchsorted(ordered, torch.arange(N + 1, device=targets.device))

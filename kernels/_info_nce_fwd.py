@@ -1,0 +1,177 @@
+"""Forward kernels of InfoNCE: sums of tiles, then the loss of rows; formulas in info_nce.py.
+
+Rows and columns are cut into at most STRIPS strips each; a program owns one pair of them and
+writes one number for each of its rows, and for each of its columns if they are wanted: slot B of
+strip A's rows, slot A of strip B's columns. No atomics, a fixed order.
+"""
+
+import triton
+import triton.language as tl
+
+from sslops.kernels._tile import (
+    HEADROOM,
+    LN2,
+    LOG2E,
+    add_to_lse,
+    drop_pairs,
+    effective_scale,
+    finite,
+    join_best,
+    join_slots,
+    load_or,
+    load_tile,
+    other_case,
+    positive_logit,
+    similarities,
+    softplus,
+)
+
+
+@triton.jit(do_not_specialize=["M", "N"])
+def info_nce_fwd_kernel(
+    x_ptr,  # [M_pad, D_pad] rows
+    y_ptr,  # [N_pad, D_pad] columns
+    scale_ptr,  # 0-d, or None for 1
+    targets_ptr,  # [M], or None: the positive of row i is column i
+    row_ids_ptr,  # [M] or None
+    col_ids_ptr,  # [N] or None
+    rows_ptr,  # [H, M_pad] float32, written: sums above the offset; ONLINE: their base-2 lse
+    cols_ptr,  # [G, N_pad] float32, written likewise; or None
+    row_best_ptr,  # [H, M_pad] float32, written: largest logit of a negative; or None
+    col_best_ptr,  # [G, N_pad] float32, written likewise; or None
+    positive_ptr,  # [M_pad] float32, written: logit of the positive, as the tile has it; or None
+    M,
+    N,
+    M_pad,
+    N_pad,
+    D_pad,
+    row_strip,  # rows of a strip, a multiple of PAD, like the columns of one
+    col_strip,
+    scale_factor,
+    limit,
+    OWN: tl.constexpr,  # the positives are among the columns
+    WITHIN: tl.constexpr,
+    ONLINE: tl.constexpr,
+    WHOLE: tl.constexpr,  # D_pad == BLOCK_K: a row block is loaded once
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program owns the tiles of strip A of the rows with strip B of the columns."""
+    scale2 = effective_scale(scale_ptr, scale_factor) * LOG2E
+    if other_case(scale2, limit, ONLINE):
+        return
+    IDS: tl.constexpr = row_ids_ptr is not None
+    EVERYWHERE: tl.constexpr = IDS or targets_ptr is not None  # any tile may have what is left out
+    COLUMNS: tl.constexpr = cols_ptr is not None
+    STATS: tl.constexpr = row_best_ptr is not None
+    A, B = tl.program_id(0), tl.program_id(1)
+    m0, n0 = A * row_strip, B * col_strip
+    # int64: slots * rows passes 2**31 only at 2**25 rows, and costs nothing
+    row_slot, col_slot = tl.cast(B, tl.int64) * M_pad, tl.cast(A, tl.int64) * N_pad
+
+    for first_m in range(m0, tl.minimum(m0 + row_strip, M), BLOCK_M):
+        offs_m = first_m + tl.arange(0, BLOCK_M)
+        ask_m = load_or(targets_ptr, offs_m, M, -1).to(tl.int32)
+        id_m = load_or(row_ids_ptr, offs_m, M, -1)
+        if WHOLE:
+            a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+        row_sum = tl.zeros([BLOCK_M], tl.float32)
+        row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        row_best = row_max
+        for first_n in range(n0, tl.minimum(n0 + col_strip, N), BLOCK_N):
+            offs_n = first_n + tl.arange(0, BLOCK_N)
+            if WHOLE:
+                b = load_tile(y_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
+                s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+            else:
+                s = similarities(
+                    x_ptr, y_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+                )
+            s *= scale2
+            if OWN and STATS:
+                positive = tl.where(ask_m[:, None] == offs_n[None, :], s, 0.0)
+                here = (ask_m >= first_n) & (ask_m < first_n + BLOCK_N)
+                tl.store(positive_ptr + offs_m, tl.sum(positive, axis=1), mask=here)
+            some = (first_m + BLOCK_M > M) | (first_n + BLOCK_N > N)
+            if OWN:
+                some |= (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
+            if EVERYWHERE:
+                some = True
+            if some:
+                id_n = load_or(col_ids_ptr, offs_n, N, -1)
+                s = drop_pairs(s, offs_m, offs_n, ask_m, offs_n, id_m, id_n, M, N, OWN, IDS, WITHIN)
+
+            # A column's number is summed over the row blocks in memory that is this program's.
+            if ONLINE:
+                row_max, row_sum = add_to_lse(row_max, row_sum, s)
+            else:
+                e = tl.exp2(s - (scale2 - HEADROOM))
+                row_sum += tl.sum(e, axis=1)
+            if STATS:
+                row_best = tl.maximum(row_best, tl.max(s, axis=1))
+            if COLUMNS:
+                again = tl.full([BLOCK_N], 1, tl.int1) & (first_m > m0)
+                col_ptr = cols_ptr + col_slot + offs_n
+                if ONLINE:
+                    base = finite(tl.max(s, axis=0))
+                    col = base + tl.log2(tl.sum(tl.exp2(s - base[None, :]), axis=0))
+                    before = tl.load(col_ptr, mask=again, other=float("-inf"))
+                    base = finite(tl.maximum(col, before))
+                    col = base + tl.log2(tl.exp2(col - base) + tl.exp2(before - base))
+                else:
+                    col = tl.sum(e, axis=0) + tl.load(col_ptr, mask=again, other=0.0)
+                tl.store(col_ptr, col)
+                if STATS:
+                    col_ptr = col_best_ptr + col_slot + offs_n
+                    before = tl.load(col_ptr, mask=again, other=float("-inf"))
+                    tl.store(col_ptr, tl.maximum(before, tl.max(s, axis=0)))
+        if ONLINE:
+            row_sum = finite(row_max) + tl.log2(row_sum)
+        tl.store(rows_ptr + row_slot + offs_m, row_sum)
+        if STATS:
+            tl.store(row_best_ptr + row_slot + offs_m, row_best)
+        if COLUMNS:
+            # the next row block's threads read the column numbers that other threads wrote
+            tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["M", "N", "G"])
+def info_nce_loss_kernel(
+    x_ptr,  # [M_pad, D_pad]
+    k_ptr,  # [N_pad, D_pad] the positives' side
+    scale_ptr,  # 0-d or None
+    targets_ptr,  # [M] or None
+    sums_ptr,  # [G, M_pad]
+    best_ptr,  # [G, M_pad] or None
+    positive_ptr,  # [M_pad], or None if the positives were in no tile
+    loss_ptr,  # [M] float32, written
+    lse_ptr,  # [M] float32, written
+    hit_ptr,  # [M] bool, written; or None
+    M,
+    N,  # of the positives' side
+    M_pad,
+    D_pad,
+    G,
+    scale_factor,
+    limit,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """One program finishes ROWS rows: joins their slots, and takes their positives' logits."""
+    scale = effective_scale(scale_ptr, scale_factor)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    negative = join_slots(sums_ptr, rows, M, M_pad, G, scale * LOG2E, limit) * LN2
+    positive = positive_logit(x_ptr, k_ptr, targets_ptr, rows, M, N, D_pad, ROWS, COLS) * scale
+    loss = softplus(negative - positive)
+    tl.store(loss_ptr + rows, loss, mask=rows < M)
+    tl.store(lse_ptr + rows, positive + loss, mask=rows < M)
+    if hit_ptr is not None:
+        best = join_best(best_ptr, rows, M, M_pad, G)
+        # in the tile's own digits: a negative that is the same row must tie
+        own = positive * LOG2E
+        if positive_ptr is not None:
+            own = tl.load(positive_ptr + rows, mask=rows < M, other=0.0)
+        # a maximum skips NaN, the sum did not
+        tl.store(hit_ptr + rows, (own > best) & (loss == loss), mask=rows < M)

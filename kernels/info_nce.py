@@ -1,0 +1,302 @@
+"""InfoNCE on Triton; the [M, N] logits never reach memory.
+
+    x[i]     = queries[i] / max(|queries[i]|, 1e-12), k alike from keys; y = k, or the negatives
+    s[i, j]  = scale * <x[i], y[j]>;  s+[i] = scale * <x[i], k[t(i)]>
+    neg[i]   = logsumexp_{j in A(i)} s[i, j]        A(i): no positive, no pair that ids leave out
+    loss[i]  = log(1 + exp(neg[i] - s+[i]));  lse[i] = s+[i] + loss[i]
+    dx[i]    = scale * (sum_j g[i, j] y[j] - pull[i] k[t(i)])
+    g[i, j]  = w[i] exp(s[i, j] - lse[i]) + v[j] exp(s[i, j] - key_lse[j])     v: of the keys' loss
+    pull[i]  = w[i] (1 - exp(-loss[i])) + v[i] (1 - exp(-key_loss[i]))
+
+Source: van den Oord et al. 2018, arXiv:1807.03748, eq. 4. Derivation: docs/math/info_nce.md.
+
+Tiles hold negatives only, so nothing cancels in them; the positives' pull is subtracted in
+float32 at the end. A gradient of keys that are several rows' positives adds them in the order of
+the rows. Reading order: _tile.py, _info_nce_fwd.py, _info_nce_bwd.py, _finish.py,
+_info_nce_single.py, _config.py, then here the launchers. As in nt_xent.py, logits are in base 2,
+and sums share a fixed offset where unit rows and the scale bound them.
+
+Products are in the dtype of the queries; with negatives in half precision in theirs, and queries
+and keys are rounded to it; float32 negatives of half-precision queries are rounded to these. Each
+row is rounded once, the same for positives and negatives. What float32 means: `matmul_precision`.
+
+Extra memory: rows padded once, 4 * 64 bytes a row in the forward (and a column, twice with
+statistics), a float32 copy of each side that gets a gradient. The single pass pads no negatives;
+its partial sums are at most twice as many rows as the GPU has multiprocessors times BLOCK_M.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from sslops.kernels._config import MAX_ROWS, cases, options
+from sslops.kernels._finish import Pulls, factors, finish, peak_of, segments
+from sslops.kernels._info_nce_bwd import info_nce_bwd_kernel
+from sslops.kernels._info_nce_fwd import info_nce_fwd_kernel, info_nce_loss_kernel
+from sslops.kernels._info_nce_single import info_nce_combine_kernel, info_nce_single_kernel
+from sslops.kernels._tile import WHOLE_D, family, matmul_precision, strips, unit_rows
+
+LOSS_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
+COMBINE_OPTIONS = {"COLS": 64, "num_warps": 4}
+BUSY = 0.85  # share of the multiprocessors that a number of splits must keep at work
+MAX_SPLITS = 128
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Rows(NamedTuple):
+    """Both sides as the kernels read them."""
+
+    x: Tensor  # [M_pad, D_pad]
+    x_norm: Tensor  # [M_pad]
+    k: Tensor  # [N_pad, D_pad]
+    k_norm: Tensor  # [N_pad]
+    precision: str
+
+
+def _rows(queries: Tensor, keys: Tensor, negatives: Tensor | None, normalize: bool) -> Rows:
+    dtype = queries.dtype
+    if negatives is not None and negatives.dtype in HALF:
+        dtype = negatives.dtype
+    precision = matmul_precision(dtype, queries.device)
+    x, x_norm = unit_rows(queries, normalize, precision, dtype)
+    k, k_norm = unit_rows(keys, normalize, precision, dtype)
+    return Rows(x, x_norm, k, k_norm, precision)
+
+
+def _padded(rows: Rows, negatives: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The negatives' side: ([K_pad, D_pad], norms [K_pad])."""
+    if negatives is None:
+        return rows.k, rows.k_norm
+    return unit_rows(negatives, False, rows.precision, rows.x.dtype)
+
+
+def _cases(
+    scale: Tensor | None, scale_factor: float, bounded: bool, D: int, N: int, dtype: torch.dtype
+) -> tuple[list[bool], float]:
+    return cases(scale, scale_factor, bounded and N <= MAX_ROWS, D, dtype)
+
+
+def info_nce_fwd(
+    queries: Tensor,
+    keys: Tensor,
+    negatives: Tensor | None,
+    targets: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    scale: Tensor | None,
+    scale_factor: float,
+    within: bool,
+    columns: bool,
+    normalize: bool,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Launch the forward pass; arguments and results as of `sslops.reference.info_nce`."""
+    (M, D), own = queries.shape, negatives is None
+    N = len(keys) if negatives is None else len(negatives)
+
+    def empty(n: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        return queries.new_empty(n, dtype=dtype)
+
+    losses = [empty(M), empty(M), empty(N if columns else 0), empty(N if columns else 0)]
+    hits = [empty(M if stats else 0, torch.bool), empty(N if stats and columns else 0, torch.bool)]
+    targets, query_ids, key_ids = map(_contiguous, (targets, query_ids, key_ids))
+    with torch.cuda.device_of(queries):
+        rows = _rows(queries, keys, negatives, normalize)
+        y, _ = _padded(rows, negatives)
+        (M_pad, D_pad), N_pad = rows.x.shape, len(y)
+        (row_strip, G), (col_strip, H) = strips(M), strips(N)
+        sums, best = empty((H, M_pad)), empty((H, M_pad)) if stats else None
+        cols = empty((G, N_pad)) if columns else None
+        col_best = empty((G, N_pad)) if columns and stats else None
+        positive = empty(M_pad) if stats and own else None
+        launches, limit = _cases(scale, scale_factor, normalize and own, D, max(M, N), rows.x.dtype)
+        narrow = stats or query_ids is not None or targets is not None
+        for online in launches:
+            case = (online, rows.x.dtype, rows.precision, D_pad)
+            info_nce_fwd_kernel[(G, H)](
+                rows.x, y, scale, targets, query_ids, key_ids,
+                sums, cols, best, col_best, positive,
+                M, N, M_pad, N_pad, D_pad, row_strip, col_strip, scale_factor, limit, own, within,
+                **options("fwd", case, family(queries.device), narrow, capped=not columns),
+            )  # fmt: skip
+        finishing: list[tuple[Any, ...]] = [(rows.x, rows.k, targets, sums, best, M, len(keys), H)]
+        if columns:
+            finishing.append((rows.k, rows.x, None, cols, col_best, N, M, G))
+        for side, (x, k, index, slots, top, m, n, count) in enumerate(finishing):
+            info_nce_loss_kernel[(triton.cdiv(m, LOSS_OPTIONS["ROWS"]),)](
+                x, k, scale, index, slots, top, positive,
+                losses[2 * side], losses[2 * side + 1], hits[side] if stats else None,
+                m, n, len(x), D_pad, count, scale_factor, limit, **LOSS_OPTIONS,
+            )  # fmt: skip
+    return losses[0], losses[1], losses[2], losses[3], hits[0], hits[1]
+
+
+def info_nce_bwd(
+    grad_loss: Tensor,
+    grad_key_loss: Tensor | None,
+    queries: Tensor,
+    keys: Tensor,
+    negatives: Tensor | None,
+    targets: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    loss: Tensor,
+    lse: Tensor,
+    key_loss: Tensor,
+    key_lse: Tensor,
+    scale: Tensor | None,
+    scale_factor: float,
+    within: bool,
+    normalize: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Launch the backward pass; arguments and results as of `sslops.reference.info_nce`."""
+    M, D = queries.shape
+    own, third = negatives is None, loss if negatives is None else negatives
+    results = [t.new_empty(0) for t in (queries, keys, third)]
+    dscale = loss.new_full((), float("nan"))
+    targets, query_ids, key_ids = map(_contiguous, (targets, query_ids, key_ids))
+    with torch.cuda.device_of(queries):
+        rows = _rows(queries, keys, negatives, normalize)
+        y, y_norm = _padded(rows, negatives)
+        N, M_pad = len(keys) if negatives is None else len(negatives), len(rows.x)
+        peak = peak_of(grad_loss)
+        if grad_key_loss is not None:
+            peak = torch.maximum(peak, peak_of(grad_key_loss))
+        mine = factors(grad_loss, peak, lse, loss, M_pad)
+        pull, theirs = mine[3], None
+        if grad_key_loss is not None:
+            theirs = factors(grad_key_loss, peak, key_lse, key_loss, len(y))
+            pull = pull + theirs[3]
+        launches, limit = _cases(scale, scale_factor, normalize and own, D, max(M, N), rows.x.dtype)
+        queries_side = (rows.x, M, mine, targets, query_ids)
+        negatives_side = (y, N, theirs, None, key_ids)
+        total = functools.partial(
+            _sum_tiles, rows.precision, scale, scale_factor, launches, limit, own, within
+        )
+        common = (scale, scale_factor, normalize, peak)
+        if needs[0]:
+            pulls = Pulls(rows.k, len(keys), pull, targets)
+            dx = total(queries_side, negatives_side)
+            results[0], dscale = finish(queries, rows.x_norm, dx, *common, queries.dtype, pulls)
+        dy = total(negatives_side, queries_side) if needs[1 if own else 2] else None
+        if needs[1]:
+            index, starts = (None, None) if targets is None else segments(targets, len(keys))
+            pulls = Pulls(rows.x, M, pull, index, starts)
+            dk = dy if own else None
+            results[1], _ = finish(keys, rows.k_norm, dk, *common, keys.dtype, pulls)
+        if needs[2] and negatives is not None:
+            results[2], _ = finish(
+                negatives, y_norm, dy, scale, scale_factor, False, peak, negatives.dtype
+            )
+    return results[0], results[1], results[2], dscale
+
+
+def _contiguous(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.contiguous()
+
+
+def _sum_tiles(
+    precision: str,
+    scale: Tensor | None,
+    scale_factor: float,
+    launches: list[bool],
+    limit: float,
+    own: bool,
+    within: bool,
+    side: tuple[Any, ...],
+    other: tuple[Any, ...],
+) -> Tensor:
+    """sum_j g[i, j] y[j] / peak of the rows of `side`: [M_pad, D_pad] float32."""
+    (x, M, mine, asks, ids), (y, N, theirs, other_asks, other_ids) = side, other
+    M_pad, D_pad = x.shape
+    out: Tensor = x.new_empty(M_pad, D_pad, dtype=torch.float32)
+    for online in launches:
+        case = (online, x.dtype, precision, D_pad)
+        narrow = ids is not None or (online and mine is not None and theirs is not None)
+        chosen = options("bwd", case, family(x.device), narrow)
+        grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
+        info_nce_bwd_kernel[grid](
+            x, y, scale, mine, theirs, asks, other_asks, ids, other_ids, out,
+            M, N, M_pad, len(y), D_pad, scale_factor, limit, own, within, **chosen,
+        )  # fmt: skip
+    return out
+
+
+def number_of_splits(programs: int, blocks: int, processors: int) -> int:
+    """Into how many parts to cut `blocks` column blocks, for `programs` row blocks each."""
+    most = min(blocks, MAX_SPLITS)
+    for splits in range(1, most + 1):
+        waves = triton.cdiv(programs * splits, processors)
+        if programs * splits >= BUSY * waves * processors:
+            return splits
+    return most
+
+
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 132
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def info_nce_single(
+    queries: Tensor,
+    keys: Tensor,
+    negatives: Tensor | None,
+    targets: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    scale: Tensor | None,
+    scale_factor: float,
+    within: bool,
+    normalize: bool,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Launch the single pass; arguments and results as of `sslops.reference.info_nce`."""
+    (M, D), own = queries.shape, negatives is None
+    loss, lse, slope = (queries.new_empty(M, dtype=torch.float32) for _ in range(3))
+    hit = queries.new_empty(M if stats else 0, dtype=torch.bool)
+    dqueries = queries.new_empty(M, D, dtype=torch.float32)
+    targets, query_ids, key_ids = map(_contiguous, (targets, query_ids, key_ids))
+    with torch.cuda.device_of(queries):
+        rows = _rows(queries, keys, negatives, normalize)
+        (M_pad, D_pad), dtype = rows.x.shape, rows.x.dtype
+        if negatives is None:
+            y, N, width = rows.k, len(keys), D_pad
+        else:
+            # 2**24: a tile's row times the stride is held in 32 bits
+            plain = negatives.stride(1) == 1 and negatives.stride(0) < 1 << 24
+            y, N, width = negatives if plain else negatives.contiguous(), len(negatives), D
+        whole = dtype in HALF and D <= WHOLE_D
+        case = (not whole, dtype, rows.precision, D_pad)
+        narrow = query_ids is not None or y.dtype != dtype
+        chosen = options("heavy", case, family(queries.device), narrow)
+        del chosen["ONLINE"]
+        grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
+        blocks = triton.cdiv(N, chosen["BLOCK_N"])
+        splits = number_of_splits(grid[0] * grid[1], blocks, _processors(queries.device))
+        split = triton.cdiv(blocks, splits) * chosen["BLOCK_N"]
+        splits = triton.cdiv(N, split)
+        top, sums, acc = (
+            queries.new_empty(splits, M_pad, *rest, dtype=torch.float32)
+            for rest in ((), (), (D_pad,))
+        )
+        positive = queries.new_empty(M_pad, dtype=torch.float32) if stats and own else None
+        even = width % chosen["BLOCK_K"] == width % chosen["BLOCK_D"] == 0
+        info_nce_single_kernel[(*grid, splits)](
+            rows.x, y, scale, targets, query_ids, key_ids, top, sums, acc, positive,
+            M, N, width, M_pad, D_pad, y.stride(0), split, scale_factor,
+            own, within, even, **chosen,
+        )  # fmt: skip
+        padded = triton.next_power_of_2(splits)
+        block = max(1, 64 // padded)
+        info_nce_combine_kernel[(triton.cdiv(M, block),)](
+            top, sums, acc, positive, rows.x, rows.k, targets, rows.x_norm, queries, scale,
+            loss, lse, hit if stats else None, dqueries, slope,
+            M, len(keys), D, M_pad, D_pad, splits, *queries.stride(), scale_factor,
+            normalize, padded, block, **COMBINE_OPTIONS,
+        )  # fmt: skip
+    return loss, lse, hit, dqueries, slope
