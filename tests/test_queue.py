@@ -178,6 +178,10 @@ def test_large_batches_on_several_threads(backend):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*queues)
+    for stored in (torch.float32, torch.bfloat16):  # copied and cast in two long pieces
+        queue = torch.zeros(4000, 64, dtype=stored)
+        sslops.enqueue_(queue, torch.tensor(3900), keys, normalize=False)
+        assert torch.equal(queue.roll(-900, 0), keys[1000:].to(stored))
     torch.testing.assert_close(queues[0].roll(-900, 0), F.normalize(keys[1000:], dim=1))
 
 

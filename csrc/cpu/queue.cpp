@@ -68,6 +68,22 @@ void store_rows(const at::Tensor& queue, const at::Tensor& keys, int64_t first, 
   const char* from = static_cast<const char*>(keys.const_data_ptr()) + first * row_step * in_size;
   char* to = static_cast<char*>(queue.mutable_data_ptr());
   const bool dense = keys.stride(1) == 1 || D == 1;
+  if (!normalize && dense && row_step == D) {  // two long rows, up to the end and from the start
+    const bool as_is = keys.scalar_type() == queue.scalar_type();
+    const auto copy = [&](const char* source, char* target, int64_t numbers) {
+      if (as_is) {
+        std::memcpy(target, source, numbers * in_size);
+        return;
+      }
+      at::parallel_for(0, numbers, kSerial, [&](int64_t begin, int64_t end) {
+        store(source + begin * in_size, end - begin, false, target + begin * out_size);
+      });
+    };
+    const int64_t before_end = std::min(count, K - slot) * D;
+    copy(from, to + slot * D * out_size, before_end);
+    copy(from + before_end * in_size, to, count * D - before_end);
+    return;
+  }
   const int64_t grain = std::max<int64_t>(1, kSerial / D);
   at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     std::vector<char> buffer(dense ? 0 : D * in_size);

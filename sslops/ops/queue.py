@@ -93,7 +93,9 @@ def enqueue_(
             )
     if not torch.compiler.is_compiling() and _shares_memory(queue, keys):
         raise ValueError("enqueue_: keys must not be in the memory of queue, got a view of it")
-    op("enqueue_", queue)(queue, pointer, keys.detach(), queue_ids, ids, normalize)
+    if keys.requires_grad:
+        keys = keys.detach()
+    op("enqueue_", queue)(queue, pointer, keys, queue_ids, ids, normalize)
 
 
 def check_keys(op: str, keys: Tensor, queue: Tensor) -> None:
