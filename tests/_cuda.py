@@ -12,8 +12,10 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 
+import sslops
 from sslops import _library
 
 ROOT = Path(__file__).parents[1]
@@ -89,8 +91,16 @@ def build_emulation() -> Path:
 
 
 @contextmanager
-def emulated():
-    """Ops with a kernel in csrc/cuda run it, emulated, for CPU tensors."""
+def running_cuda(where: str):
+    """Tensors are made for, and ops run, the kernels of csrc/cuda: "emulated" or on a "gpu"."""
+    if where == "gpu":
+        if not torch.cuda.is_available() or not _library.load_cuda_extension():
+            pytest.skip("there is no GPU, or sslops._C_cuda was not compiled")
+        with torch.device("cuda"), sslops.use_backend("cuda"):
+            yield
+        return
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++")
     torch.ops.load_library(str(build_emulation()))
     library = torch.library.Library("sslops", "IMPL")
     for name in OPS:
@@ -108,3 +118,6 @@ def emulated():
             library.impl(name, _library._without_autocast(run), "CPU", allow_override=True)
     yield
     library._destroy()
+
+
+PLACES = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]

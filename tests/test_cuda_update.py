@@ -1,22 +1,20 @@
-"""The CUDA kernels that write in place, moving average and ring buffer, on the emulation."""
-
-import shutil
+"""The CUDA kernels that write in place: moving average and ring buffer."""
 
 import pytest
 import torch
 
-from ._cuda import build_emulation
+from ._cuda import PLACES, running_cuda
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 ema = pytest.importorskip("sslops.reference.ema", reason="ema_update_ is not there")
 queue = pytest.importorskip("sslops.reference.queue", reason="enqueue_ is not there")
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SEEDS = [-1, 0, (1 << 62) - 12345]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _emulation():
-    torch.ops.load_library(str(build_emulation()))
+@pytest.fixture(scope="module", autouse=True, params=PLACES)
+def _place(request):
+    with running_cuda(request.param):
+        yield
 
 
 def tensors(make):
@@ -37,7 +35,9 @@ def integers(n):
 def update(targets, sources, momentum, seed):
     """(what the kernel made of the targets, what the reference did)"""
     expected = [each.clone() for each in targets]
-    tensor, value = (momentum, 1.0) if isinstance(momentum, torch.Tensor) else (None, momentum)
+    tensor, value = None, momentum
+    if isinstance(momentum, torch.Tensor):
+        tensor, value = momentum.to(targets[0].device), 1.0
     ema.ema_update_(expected, sources, tensor, value, seed)
     torch.ops.sslops.ema_update__cuda(targets, sources, tensor, value, seed)
     return targets, expected

@@ -119,6 +119,7 @@ inline cudaStream_t current_stream(int device) {
 inline Device::Device(const Tensor& tensor)
     : guard_(tensor.get_device_index()), stream_(current_stream(tensor.get_device_index())) {
   const int device = tensor.get_device_index();
+  check_cuda(cudaSetDevice(device), "device");  // also for the runtime that is linked in here
   int processors = 0, shared = 0;
   check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device),
              "number of multiprocessors");

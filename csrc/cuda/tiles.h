@@ -80,6 +80,8 @@ __device__ inline void leave_out(float (&s)[kN][4], const TileProblem& p, int64_
       skip[half] = from_here >= 0 && from_here < kColumns ? static_cast<int>(from_here) : -1;
     }
   }
+  const bool some = p.col_ids != nullptr || p.col_skip != nullptr || skip[0] >= 0 || skip[1] >= 0;
+  if (inside == kColumns && !some) return;
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
 #pragma unroll

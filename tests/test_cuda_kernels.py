@@ -1,26 +1,18 @@
-"""The CUDA kernels, compiled for the host and run without a GPU: tests/cuda_emulation.h."""
-
-import shutil
+"""The CUDA kernels of the losses: without a GPU (tests/cuda_emulation.h), on one if there is."""
 
 import pytest
 import torch
 
-from ._cuda import emulated
+from ._cuda import PLACES, running_cuda
 from .info_nce_checks import check, make_case, ours
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _on_the_emulation():
-    with emulated():
+@pytest.fixture(scope="module", autouse=True, params=PLACES)
+def _place(request):
+    with running_cuda(request.param):
         yield
-
-
-@pytest.fixture(autouse=True)
-def _fresh_numbers():
-    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
