@@ -104,6 +104,18 @@ TABLE: dict[tuple[str, str, int], dict[str, Tile]] = {
         "sm_100": Tile(64, 64, 256, 256, 8, 2),
         "hip": Tile(64, 32, 256, 256, 8, 2),
     },
+    ("heavy", "half", 64): {
+        "sm_80": Tile(128, 64, 64, 64, 8, 2),
+        "sm_90": Tile(128, 64, 64, 64, 8, 2),
+        "sm_100": Tile(128, 64, 64, 64, 8, 2),
+        "hip": Tile(64, 64, 64, 64, 8, 2),
+    },
+    ("heavy", "half", 256): {
+        "sm_80": Tile(64, 64, 64, 256, 8, 2),
+        "sm_90": Tile(128, 64, 64, 256, 8, 2),
+        "sm_100": Tile(64, 64, 64, 256, 8, 2),
+        "hip": Tile(64, 32, 64, 256, 8, 2),
+    },
     ("bwd", "half", 64): {
         "sm_80": Tile(128, 64, 64, 64, 8, 2),
         "sm_90": Tile(128, 64, 64, 64, 8, 2),
@@ -135,7 +147,7 @@ def options(
     case: tuple[bool, torch.dtype, str, int],
     arch: str,
     narrow: bool = False,
-    capped: bool = True,
+    raised: bool = False,
 ) -> dict[str, Any]:
     """Constexprs and launch options of a "fwd", "bwd" or "heavy" tile kernel.
 
@@ -144,12 +156,12 @@ def options(
         case: whether ONLINE, dtype and precision of the products, columns of the padded copy.
         arch: column of the table, from `family`.
         narrow: half as many columns a tile, for a kernel that holds more masked copies of it.
-        capped: keep `maxnreg`; a kernel that holds a little more would spill.
+        raised: allow all registers, for a kernel that holds a little more than the table's own.
     """
     online, dtype, precision, D_pad = case
     kind = "fixed" if not online else precision if dtype is torch.float32 else "half"
     width = D_pad
-    if online and stage == "heavy":
+    if stage == "heavy" and dtype is torch.float32:
         stage = "bwd"
     if online:  # the widest row of the table that D_pad fills, else the narrowest
         widths = sorted(w for s, k, w in TABLE if (s, k) == (stage, kind))
@@ -157,10 +169,13 @@ def options(
     chosen = TABLE[stage, kind, width][arch]._asdict()
     if stage == "fwd":
         del chosen["BLOCK_D"]
-    if narrow and (stage, dtype) != ("fwd", torch.float32):  # whose tiles are small already
-        chosen.update(BLOCK_N=chosen["BLOCK_N"] // 2, maxnreg=None)
-    if chosen["maxnreg"] is None or not capped:
-        del chosen["maxnreg"]
+    if narrow:
+        chosen["BLOCK_N"] //= 2
+    if arch == "hip" or not (narrow or raised):
+        if chosen["maxnreg"] is None:
+            del chosen["maxnreg"]
+    else:
+        chosen["maxnreg"] = 255  # or ptxas spills some, for the sake of one more program beside it
     return {"ONLINE": online, "WHOLE": not online, "PRECISION": precision, **chosen}
 
 

@@ -22,7 +22,8 @@ row is rounded once, the same for positives and negatives. What float32 means: `
 
 Extra memory: rows padded once, 4 * 64 bytes a row in the forward (and a column, twice with
 statistics), a float32 copy of each side that gets a gradient. The single pass pads no negatives;
-its partial sums are at most twice as many rows as the GPU has multiprocessors times BLOCK_M.
+its partial sums are a float32 copy of the queries a split, and there is more than one split only
+while they all fit into eleven blocks of BLOCK_M rows a multiprocessor.
 """
 
 import functools
@@ -41,7 +42,7 @@ from sslops.kernels._tile import WHOLE_D, family, matmul_precision, strips, unit
 
 LOSS_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
 COMBINE_OPTIONS = {"COLS": 64, "num_warps": 4}
-BUSY = 0.85  # share of the multiprocessors that a number of splits must keep at work
+BUSY = 0.85  # share of the multiprocessors that the splits must keep at work; not measured
 MAX_SPLITS = 128
 HALF = (torch.float16, torch.bfloat16)
 
@@ -120,7 +121,7 @@ def info_nce_fwd(
                 rows.x, y, scale, targets, query_ids, key_ids,
                 sums, cols, best, col_best, positive,
                 M, N, M_pad, N_pad, D_pad, row_strip, col_strip, scale_factor, limit, own, within,
-                **options("fwd", case, family(queries.device), narrow, capped=not columns),
+                **options("fwd", case, family(queries.device), narrow, raised=columns),
             )  # fmt: skip
         finishing: list[tuple[Any, ...]] = [(rows.x, rows.k, targets, sums, best, M, len(keys), H)]
         if columns:
@@ -216,8 +217,7 @@ def _sum_tiles(
     out: Tensor = x.new_empty(M_pad, D_pad, dtype=torch.float32)
     for online in launches:
         case = (online, x.dtype, precision, D_pad)
-        narrow = ids is not None or (online and mine is not None and theirs is not None)
-        chosen = options("bwd", case, family(x.device), narrow)
+        chosen = options("bwd", case, family(x.device), narrow=ids is not None, raised=True)
         grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
         info_nce_bwd_kernel[grid](
             x, y, scale, mine, theirs, asks, other_asks, ids, other_ids, out,

@@ -104,10 +104,11 @@ def test_splits_fill_the_processors():
     assert kernels.number_of_splits(132, 1024, 132) == 1
     assert kernels.number_of_splits(1, 3, 132) == 3  # no more than there are blocks
     assert kernels.number_of_splits(1, 10**6, 10**4) == kernels.MAX_SPLITS
-    for programs in range(1, 400):
+    for programs in range(2, 2000):
         splits = kernels.number_of_splits(programs, 1024, 132)
         waves = -(-programs * splits // 132)
         assert programs * splits >= 0.85 * 132 * waves
+        assert splits == 1 or programs * splits <= 11 * 132
 
 
 def test_queue_is_read_as_it_lies(device):
