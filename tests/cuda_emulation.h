@@ -2,16 +2,18 @@
 // compiler and registered for CPU tensors (tests/test_cuda_emulated.py).
 //
 // Every thread of a block is a coroutine. Barriers and warp instructions wait until all have
-// arrived, and then see what the others brought; between them the coroutines run in a different
-// order for every block, one at a time. Shared memory starts as NaN, and an asynchronous copy
-// writes NaN until it is waited for. Warp instructions follow the PTX ISA's fragment tables.
-// What this cannot show: speed, the hardware's own rounding, races within one segment.
+// arrived, and then see what the others brought; between barriers one warp runs to the end before
+// the next begins, in a different order for every block. Shared memory starts as NaN, and an
+// asynchronous copy writes NaN until it is waited for. Warp instructions follow the PTX ISA's
+// fragment tables. What this cannot show: speed, the hardware's own rounding, races within one
+// segment.
 #pragma once
 #include <setjmp.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -71,7 +73,7 @@ struct Block {
   std::vector<unsigned char> shared;
   size_t shared_bytes = 0;
   int arrived = 0, alive = 0;
-  uint64_t barriers = 0;
+  uint64_t barriers = 0, progress = 0;
   bool any = false, last_any = false;
   int current = 0;
   jmp_buf scheduler;
@@ -94,6 +96,7 @@ inline void yield() {
 inline void enter() {
   block->body();
   lane().done = true;
+  ++block->progress;
   --block->alive;
   _longjmp(block->scheduler, 1);
 }
@@ -128,14 +131,23 @@ inline void run_block(Block& b, int threads, unsigned turn) {
   std::memset(b.shared.data(), 0xff, b.shared.size());
   b.arrived = 0;
   b.alive = threads;
+  // one warp runs as far as it can before another does: what a barrier should have kept apart shows
+  const int warps = std::max(1, threads / 32);
   while (b.alive > 0) {
     turn = turn * 1664525u + 1013904223u;
-    const int first = static_cast<int>((turn >> 8) % static_cast<unsigned>(threads));
-    const bool backwards = (turn >> 30 & 1) != 0;
-    for (int k = 0; k < threads; ++k) {
-      const int n = (first + (backwards ? threads - 1 - k : k)) % threads;
-      if (!b.lanes[n].done) resume(n);
+    const uint64_t before_all = b.progress;
+    for (int w = 0; w < warps; ++w) {
+      const int warp = static_cast<int>((turn >> 8) + static_cast<unsigned>(w)) % warps;
+      uint64_t before;
+      do {
+        before = b.progress;
+        for (int k = 0; k < 32 && k < threads; ++k) {
+          const int n = 32 * warp + ((turn >> 30 & 1) != 0 ? std::min(31, threads - 1) - k : k);
+          if (!b.lanes[n].done) resume(n);
+        }
+      } while (b.progress != before);
     }
+    if (b.progress == before_all) fail("threads wait for each other");
   }
   for (int n = 0; n < kGuard; ++n)
     if (b.base()[b.shared_bytes + n] != 0xff) fail("a kernel wrote behind its shared memory");
@@ -170,6 +182,7 @@ inline const uint32_t (*exchange(const uint32_t* words, int count))[12] {
     ++warp.turns;
   }
   while (warp.turns < mine) yield();
+  ++block->progress;
   return warp.words[side];
 }
 
@@ -199,6 +212,7 @@ inline bool barrier_any(bool value) {
     ++b.barriers;
   }
   while (b.barriers == before) emulation::yield();
+  ++b.progress;
   return b.last_any;  // the next barrier completes only after all have read this
 }
 inline void barrier() { barrier_any(false); }
