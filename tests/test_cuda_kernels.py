@@ -1,5 +1,7 @@
 """The CUDA kernels of the losses: without a GPU (tests/cuda_emulation.h), on one if there is."""
 
+import math
+
 import pytest
 import torch
 
@@ -87,6 +89,27 @@ def test_very_uneven_weights(dtype):
     grad = 10.0 ** torch.linspace(-4, 4, 60)
     for kwargs in ({}, {"queue": dtype}, {"symmetric": True}):
         check(make_case(60, 60, 24, dtype, **kwargs), grad)
+
+
+def test_shares_below_the_numbers_of_float16_are_kept():
+    """200 negatives of share e^-17 each beside one of nearly 1: float16 rounds 4e-8 to 6e-8."""
+    x, y, z = torch.eye(8)[:3].half()
+    negatives = torch.cat([x[None], y.expand(200, 8)])
+    args = (x[None], z[None], negatives, None, None, None, None, 17.0)
+    *_, dqueries, _ = torch.ops.sslops.info_nce_single_cuda(*args, False, False, False)
+    share = 1 / (math.exp(17) + 201)
+    torch.testing.assert_close(dqueries[0, 1].item(), 17 * 200 * share, rtol=1e-3, atol=0)
+
+
+def test_gradients_that_float16_weights_could_not_hold():
+    case = make_case(40, 40, 24, torch.float16)
+    case.queries, case.keys = case.queries * 1000, case.keys * 1000
+    grad = torch.full((40,), 2.0**17)
+    found = ours(case, ("queries", "keys"), grad)[2]
+    case.queries, case.keys = case.queries.float(), case.keys.float()
+    for name, expected in ours(case, ("queries", "keys"), grad)[2].items():
+        error = (found[name].float() - expected).abs().max()
+        assert error <= 4e-3 * expected.abs().max(), name
 
 
 @pytest.mark.parametrize("trained", [(), ("queries",), ("keys",), ("scale",), ("keys", "scale")])
