@@ -48,7 +48,7 @@ def tool(name: str) -> str | None:
 def built_once(name: str, *parts: str):
     """A folder below build/ for these sources, torch and `parts`; other processes wait."""
     digest = hashlib.sha256("\n".join([torch.__version__, *parts]).encode())
-    for file in [*sorted((ROOT / "csrc/cuda").iterdir()), HEADER]:
+    for file in sorted((ROOT / "csrc/cuda").iterdir()):
         digest.update(file.read_bytes())
     folder = ROOT / "build" / name / digest.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def build_emulation() -> Path:
     flags += ["-Wall", "-Werror", "-Wno-unknown-pragmas", "-DSSLOPS_EMULATE_CUDA"]
     flags += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
     flags += [f"-I{HEADER.parent}", "-isystem", str(TORCH / "include")]
-    with built_once("cuda_emulation", *flags) as folder:
+    with built_once("cuda_emulation", *flags, HEADER.read_text()) as folder:
         library = folder / "emulation.so"
         if not library.exists():
             objects = [str(folder / f"{source.stem}.o") for source in SOURCES]

@@ -28,6 +28,12 @@ def test_keys_as_negatives(M, N, D, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_many_queries_of_few_keys(dtype):
+    check(make_case(300, 5, 9, dtype, targets=True))
+    check(make_case(300, 70, 9, dtype, queue=dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("D", [16, 64, 72, 128, 200, 256, 300, 520])
 def test_every_width_of_tile_and_several_chunks(D, dtype):
     check(make_case(20, 70, D, dtype))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ._cuda import PLACES, running_cuda
+from .numerics import assert_as_accurate_as
 
 ema = pytest.importorskip("sslops.reference.ema", reason="ema_update_ is not there")
 queue = pytest.importorskip("sslops.reference.queue", reason="enqueue_ is not there")
@@ -104,12 +105,16 @@ def test_enqueue(K, B, keys_dtype, dtype, normalize):
     keys = torch.randn(B, 40).to(keys_dtype)[:, :37]
     new_ids = torch.arange(100, 100 + 2 * B)[::2]
     expected = [each.clone() for each in (ring, pointer, ids)]
+    truth = ring.double()
+    queue.enqueue_(truth, pointer.clone(), keys.double(), None, None, normalize)
     queue.enqueue_(*expected[:2], keys, expected[2], new_ids, normalize)
     torch.ops.sslops.enqueue__cuda(ring, pointer, keys, ids, new_ids, normalize)
     assert torch.equal(pointer, expected[1])
     assert torch.equal(ids, expected[2])
-    eps = torch.finfo(dtype).eps  # of the norm, and of the quotient
-    torch.testing.assert_close(ring, expected[0], rtol=2 * eps, atol=0)
+    if normalize:
+        assert_as_accurate_as(ring, expected[0], truth, name="queue", scale=1.0)
+    else:
+        assert torch.equal(ring, expected[0])
 
 
 def test_enqueue_without_ids_and_a_row_of_zeros():
