@@ -113,12 +113,15 @@ def extension() -> dict[str, Any]:
                     f"sslops: no C++ kernels, plain PyTorch runs instead; they failed with {error}"
                 )
 
-        def build_extension(self, ext: Extension) -> None:
-            if ext.name == "sslops._C_cuda":
-                assert nvcc is not None
-                compile_cuda(nvcc, ext.sources, Path(self.get_ext_fullpath(ext.name)))
-            else:
-                super().build_extension(ext)
+        def build_extensions(self) -> None:
+            """The CUDA module by hand: torch's builder refuses nvcc where torch has no CUDA."""
+            every = self.extensions
+            self.extensions = [ext for ext in every if ext.name != "sslops._C_cuda"]
+            super().build_extensions()
+            self.extensions = every
+            for ext in every:
+                if ext.name == "sslops._C_cuda" and nvcc is not None:
+                    compile_cuda(nvcc, ext.sources, Path(self.get_ext_fullpath(ext.name)))
 
     return {"ext_modules": modules, "cmdclass": {"build_ext": BuildExtension}}
 
