@@ -177,11 +177,11 @@ def gpu_kernel(name: str, triton: str | None, cuda: bool, args: tuple[Any, ...])
     tensors = (t for each in args for t in (each if isinstance(each, list) else (each,)))
     if any(isinstance(each, Tensor) and each.dtype is torch.float64 for each in tensors):
         return None
-    if _backend == "cuda":
-        if not cuda or not load_cuda_extension():
+    if _backend == "cuda" or triton is None:
+        if cuda and load_cuda_extension():
+            return getattr(torch.ops.sslops, name + "_cuda")
+        if _backend == "cuda":
             raise RuntimeError(f"{name}: the chosen back end cuda has no compiled kernel of it")
-        return getattr(torch.ops.sslops, name + "_cuda")
-    if triton is None:
         return None
     module, function = triton.split(".")
     return getattr(importlib.import_module(f"sslops.kernels.{module}"), function)

@@ -50,6 +50,15 @@ def test_cuda_without_a_kernel_is_refused():
         _library.gpu_kernel("nt_xent_fwd", "nt_xent.nt_xent_fwd", False, (torch.ones(1),))
 
 
+def test_compiled_kernels_stand_in_for_triton(monkeypatch):
+    ones = (torch.ones(1),)
+    monkeypatch.setattr(_library, "load_cuda_extension", lambda: True)
+    found = _library.gpu_kernel("info_nce_fwd", None, True, ones)
+    assert found is torch.ops.sslops.info_nce_fwd_cuda
+    monkeypatch.setattr(_library, "load_cuda_extension", lambda: False)
+    assert _library.gpu_kernel("info_nce_fwd", None, True, ones) is None
+
+
 def test_the_environment_sets_the_start_value():
     env = os.environ | {"SSLOPS_BACKEND": "reference"}
     code = "import sslops; print(sslops.backend())"
