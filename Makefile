@@ -33,7 +33,7 @@ sanitize: setup ## the op tests on C++ built with address and undefined-behaviou
 	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=build/sanitize $(BIN)/python -P -m pytest \
 	    --import-mode=importlib -k "not fullgraph" $(SANITIZED)
 figures: setup ## draw bench/results into docs/figures
-	$(BIN)/python -m bench.plots bench/results/nt_xent.jsonl bench/results/losses.jsonl --out docs/figures
+	$(BIN)/python -m bench.plots bench/results/losses.jsonl --out docs/figures
 gpu: setup ## build, test and measure on the GPU of this machine, in eight minutes
 	$(BIN)/python bench/gpu_check.py --out runs/gpu
 docs: setup ## run the examples of README and docstrings, check that every link leads somewhere

@@ -78,7 +78,7 @@ def extension() -> dict[str, Any]:
     if build == "cuda" and nvcc is None:
         raise SystemExit("setup.py: SSLOPS_BUILD=cuda needs nvcc, on the path or in CUDA_HOME")
 
-    args = ["-std=c++20", "-O3", "-fopenmp", "-Wall", "-fvisibility=hidden"]
+    args = ["-std=c++20", "-O3", "-fopenmp", "-Wall", "-Wno-psabi", "-fvisibility=hidden"]
     if os.environ.get("SSLOPS_EMULATE_AMX"):
         args.append("-DSSLOPS_EMULATE_AMX")  # csrc/cpu/amx_emulated.h
     sanitizers = ["-fsanitize=address,undefined"] if os.environ.get("SSLOPS_SANITIZE") else []
