@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslops import info_nce, nt_xent
-from sslops.compat._shared import LenientState, enqueue
+from sslops import ema_update_, enqueue_, info_nce, nt_xent
+from sslops.compat._shared import LenientState
 from sslops.distributed import all_gather, all_gather_with_grad, rank, world_size
 
 __all__ = ["NTXentLoss", "update_momentum"]
@@ -29,8 +29,8 @@ class _MemoryBank(LenientState):
         self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long))
 
     def update(self, rows: Tensor) -> None:
-        enqueue(rows, self.bank, self.bank_ptr)
-        self.bank_ptr.add_(len(rows)).remainder_(len(self.bank))
+        enqueue_(self.bank, self.bank_ptr, rows, normalize=False)
+        self.bank_ptr.remainder_(len(self.bank))  # theirs is a slot, ours counts on
 
 
 class NTXentLoss(nn.Module):
@@ -123,4 +123,4 @@ def update_momentum(model: nn.Module, model_ema: nn.Module, m: float) -> None:
     """
     if not 0 <= m <= 1:
         raise ValueError(f"update_momentum: m must be in [0, 1], got {m}")
-    torch._foreach_lerp_(list(model_ema.parameters()), list(model.parameters()), 1.0 - m)
+    ema_update_(list(model_ema.parameters()), list(model.parameters()), m)
