@@ -4,6 +4,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 
 #include <cmath>
 #include <optional>
@@ -20,6 +21,12 @@ constexpr double kLn2 = 0.6931471805599453;
 // exp(logit) and sums of M of them stay normal float32 numbers, and so do their reciprocals times
 // any weight down to 1e-3 of the largest: no maximum is needed below this.
 constexpr double kLargestLogit = 80.0;
+
+// The op that plain PyTorch implements, for the dtypes that the kernels leave out (float64).
+template <class F>
+c10::TypedOperatorHandle<F> reference(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
+}
 
 double inverse_temperature(const OptionalTensor& scale, double factor);
 inline bool usable(double scale) { return scale > 0 && std::isfinite(scale); }

@@ -1,6 +1,5 @@
 // InfoNCE on the CPU, queries and negatives both trained: row (and column) statistics, then both
 // gradients. Memory is O((M + N) D); docs/math/info_nce.md has the formulas.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
@@ -32,11 +31,6 @@ using Backward = Gradients(const at::Tensor&, const OptionalTensor&, const at::T
                            const OptionalTensor&, const OptionalTensor&, const at::Tensor&,
                            const at::Tensor&, const at::Tensor&, const at::Tensor&,
                            const OptionalTensor&, double, bool, bool, std::array<bool, 3>);
-
-template <class F>
-c10::TypedOperatorHandle<F> reference(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
-}
 
 // Queries against keys, or against negatives; the positives are always keys.
 struct Problem {

@@ -1,7 +1,6 @@
 // InfoNCE on the CPU against negatives that are not trained: the gradient of a query is a weighted
 // mean of the keys, as in attention, so one pass over them gives the loss and the gradient. The
 // keys are read as they lie; docs/math/info_nce.md has the formulas.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
@@ -100,9 +99,7 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
                       const OptionalTensor& scale, double scale_factor, bool within, bool normalize,
                       bool stats) {
   if (queries.scalar_type() == at::kDouble) {
-    static const auto plain = c10::Dispatcher::singleton()
-                                  .findSchemaOrThrow("sslops::info_nce_single_reference", "")
-                                  .typed<Single>();
+    static const auto plain = reference<Single>("sslops::info_nce_single_reference");
     return plain.call(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
                       within, normalize, stats);
   }

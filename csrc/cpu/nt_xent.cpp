@@ -3,7 +3,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
@@ -66,10 +65,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nt_xent_fwd(const at::Tensor& z,
                                                            double scale_factor, int64_t num_views,
                                                            bool normalize, bool stats) {
   if (z.scalar_type() == at::kDouble) {
-    static const auto reference = c10::Dispatcher::singleton()
-                                      .findSchemaOrThrow("sslops::nt_xent_fwd_reference", "")
-                                      .typed<Forward>();
-    return reference.call(z, scale, scale_factor, num_views, normalize, stats);
+    static const auto plain = reference<Forward>("sslops::nt_xent_fwd_reference");
+    return plain.call(z, scale, scale_factor, num_views, normalize, stats);
   }
   check(z, num_views);
   const int64_t M = z.size(0);
@@ -144,10 +141,8 @@ std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, cons
                                                double scale_factor, int64_t num_views,
                                                bool normalize) {
   if (z.scalar_type() == at::kDouble) {
-    static const auto reference = c10::Dispatcher::singleton()
-                                      .findSchemaOrThrow("sslops::nt_xent_bwd_reference", "")
-                                      .typed<Backward>();
-    return reference.call(grad_loss, z, lse, scale, scale_factor, num_views, normalize);
+    static const auto plain = reference<Backward>("sslops::nt_xent_bwd_reference");
+    return plain.call(grad_loss, z, lse, scale, scale_factor, num_views, normalize);
   }
   check(z, num_views);
   const int64_t M = z.size(0), D = z.size(1);

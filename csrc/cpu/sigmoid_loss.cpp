@@ -1,6 +1,5 @@
 // Pairwise sigmoid loss on the CPU: no statistics join the pairs, so one pass gives the loss and
 // all gradients; docs/math/sigmoid_loss.md has the formulas.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
@@ -27,9 +26,7 @@ Found sigmoid_loss_fwd(const at::Tensor& queries, const at::Tensor& keys,
                        const OptionalTensor& scale, double scale_factor, const OptionalTensor& bias,
                        double bias_value, bool normalize, bool grads) {
   if (queries.scalar_type() == at::kDouble) {
-    static const auto plain = c10::Dispatcher::singleton()
-                                  .findSchemaOrThrow("sslops::sigmoid_loss_fwd_reference", "")
-                                  .typed<Forward>();
+    static const auto plain = reference<Forward>("sslops::sigmoid_loss_fwd_reference");
     return plain.call(queries, keys, query_ids, key_ids, scale, scale_factor, bias, bias_value,
                       normalize, grads);
   }

@@ -1,7 +1,6 @@
 // Supervised contrastive loss on the CPU. Rows are sorted by label, so that the pairs of one label
 // lie in blocks along the diagonal and no other tile has to compare labels; similarities are
 // symmetric, so a tile serves its rows and its columns. docs/math/sup_con.md has the formulas.
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
@@ -28,11 +27,6 @@ using Forward = Statistics(const at::Tensor&, const at::Tensor&, const OptionalT
 using Backward = Gradients(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                            const at::Tensor&, const at::Tensor&, const OptionalTensor&, double,
                            bool, bool);
-
-template <class F>
-c10::TypedOperatorHandle<F> reference(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
-}
 
 // The rows in the order of their labels, against themselves.
 struct Problem {
@@ -76,7 +70,7 @@ struct Problem {
   }
   int64_t positives(int64_t n) const { return last[n] - first[n] - 1; }
 
-  // Every unordered pair of tiles; `diagonal`: only those that can hold a pair of one label.
+  // Every unordered pair of tiles.
   void run(void (*tile)(const CrossProblem&, Range, Range, float*)) const {
     const Blocks blocks = make_blocks(x.rows, x.D);
     at::Tensor scratch = at::empty({blocks.threads, kCrossScratch}, at::kFloat);
