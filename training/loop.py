@@ -116,6 +116,7 @@ class Loop:
         with clock.waiting():
             batch = self.feed(self.sampler.indices(self.step))
         views = self.method.views(batch, self.generator)
+        self.method.before_step(self.step, self.steps)
         device = self.world.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
             out: dict[str, Tensor] = self._model(views)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Batch", "DataShape", "Method"]
+__all__ = ["Batch", "ContrastiveMethod", "DataShape", "Method"]
 
 
 class Batch(NamedTuple):
@@ -45,16 +45,45 @@ class Method(nn.Module, ABC):
 
         Returns:
             "loss" with gradient; optionally "accuracy" of the pretext task; "features" [M, D],
-            detached, whose spread the loop watches for collapse.
+            detached, whose spread the loop watches for collapse; any other 0-d tensor is logged
+            under its name.
         """
 
     def forward(self, views: Any) -> dict[str, Tensor]:
         """`step`, under the name that DistributedDataParallel calls."""
         return self.step(views)
 
+    def before_step(self, step: int, steps: int) -> None:
+        """What precedes the forward pass of update `step` of `steps` (target networks)."""
+
     def after_step(self, step: int) -> None:
-        """What follows the optimiser's update number `step` (target networks, queues)."""
+        """What follows the optimiser's update number `step` (queues)."""
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Grids of images [rows, columns, C, H, W] in [0, 1] for the report, by name."""
         return {}
+
+
+class ContrastiveMethod(Method):
+    """A method whose loss compares embeddings: what can be encoded in parts and compared at once.
+
+    `step` is `contrast(embed(views))`; gradient caching calls the two by themselves.
+    """
+
+    @abstractmethod
+    def embed(self, views: Any) -> tuple[Tensor, ...]:
+        """Embeddings of the views, each [B, ...]; those without gradient are detached."""
+
+    @abstractmethod
+    def contrast(self, embeddings: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """What `step` returns, from the embeddings of the process's whole batch."""
+
+    def parts(self, views: Any, size: int) -> list[Any]:
+        """`views` cut into parts of `size` images: by default tensors [V, B, ...], or a tuple."""
+        if isinstance(views, Tensor):
+            return list(torch.split(views, size, 1))
+        return list(zip(*(self.parts(view, size) for view in views), strict=True))
+
+    def step(self, views: Any) -> dict[str, Tensor]:
+        """The loss of the whole batch."""
+        return self.contrast(self.embed(views))

@@ -19,7 +19,7 @@ from sslops import NTXentLoss, chance
 from sslops.distributed import all_gather_with_grad
 from sslops.training.augment import RECIPES, make_views
 from sslops.training.config import TrainConfig, closest
-from sslops.training.methods.base import Batch, DataShape, Method
+from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
 from sslops.training.models import Projector, build_encoder
 
 __all__ = ["SimCLR", "SimCLRConfig"]
@@ -36,7 +36,7 @@ class SimCLRConfig(TrainConfig):
     proj_layers: int = 2
 
 
-class SimCLR(Method):
+class SimCLR(ContrastiveMethod):
     """Encoder f, projector g and the loss between views.
 
     Args:
@@ -66,10 +66,14 @@ class SimCLR(Method):
         """[V, B, C, H, W] float32 in [0, 1]."""
         return make_views(batch.images, self.recipe, self.num_views, generator)
 
-    def step(self, views: Tensor) -> dict[str, Tensor]:
-        """One loss over all views of all processes."""
+    def embed(self, views: Tensor) -> tuple[Tensor]:
+        """z, [B, V, D]."""
         h = self.encoder(views.flatten(0, 1))  # [V B, dim]
-        z = self.projector(h).unflatten(0, views.shape[:2])  # [V, B, D]
+        return (self.projector(h).unflatten(0, views.shape[:2]).transpose(0, 1),)
+
+    def contrast(self, embeddings: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """One loss over all views of all processes."""
+        z = embeddings[0].transpose(0, 1)  # [V, B, D]
         loss, stats = self.loss(all_gather_with_grad(z, dim=1))
         return {
             "loss": loss,
