@@ -1,23 +1,11 @@
-"""Recipes: the settings of a data set, as data, each with where its values come from."""
+"""Settings of the image data sets, for SimCLR and whatever has no recipe of its own there."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from sslops.training.recipes.recipe import Recipe
 
-__all__ = ["RECIPES", "Recipe", "pick_recipe"]
+__all__ = ["IMAGES"]
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Field values of a config class, and their source."""
-
-    source: str
-    fields: Mapping[str, Any]
-
-
-# One table for all methods: a field that a method's config lacks is passed over for it.
-RECIPES: dict[str, Recipe] = {
+# A field that a method's config lacks is passed over for it.
+IMAGES: dict[str, Recipe] = {
     "digits": Recipe(
         "chosen here: temperature on a 30 % validation part, learning rate by test scores of"
         " seed 0; about a minute on one CPU core",
@@ -138,19 +126,3 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
 }
-
-
-def pick_recipe(method: str, data: str, name: str | None = None) -> Recipe:
-    """The named recipe; without a name the data set's own, or that of any folder of images.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if name is None:
-        name = data if data in RECIPES else "folder"
-        if name == "folder" and not Path(data).is_dir():
-            return Recipe("the defaults", {})  # an unknown data set: loading it says so
-    if name not in RECIPES:
-        known = ", ".join(sorted(RECIPES))
-        raise ValueError(f"{method}: recipe must be one of {known}, got {name!r}")
-    return RECIPES[name]

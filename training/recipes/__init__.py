@@ -1,0 +1,36 @@
+"""Recipes: the settings of a data set, as data, each with where its values come from.
+
+A name is that of a data set, or DATA/METHOD for a method with settings of its own there.
+"""
+
+from pathlib import Path
+
+from sslops.training.recipes.images import IMAGES
+from sslops.training.recipes.recipe import Recipe
+
+__all__ = ["RECIPES", "Recipe", "pick_recipe"]
+
+# One line a file of recipes.
+RECIPES: dict[str, Recipe] = {
+    **IMAGES,
+}
+
+
+def pick_recipe(method: str, data: str, name: str | None = None) -> Recipe:
+    """The named recipe; without a name the data set's own, or that of any folder of images.
+
+    The method's own (DATA/METHOD) goes before the one that methods share (DATA).
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name is None:
+        known = data in RECIPES or f"{data}/{method}" in RECIPES
+        name = data if known else "folder"
+        if not known and not Path(data).is_dir():
+            return Recipe("the defaults", {})  # an unknown data set: loading it says so
+    recipe = RECIPES.get(f"{name}/{method}", RECIPES.get(name))
+    if recipe is None:
+        known_names = ", ".join(sorted(RECIPES))
+        raise ValueError(f"{method}: recipe must be one of {known_names}, got {name!r}")
+    return recipe
