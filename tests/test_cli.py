@@ -101,7 +101,7 @@ def test_another_recipe_for_the_same_data(capsys):
 def test_non_finite_loss_ends_with_1(tmp_path, capsys):
     flags = [*TINY, "--out", str(tmp_path / "run"), "--lr", "1e30", "--optimizer", "sgd"]
     assert cli.main(["train", "simclr", *flags, "--steps", "30", "--warmup-epochs", "0"]) == 1
-    assert "the loss must be finite, got nan" in capsys.readouterr().err
+    assert "loss and gradient must be finite, got a loss of nan" in capsys.readouterr().err
     assert (tmp_path / "run" / "nonfinite.pt").is_file()
 
 
@@ -153,7 +153,7 @@ def test_help_and_version(capsys):
         (["train", "simclr", "--recipe", "mnist"], "recipe must be one of"),
         (["compare", "nowhere"], "nowhere must be a run folder with a config.json"),
         (["eval", "nowhere"], "nowhere is no complete run"),
-        (["export", "nowhere"], "needs an existing file"),
+        (["export", "nowhere"], "is no complete run, got no config.json"),
     ],
 )
 def test_mistakes_end_with_2_and_a_message(arguments, message, capsys, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from sslops.reference import _rows
 from sslops.reference import sigmoid_loss as reference
 
 from .conftest import LEVELS, running
-from .naive import naive_sigmoid
+from .naive import naive_sigmoid, unit
 from .numerics import assert_as_accurate_as
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -45,6 +45,14 @@ def run(image, text, scale, bias, upstream=1.0, **kwargs):
     return loss.detach(), *torch.autograd.grad(loss * upstream, leaves)
 
 
+def sigmoids(image, text, scale, bias, normalize):
+    """How wrong each pair is, [M, N]: what every algorithm sums to get the gradients."""
+    x, t = unit(image, text, normalize=normalize)
+    logits = x @ t.T * scale + bias
+    own = torch.eye(*logits.shape, dtype=torch.bool)
+    return torch.where(own, -logits, logits).sigmoid()
+
+
 def check(image, text, scale=10.0, bias=-5.0, normalize=True, **kwargs):
     """Loss and all gradients, allowed twice the error of plain PyTorch in the dtype."""
     dtype, (M, N) = image.dtype, (len(image), len(text))
@@ -65,13 +73,15 @@ def check(image, text, scale=10.0, bias=-5.0, normalize=True, **kwargs):
     x, t = (1.0 if normalize else float(norm.max()) for norm in norms)
     inverse = [1 / float(norm.min()) if normalize else 1.0 for norm in norms]
     logit = scale * x * t + abs(bias)
+    g = sigmoids(image.double(), text.double(), scale, bias, normalize)
+    total, row, column = (float(each.max()) for each in (g.sum(), g.sum(1), g.sum(0)))
     # an error of eps * logit in each sigmoid, the slope of which is at most a quarter
     bounds = (
         float(found[torch.float64][0]) + M * logit,
-        scale * t * inverse[0] * (1 + logit * math.sqrt(N) / 4),
-        scale * x * inverse[1] * (1 + logit * math.sqrt(M) / 4),
-        x * t * (M + logit * math.sqrt(M * N) / 4),
-        M + logit * math.sqrt(M * N) / 4,
+        scale * t * inverse[0] * (row + logit * math.sqrt(N) / 4),
+        scale * x * inverse[1] * (column + logit * math.sqrt(M) / 4),
+        x * t * (total + logit * math.sqrt(M * N) / 4),
+        total + logit * math.sqrt(M * N) / 4,
     )
     for n, name in enumerate(names):
         assert_as_accurate_as(

@@ -165,7 +165,9 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
         return out
 
     monkeypatch.setattr(SimCLR, "step", poisoned)
-    with pytest.raises(NonFiniteLoss, match=r"got nan in step 3.*nonfinite\.pt"):
+    with pytest.raises(
+        NonFiniteLoss, match=r"got a loss of nan .* in step 3;.*--replay .*nonfinite\.pt"
+    ):
         run(tmp_path / "a")
     saved = load(tmp_path / "a" / "nonfinite.pt")
     assert saved["step"] == 2
@@ -189,9 +191,9 @@ def test_knn_during_training_sees_every_class(monkeypatch):
     digits = load_data("digits").train
     order = torch.argsort(digits.labels, stable=True)
     in_order = Split(digits.images[order], digits.labels[order])
-    module = importlib.import_module("sslops.training.run")
-    monkeypatch.setattr(module, "MONITOR_IMAGES", 300)
-    accuracy = module._monitor(in_order, in_order, 0, World(0, 1, torch.device("cpu")))
+    module = importlib.import_module("sslops.training.monitor")
+    monkeypatch.setattr(module, "IMAGES", 300)
+    accuracy = module.make_monitor(in_order, in_order, 0, World(0, 1, torch.device("cpu")))
     assert accuracy(torch.nn.Flatten()) > 0.9
 
 

@@ -1,33 +1,82 @@
 """Checkpoints: everything that a run needs to go on bit for bit, written atomically."""
 
 import os
+import pickle
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["load", "restore_rng", "rng_state", "save"]
+__all__ = ["StorageError", "check", "load", "restore_rng", "rng_state", "save"]
+
+
+FORMAT = "sslops checkpoint"
+
+
+class StorageError(OSError):
+    """A file could not be written; what was there before is intact."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write `state` so that `path` holds the old file or the new one whole, never a part.
 
+    The new file is on the disk and has been read back before it takes the name.
+
     Args:
         path: its folder is made if need be.
         state: tensors and plain Python values: what `torch.load(weights_only=True)` accepts.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut leaves the new name with no content
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                torch.save({"format": FORMAT, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut leaves the new name with no content
+            check(temporary)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "enforce fail" not in str(error):
+            raise  # not from torch's writer, which hides an OSError behind these words
+        raise StorageError(
+            f"checkpoint: needs room to write {path}, got {error}; the checkpoint before it is"
+            " as it was"
+        ) from error
+
+
+def check(path: Path) -> None:
+    """See that every byte of a checkpoint can be read and is what was written.
+
+    Raises:
+        OSError: it is not.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        raise OSError(f"a damaged file {path} ({error})") from error
+    if damaged is not None:
+        raise OSError(f"a damaged file {path} ({damaged})")
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself has to reach the disk as well."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -35,10 +84,20 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged, or no checkpoint of this package.
     """
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: needs an existing file, got {path}")
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    try:
+        check(path)
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"checkpoint: needs a whole file of tensors and plain values, got {path}: {reason}"
+        ) from error
+    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+        raise ValueError(f"checkpoint: needs a checkpoint of sslops, got another file, {path}")
     return state
 
 

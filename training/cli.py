@@ -13,7 +13,7 @@ from typing import Any
 
 import sslops
 from sslops.training.config import RunOptions, TrainConfig, closest
-from sslops.training.guard import EvaluationFailed, Interrupted, NonFiniteLoss
+from sslops.training.guard import EvaluationFailed, Interrupted, NonFiniteLoss, ProcessLost
 
 __all__ = ["COMMANDS", "main"]
 
@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; those of the process if None.
 
     Returns:
-        Exit code: 0; 1 for a failed run; 2 for wrong arguments; 130 or 143 after a signal.
+        Exit code: 0; 1 for a failed run; 2 for wrong arguments; 3 where a file could not be
+        written; 130 or 143 after SIGINT or SIGTERM, with a checkpoint saved.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -50,10 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         print(f"sslops: {stop}", file=sys.stderr)
         return stop.exit_code
-    except (NonFiniteLoss, EvaluationFailed) as error:
+    except (NonFiniteLoss, EvaluationFailed, ProcessLost) as error:
         return _error(str(error), 1)
     except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
         return _error(str(error), 2)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        return _error(f"sslops: could not read or write a file: {error}", 3)
     except KeyboardInterrupt:
         return _error("sslops: stopped", 130)
 
@@ -75,10 +78,13 @@ def _train(argv: list[str]) -> int:
     from sslops.training.run import default_config, execute
 
     if not argv or argv[0] in ("-h", "--help"):
-        print("sslops train METHOD [--help] [--data NAME or FOLDER] [--out FOLDER] ...\n\nmethods:")
+        print("sslops train METHOD [--help] [--data NAME or FOLDER] [--out FOLDER] ...")
+        print("sslops train --replay RUN/nonfinite.pt\n\nmethods:")
         print("\n".join(f"  {name:<12}{entry.summary}" for name, entry in METHODS.items()))
         return 0 if argv else 2
     method, *flags = argv
+    if method == "--replay":
+        return _replay(flags)
     entry = find_method(method)
     _need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -98,6 +104,19 @@ def _train(argv: list[str]) -> int:
         return 0
     execute(method, config, options, Console())
     return 0
+
+
+def _replay(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "sslops train --replay", description="Make a failed step again."
+    )
+    parser.add_argument("file", type=Path, help="nonfinite.pt of a run folder")
+    parser.add_argument("--device", default="auto")
+    chosen = parser.parse_args(argv)
+    from sslops.training.console import Console
+    from sslops.training.replay import replay
+
+    return 0 if replay(chosen.file, chosen.device, Console()) else 1
 
 
 def _parse(

@@ -49,6 +49,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     channels_last: bool = True
     compile: bool = False  # torch.compile of the encoder
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: replicate or shard the weights
     threads: int | None = None  # CPU threads; torch's default if unset
 
     log_every: int = 10  # steps between lines of metrics.jsonl

@@ -7,9 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 
-__all__ = ["World", "join", "leave", "seed_everything", "wrap"]
+__all__ = [
+    "World",
+    "join",
+    "leave",
+    "mean_over",
+    "restarted",
+    "seed_everything",
+    "share",
+    "wait",
+]
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,26 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def wrap(method: nn.Module, world: World) -> nn.Module:
-    """DistributedDataParallel over several processes, `method` itself in one."""
-    if world.size == 1:
-        return method
-    if world.device.type == "cuda":
-        # Local statistics tell a row which rows share its process: a shortcut for the loss.
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
-    return nn.parallel.DistributedDataParallel(method)
+def restarted() -> bool:
+    """Whether torchrun has started this process again after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def wait(world: World) -> None:
+    """Until all processes are here."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def mean_over(world: World, values: Tensor) -> Tensor:
+    """The mean of `values` over all processes."""
+    if world.size > 1:
+        values = values / world.size
+        dist.all_reduce(values)
+    return values
+
+
+def share(world: World, N: int) -> Tensor:
+    """Positions of this process's part of N things; the last is repeated to make parts equal."""
+    each = -(-N // world.size)
+    return (torch.arange(each) + world.rank * each).clamp_max(N - 1)

@@ -48,6 +48,7 @@ def build_method(name: str, config: TrainConfig, shape: DataShape, world: World)
     """A method with freshly drawn weights: the same ones for the same seed."""
     seed_everything(config.seed)
     method = find_method(name).build(config, shape).to(world.device)
+    method.name, method.shape = name, shape
     if config.channels_last:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return method

@@ -1,6 +1,7 @@
 """The run folder: opened without ever overwriting a run unasked, read back by later commands."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -9,6 +10,7 @@ from typing import Any
 
 from sslops.training.config import RunOptions, TrainConfig, changed_fields
 from sslops.training.methods import find_method
+from sslops.training.saving import has_checkpoint
 
 __all__ = ["check_folder", "open_folder", "read_config", "read_json", "write_json"]
 
@@ -22,7 +24,7 @@ def check_folder(folder: Path, options: RunOptions, method: str, config: TrainCo
         ValueError: `resume` with another method or another configuration.
     """
     if options.resume:
-        if not (folder / "checkpoint" / "last.pt").is_file():
+        if not has_checkpoint(folder):
             raise FileNotFoundError(
                 f"train: --resume needs {folder}/checkpoint/last.pt, got no such file; start anew"
                 " without --resume"
@@ -51,8 +53,12 @@ def check_folder(folder: Path, options: RunOptions, method: str, config: TrainCo
 def open_folder(folder: Path, options: RunOptions, method: str, config: TrainConfig) -> None:
     """Make a run's folder and write its config.json; `check_folder` has allowed it."""
     if options.overwrite and not options.resume and folder.exists():
-        shutil.rmtree(folder)
+        for path in folder.iterdir():  # config.json last: without it nobody may delete the rest
+            if path.name != "config.json":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("**/*.tmp"):  # of a run that was killed while writing
+        path.unlink()
     write_json(folder / "config.json", {"method": method, **asdict(config)})
 
 
@@ -82,5 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` indented."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    """Write `content` indented, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)

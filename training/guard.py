@@ -13,7 +13,15 @@ from torch import Tensor
 
 from sslops.training.distributed import World
 
-__all__ = ["EvaluationFailed", "FiniteCheck", "Interrupted", "NonFiniteLoss", "StopRequest"]
+__all__ = [
+    "EvaluationFailed",
+    "FiniteCheck",
+    "Interrupted",
+    "NonFiniteLoss",
+    "ProcessLost",
+    "StopRequest",
+    "watch_processes",
+]
 
 
 class NonFiniteLoss(RuntimeError):
@@ -26,6 +34,10 @@ class Interrupted(RuntimeError):
     def __init__(self, number: int, step: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
         self.exit_code = 128 + number
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run died; the last checkpoint is as it was."""
 
 
 class EvaluationFailed(RuntimeError):
@@ -91,3 +103,23 @@ class StopRequest:
         number = torch.tensor(self.number or 0, device=world.device)
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number) or None
+
+
+@contextmanager
+def watch_processes(world: World) -> Iterator[None]:
+    """Say in plain words what a broken connection inside the block means.
+
+    Raises:
+        ProcessLost: another process is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        gone = any(sign in text for sign in ("onnection closed", "onnection reset", "imed out"))
+        if world.size == 1 or not (gone or isinstance(error, dist.DistBackendError)):
+            raise
+        raise ProcessLost(
+            f"train: process {world.rank} of {world.size} lost another one"
+            f" ({text.splitlines()[0]}); the cause stands in that one's output"
+        ) from error

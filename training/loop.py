@@ -2,26 +2,33 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from sslops.training import checkpoint
+from sslops.training.augment import SharedGenerator
 from sslops.training.config import TrainConfig
 from sslops.training.console import Console
 from sslops.training.data import Split
 from sslops.training.diagnosis import Diagnosis
-from sslops.training.distributed import World, wrap
+from sslops.training.distributed import World
 from sslops.training.feed import Feed, Sampler
-from sslops.training.guard import FiniteCheck, Interrupted, NonFiniteLoss, StopRequest
+from sslops.training.guard import (
+    FiniteCheck,
+    Interrupted,
+    NonFiniteLoss,
+    StopRequest,
+    watch_processes,
+)
 from sslops.training.machine import peak_memory_gb, resolve_precision
 from sslops.training.methods import Batch, Method
-from sslops.training.optim import learning_rate, make_optimizer, scaled_lr
+from sslops.training.optim import clip_gradient, learning_rate, make_optimizer, scaled_lr
+from sslops.training.parallel import parallelise
 from sslops.training.record import Clock, MetricsFile, Window, spread, truncate_metrics
+from sslops.training.replay import random_state, save_failure
+from sslops.training.saving import load_run, save_run
 
 __all__ = ["Loop"]
 
@@ -58,12 +65,14 @@ class Loop:
     ) -> None:
         self.method, self.config, self.world = method, config, world
         self.console, self.folder, self.monitor = console, folder, monitor
+        self.sharded = config.parallel == "fsdp"
         self.sampler = Sampler(len(train), config.batch, config.seed, world)
         self.feed = Feed(train, world.device)
         self.steps = config.steps or config.epochs * self.sampler.steps_per_epoch
         warmup = round(config.warmup_epochs * self.sampler.steps_per_epoch)
         self.warmup = min(warmup, self.steps // 2)
         self.peak_lr = scaled_lr(config.lr, config.batch, config.lr_scaling)
+        self._model = parallelise(method, world, config.parallel)  # may make new parameters
         self.optimizer = make_optimizer(
             config.optimizer,
             method,
@@ -73,13 +82,16 @@ class Loop:
         )
         self.precision = resolve_precision(config.precision, world.device)
         # The parameters of views are drawn on the host, so that it never waits for a GPU.
-        self.generator = torch.Generator().manual_seed(config.seed * 1_000_003 + world.rank)
+        self.generator = SharedGenerator()
+        self.generator.manual_seed(config.seed * 1_000_003)
+        self.generator.rank, self.generator.size = world.rank, world.size
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.window = Window()
         self.diagnosis = Diagnosis(self.steps, self.warmup)
         self.stop = StopRequest()
+        self.before: dict[str, Any] = {}  # random states that the step under way began with
         self._finite = FiniteCheck(world.device)
-        self._model = wrap(method, world)
+        self._norm = torch.zeros(())
         if config.compile:
             method.encoder.compile()
 
@@ -94,7 +106,7 @@ class Loop:
         folder = self.folder if self.world.main else None
         metrics = MetricsFile(folder, tensorboard=self.config.tensorboard)
         self.method.train()
-        with self.stop.listen():
+        with self.stop.listen(), watch_processes(self.world):
             while self.step < self.steps:
                 out = self._update(clock)
                 self.window.add(out)
@@ -115,6 +127,7 @@ class Loop:
             group["lr"] = lr
         with clock.waiting():
             batch = self.feed(self.sampler.indices(self.step))
+        self.before = random_state(self.generator, self.world.device)
         views = self.method.views(batch, self.generator)
         self.method.before_step(self.step, self.steps)
         device = self.world.device.type
@@ -123,10 +136,9 @@ class Loop:
         self._finite.watch(out["loss"])
         self.optimizer.zero_grad(set_to_none=True)
         out["loss"].backward()  # type: ignore[no-untyped-call]
-        if not self._finite.holds():
+        self._norm = out["grad_norm"] = clip_gradient(self.method, self.config.clip)
+        if not (self._finite.holds() and math.isfinite(self._norm)):
             self._give_up(batch, views)
-        if self.config.clip is not None:
-            nn.utils.clip_grad_norm_(self.method.parameters(), self.config.clip)
         self.optimizer.step()
         self.method.after_step(self.step)
         self.step += 1
@@ -149,7 +161,7 @@ class Loop:
         record: dict[str, Any] = {
             "step": self.step,
             "epoch": self.step / self.sampler.steps_per_epoch,
-            **self.window.read(),
+            **self.window.read(self.world),
             "chance": self.method.chance,
             "lr": self.optimizer.param_groups[0]["lr"],
             **(spread(out["features"]) if "features" in out else {}),
@@ -157,7 +169,7 @@ class Loop:
             "memory_gb": peak_memory_gb(self.world.device),
         }
         if self.monitor is not None and self._measures():
-            with clock.stopped():
+            with clock.stopped():  # every process: each encodes its share
                 record["knn"] = self.monitor(self.method.encoder)
             self.method.train()
         metrics.write(record)
@@ -174,65 +186,28 @@ class Loop:
             self.save("best")
 
     def _give_up(self, batch: Batch, views: Any) -> NoReturn:
-        message = f"train: the loss must be finite, got {float(self._finite.value)} in step"
-        message += f" {self.step + 1}; the update was not made."
+        loss, norm = float(self._finite.value), float(self._norm)
+        message = f"train: loss and gradient must be finite, got a loss of {loss} and a gradient"
+        message += f" of norm {norm} in step {self.step + 1}; the update was not made."
         if self.folder is not None:
             path = self.folder / f"nonfinite{self.world.rank or ''}.pt"
-            content = {"images": batch.images, "labels": batch.labels, "views": views}
-            state = {"step": self.step, **content, "method": self.method.state_dict()}
-            checkpoint.save(path, state)
-            message += f" The batch, its views and the weights are in {path}."
+            save_failure(path, self, batch, views, {"loss": loss, "grad_norm": norm})
+            message += f" Look into it with: sslops train --replay {path}."
         raise NonFiniteLoss(message + " Try a smaller --lr, --clip 1 or --precision fp32.")
 
     def save(self, name: str) -> None:
-        """Write checkpoint/NAME.pt; every process must call it."""
-        if self.folder is None:
-            return
-        state = self.state_dict()
-        if self.world.main:
-            checkpoint.save(self.folder / "checkpoint" / f"{name}.pt", state)
+        """Write the checkpoint NAME; every process must call it."""
+        if self.folder is not None:
+            save_run(self.folder / "checkpoint" / name, self)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything, of all processes."""
-        own = {"views": self.generator.get_state(), "rng": checkpoint.rng_state()}
-        processes = [own]
-        if self.world.size > 1:
-            processes = [own] * self.world.size
-            dist.all_gather_object(processes, own)
-        return {
-            "config": asdict(self.config),
-            "step": self.step,
-            "seconds": self.seconds,
-            "best": self.best,
-            "window": self.window.state_dict(),
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "processes": processes,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def resume(self, name: str = "last") -> None:
         """Put everything back; the metrics written after the checkpoint are dropped.
 
         Raises:
-            ValueError: the checkpoint is of another number of processes or of other networks.
+            FileNotFoundError: there is no such checkpoint.
+            ValueError: it is damaged, or of other networks.
         """
-        if len(state["processes"]) != self.world.size:
-            raise ValueError(
-                f"train: --resume needs the {len(state['processes'])} processes of the run, got"
-                f" {self.world.size}"
-            )
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
-        self.window.load_state_dict(state["window"])
-        try:
-            self.method.load_state_dict(state["method"])
-        except RuntimeError as error:
-            raise ValueError(
-                "train: --resume needs the networks that this version builds, got a checkpoint of"
-                f" others: {str(error).splitlines()[1].strip()}"
-            ) from error
-        self.optimizer.load_state_dict(state["optimizer"])
-        own = state["processes"][self.world.rank]
-        self.generator.set_state(own["views"].cpu())
-        checkpoint.restore_rng(own["rng"])
-        if self.folder is not None and self.world.main:
+        assert self.folder is not None
+        load_run(self.folder / "checkpoint" / name, self)
+        if self.world.main:
             truncate_metrics(self.folder, self.step)

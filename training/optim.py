@@ -6,8 +6,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-__all__ = ["LARS", "learning_rate", "make_optimizer", "parameter_groups", "scaled_lr"]
+__all__ = [
+    "LARS",
+    "clip_gradient",
+    "learning_rate",
+    "make_optimizer",
+    "parameter_groups",
+    "scaled_lr",
+]
 
 
 class LARS(torch.optim.Optimizer):
@@ -150,3 +158,13 @@ def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def clip_gradient(module: nn.Module, limit: float | None) -> Tensor:
+    """The L2 norm of the whole gradient, which is scaled to `limit` where it is above."""
+    grads = [each.grad for each in module.parameters() if each.grad is not None]
+    norm = nn.utils.get_total_norm(grads)
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
+    whole: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole.detach()

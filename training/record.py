@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslops.training.distributed import World, mean_over
+
 __all__ = ["Clock", "MetricsFile", "Window", "spread", "truncate_metrics"]
 
 
@@ -29,9 +31,9 @@ class Window:
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.steps += 1
 
-    def read(self) -> dict[str, float]:
-        """Means since the last read: one transfer to the host. Empties the window."""
-        means = (torch.stack(list(self.sums.values())) / self.steps).tolist()
+    def read(self, world: World) -> dict[str, float]:
+        """Means over steps since the last read and over processes. Empties the window."""
+        means = mean_over(world, torch.stack(list(self.sums.values())) / self.steps).tolist()
         names, self.sums, self.steps = list(self.sums), {}, 0
         return dict(zip(names, means, strict=True))
 

@@ -1,6 +1,5 @@
 """A whole run: folder, data, method, loop, export, evaluation, report."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslops.training import checkpoint, export
+from sslops.training import export
 from sslops.training.config import RunOptions, TrainConfig, closest, default_out, make_config
 from sslops.training.console import Console
 from sslops.training.data import Split, subset
-from sslops.training.distributed import World, join, leave
+from sslops.training.distributed import World, join, leave, restarted, wait
 from sslops.training.evaluation import (
     build_method,
     evaluate_run,
@@ -20,10 +19,13 @@ from sslops.training.evaluation import (
     shape_of,
 )
 from sslops.training.folder import check_folder, open_folder, read_config, write_json
-from sslops.training.guard import EvaluationFailed, Interrupted
+from sslops.training.guard import EvaluationFailed, Interrupted, ProcessLost
 from sslops.training.loop import Loop
 from sslops.training.machine import environment, peak_memory_gb
 from sslops.training.methods import Batch, Method, find_method
+from sslops.training.monitor import make_monitor
+from sslops.training.parallel import whole
+from sslops.training.saving import has_checkpoint, load_run
 from sslops.training.summary import (
     count_parameters,
     print_banner,
@@ -41,7 +43,6 @@ __all__ = [
     "train",
 ]
 
-MONITOR_IMAGES = 5000  # training images among which the kNN during training looks
 PICTURED = 12  # images in the method's own pictures
 
 
@@ -144,8 +145,7 @@ def _several(
     runs = []
     for seed in range(config.seed, config.seed + options.seeds):
         folder = out / f"seed{seed}"
-        begun = (folder / "checkpoint" / "last.pt").is_file()
-        each = replace(options, resume=options.resume and begun)
+        each = replace(options, resume=options.resume and has_checkpoint(folder))
         runs.append(_one(method, replace(config, seed=seed), folder, each, world, console))
     summary = summarise([run.results for run in runs])
     if world.main:
@@ -163,6 +163,9 @@ def _one(
     world: World,
     console: Console,
 ) -> Result:
+    if restarted():  # by torchrun, after a process died
+        again = has_checkpoint(folder)
+        options = replace(options, resume=again, overwrite=not again)
     if world.main:
         check_folder(folder, options, name, config)
     data, split, validation = load_data(config)
@@ -175,33 +178,35 @@ def _one(
         world,
         console=console,
         folder=folder,
-        monitor=None if validation is None else _monitor(split, validation, config.seed, world),
+        monitor=None if validation is None else make_monitor(split, validation, config.seed, world),
     )
     if options.resume:
-        loop.load_state_dict(checkpoint.load(folder / "checkpoint" / "last.pt", world.device))
+        loop.resume()
     if world.main:
         open_folder(folder, options, name, config)
+    wait(world)
     print_banner(name, data, split, method, loop, folder, console)
     if world.main:
         write_json(folder / "env.json", environment(world.device, loop.precision))
         _pictures(method, split, folder, world)
     try:
         loop.run()
-    except Interrupted:
+    except (Interrupted, ProcessLost):
         console.print(f"go on with: sslops train {name} --out {folder} --resume")
         raise
+    encoder = whole(method, config, shape, world)
     if not world.main:
-        return Result(folder, {}, method.encoder.eval())
+        return Result(folder, {}, encoder.eval())
 
     facts = {"method": name, "data": config.data, "steps": loop.step}
-    export.save_encoder(folder / "encoder.safetensors", method.encoder, config, shape, **facts)
+    export.save_encoder(folder / "encoder.safetensors", encoder, config, shape, **facts)
     results: dict[str, Any] = {"cost": _cost(method, loop)}
     write_json(folder / "results.json", results)
     if config.evaluate:
         alone = World(0, 1, world.device)
         results = _evaluate(folder, alone, console)
     print_closing(name, folder, results, console)
-    return Result(folder, results, method.encoder.eval())
+    return Result(folder, results, encoder.eval())
 
 
 def evaluate_again(folder: Path, device: str, console: Console) -> Result:
@@ -221,17 +226,18 @@ def evaluate_again(folder: Path, device: str, console: Console) -> Result:
 
 
 def export_checkpoint(folder: Path, which: str, path: Path) -> Path:
-    """Write the encoder of checkpoint/WHICH.pt to `path`.
+    """Write the encoder of the checkpoint WHICH to `path`.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
     """
-    state = checkpoint.load(folder / "checkpoint" / f"{which}.pt")
     name, config = read_config(folder)
-    shape = shape_of(load_data(config)[0])
-    method = build_method(name, config, shape, World(0, 1, torch.device("cpu")))
-    method.load_state_dict(state["method"])
-    facts = {"method": name, "data": config.data, "steps": state["step"]}
+    data, split, _ = load_data(config)
+    shape, world = shape_of(data), World(0, 1, torch.device("cpu"))
+    method = build_method(name, config, shape, world)
+    loop = Loop(method, split, config, world, console=Console(quiet=True))
+    load_run(folder / "checkpoint" / which, loop)
+    facts = {"method": name, "data": config.data, "steps": loop.step}
     return export.save_encoder(path, method.encoder, config, shape, **facts)
 
 
@@ -250,27 +256,6 @@ def _evaluate(folder: Path, world: World, console: Console) -> dict[str, Any]:
             f" are in {folder / 'encoder.safetensors'}; try again with: sslops eval {folder}"
         ) from error
     return results
-
-
-def _monitor(
-    train: Split, validation: Split, seed: int, world: World
-) -> Callable[[nn.Module], float]:
-    """Accuracy of validation images by the nearest of the training images."""
-    from sslops.training.evaluate.features import extract
-    from sslops.training.evaluate.knn import knn_accuracy
-
-    if len(train) > MONITOR_IMAGES:  # drawn: folders and archives list one class after another
-        train = subset(train, MONITOR_IMAGES, seed)
-    images, labels = train.images, train.labels
-    asked, answers = validation.images, validation.labels
-    assert labels is not None
-    assert answers is not None
-
-    def accuracy(encoder: nn.Module) -> float:
-        keys, queries = (extract(encoder, part, device=world.device) for part in (images, asked))
-        return knn_accuracy(keys, labels, queries, answers)
-
-    return accuracy
 
 
 def _pictures(method: Method, split: Split, folder: Path, world: World) -> None:

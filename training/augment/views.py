@@ -69,11 +69,15 @@ class ViewDraws:
 
 
 def draw_views(
-    N: int, recipe: ViewRecipe, shape: tuple[int, int, int], generator: torch.Generator
+    N: int,
+    recipe: ViewRecipe,
+    shape: tuple[int, int, int],
+    generator: torch.Generator,
+    num_views: int = 1,
 ) -> ViewDraws:
-    """Draw the parameters of `N` views of images of `shape` (C, H, W)."""
+    """Draw the parameters of `N` rows, `num_views` views each, of images of `shape` (C, H, W)."""
     C, H, W = shape
-    draw = Draw(N, generator)
+    draw = Draw(N, generator, num_views)
     theta = draw_theta(draw, recipe, H, W)
     displacement = draw_displacement(draw, recipe) if recipe.elastic else None
 
@@ -191,6 +195,6 @@ def make_views(
         raise ValueError(f"make_views: num_views must be at least 1, got {num_views}")
     B, C, H, W = images.shape
     with torch.no_grad():
-        draws = draw_views(num_views * B, recipe, (C, H, W), generator)
+        draws = draw_views(num_views * B, recipe, (C, H, W), generator, num_views)
         views = apply_views(images, draws, recipe)
     return views.view(num_views, B, *views.shape[1:])

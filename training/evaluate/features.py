@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 __all__ = ["extract", "pixels", "spread"]
 
@@ -103,6 +104,8 @@ def spread(features: Tensor) -> dict[str, float]:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if isinstance(a, DTensor) and isinstance(b, DTensor):  # sharded: this process's part
+        a, b = a.to_local(), b.to_local()
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     # As bytes, so that a NaN equals itself.

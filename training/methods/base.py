@@ -30,10 +30,16 @@ class Method(nn.Module, ABC):
     Attributes:
         encoder: what is evaluated and exported.
         chance: the loss of a model that knows nothing.
+        name: in the registry.
+        shape: of the data it was built for.
+        local_statistics: keep batch norm to each process's rows.
     """
 
     encoder: nn.Module
     chance: float
+    name: str = ""
+    shape: DataShape | None = None
+    local_statistics: bool = False
 
     @abstractmethod
     def views(self, batch: Batch, generator: torch.Generator) -> Any:

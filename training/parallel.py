@@ -1,0 +1,49 @@
+"""A method over several processes: replicated or sharded, batch norm over all rows."""
+
+from typing import Literal
+
+from torch import nn
+
+from sslops.training.config import TrainConfig
+from sslops.training.distributed import World
+from sslops.training.methods import DataShape, Method, find_method
+from sslops.training.models.sync_bn import convert_sync_batchnorm
+
+__all__ = ["parallelise", "whole"]
+
+
+def parallelise(method: nn.Module, world: World, how: Literal["ddp", "fsdp"]) -> nn.Module:
+    """What to call instead of `method`, which is changed in place.
+
+    Batch norm takes its statistics over all processes: local ones would tell a row which rows
+    share its process, a shortcut for the loss. A method that keeps them local on purpose (MoCo,
+    which shuffles) says so by its attribute `local_statistics`.
+
+    Args:
+        method: on its device.
+        world: this process among all; alone, nothing changes.
+        how: "ddp" keeps everything on every process, "fsdp" divides parameters, gradients and
+            optimiser state.
+    """
+    if world.size == 1:
+        return method
+    if not getattr(method, "local_statistics", False):
+        convert_sync_batchnorm(method, cuda=world.device.type == "cuda")
+    if how == "fsdp":
+        from sslops.training.sharding import shard  # imports much that few need
+
+        return shard(method, world)
+    return nn.parallel.DistributedDataParallel(method)
+
+
+def whole(method: Method, config: TrainConfig, shape: DataShape, world: World) -> nn.Module:
+    """The method's encoder with all its weights, on process 0; every process must call it."""
+    if config.parallel != "fsdp" or world.size == 1:
+        return method.encoder
+    from sslops.training.sharding import full_state
+
+    state = full_state(method.encoder)
+    encoder = find_method(method.name).build(config, shape).encoder
+    if world.main:
+        encoder.load_state_dict(state)
+    return encoder.to(world.device)

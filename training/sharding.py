@@ -1,0 +1,117 @@
+"""FSDP2: parameters, gradients and optimiser state divided among the processes."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from sslops.training import checkpoint
+from sslops.training.distributed import World, wait
+
+__all__ = ["full_state", "load_sharded", "save_sharded", "shard"]
+
+REST = "rest.pt"  # what is not divided
+
+
+def shard(method: nn.Module, world: World) -> nn.Module:
+    """Divide a method's parameters: a unit for each block of a network, each network, the rest.
+
+    A unit's parameters are whole only while it computes.
+    """
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for network in method.children():
+        if not any(True for _ in network.parameters()):
+            continue
+        for blocks in network.modules():
+            if isinstance(blocks, nn.Sequential | nn.ModuleList) and blocks is not network:
+                for block in blocks:
+                    if any(True for _ in block.parameters()) and not _divided(block):
+                        fully_shard(block, mesh=mesh)
+        if not _divided(network):
+            fully_shard(network, mesh=mesh)
+    fully_shard(method, mesh=mesh)
+    return method
+
+
+def _divided(module: nn.Module) -> bool:
+    """Whether every parameter of `module` already belongs to a unit."""
+    return all(hasattr(parameter, "to_local") for parameter in module.parameters())
+
+
+def full_state(module: nn.Module) -> dict[str, Any]:
+    """Whole tensors on the CPU of process 0, nothing elsewhere; every process must call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(module, options=options)
+
+
+def save_sharded(
+    folder: Path,
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rest: dict[str, Any],
+    world: World,
+) -> None:
+    """Write `folder`, each process its part; until it is whole, the old one stays.
+
+    Args:
+        folder: such as checkpoint/last.
+        method: sharded or not.
+        optimizer: of its parameters.
+        rest: everything else, the same on all processes; process 0 writes it.
+        world: this process among all.
+    """
+    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    if world.main:
+        shutil.rmtree(new, ignore_errors=True)
+    wait(world)
+    networks, optimisers = get_state_dict(method, optimizer)
+    state = {"method": networks, "optimizer": optimisers}
+    save(state, checkpoint_id=new, no_dist=world.size == 1)
+    if world.main:
+        checkpoint.save(new / REST, rest)
+        checkpoint.check(new / REST)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    wait(world)
+
+
+def load_sharded(
+    folder: Path, method: nn.Module, optimizer: torch.optim.Optimizer, world: World
+) -> dict[str, Any]:
+    """Put networks and optimiser back, whatever number of processes wrote them.
+
+    Returns:
+        The rest.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
+    if not folder.exists():  # killed between the two renames
+        folder = folder.with_name(f"{folder.name}.old")
+    rest = checkpoint.load(folder / REST, world.device)
+    networks, optimisers = get_state_dict(method, optimizer)
+    state: dict[str, Any] = {"method": networks, "optimizer": optimisers}
+    load(state, checkpoint_id=folder, no_dist=world.size == 1)
+    set_state_dict(
+        method,
+        optimizer,
+        model_state_dict=state["method"],
+        optim_state_dict=state["optimizer"],
+    )
+    return rest
