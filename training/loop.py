@@ -110,7 +110,13 @@ class Loop:
                         raise Interrupted(number, self.step)
 
     def _update(self, clock: Clock) -> dict[str, Tensor]:
-        lr = learning_rate(self.step, total=self.steps, warmup=self.warmup, peak=self.peak_lr)
+        lr = learning_rate(
+            self.step,
+            total=self.steps,
+            warmup=self.warmup,
+            peak=self.peak_lr,
+            schedule=self.config.schedule,
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with clock.waiting():
