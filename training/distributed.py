@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-__all__ = ["World", "join", "leave", "seed_everything", "wrap"]
+__all__ = ["World", "join", "leave", "main_value", "seed_everything", "wrap"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,15 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def main_value(value: float, world: World) -> float:
+    """The main process's `value`, on every process."""
+    if world.size == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=world.device)
+    dist.broadcast(shared, 0)
+    return float(shared)
+
+
 def seed_everything(seed: int) -> None:
     """Seed python, numpy and torch on every device."""
     random.seed(seed)
@@ -65,7 +74,8 @@ def wrap(method: nn.Module, world: World) -> nn.Module:
     """DistributedDataParallel over several processes, `method` itself in one."""
     if world.size == 1:
         return method
-    if world.device.type == "cuda":
+    local = getattr(method, "local_bn", False)
+    if world.device.type == "cuda" and not local:
         # Local statistics tell a row which rows share its process: a shortcut for the loss.
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)  # type: ignore[no-untyped-call]
-    return nn.parallel.DistributedDataParallel(method)
+    return nn.parallel.DistributedDataParallel(method, broadcast_buffers=not local)

@@ -15,7 +15,7 @@ from sslops.training.config import TrainConfig
 from sslops.training.console import Console
 from sslops.training.data import Split
 from sslops.training.diagnosis import Diagnosis
-from sslops.training.distributed import World, wrap
+from sslops.training.distributed import World, main_value, wrap
 from sslops.training.feed import Feed, Sampler
 from sslops.training.guard import FiniteCheck, Interrupted, NonFiniteLoss, StopRequest
 from sslops.training.machine import peak_memory_gb, resolve_precision
@@ -76,7 +76,8 @@ class Loop:
         self.generator = torch.Generator().manual_seed(config.seed * 1_000_003 + world.rank)
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.window = Window()
-        self.diagnosis = Diagnosis(self.steps, self.warmup)
+        self.diagnosis = Diagnosis(self.steps, self.warmup, method.hints)
+        self._noted: set[str] = set()
         self.stop = StopRequest()
         self._finite = FiniteCheck(world.device)
         self._model = wrap(method, world)
@@ -164,7 +165,8 @@ class Loop:
         }
         if self.monitor is not None and self._measures():
             with clock.stopped():
-                record["knn"] = self.monitor(self.method.encoder)
+                # Running statistics may differ between processes; what follows must not.
+                record["knn"] = main_value(self.monitor(self.method.encoder), self.world)
             self.method.train()
         metrics.write(record)
         totals = {
@@ -175,6 +177,10 @@ class Loop:
         self.console.progress({**record, **totals}, last=self.step == self.steps)
         for warning in self.diagnosis(record):
             self.console.warn(warning)
+        for name, note in self.method.notes(record).items():
+            if name not in self._noted:
+                self.console.print(f"note: {note}")
+            self._noted.add(name)
         if record.get("knn", -math.inf) > self.best:
             self.best = record["knn"]
             self.save("best")

@@ -13,6 +13,7 @@ from sslops.training.config import RunOptions, TrainConfig, closest, default_out
 from sslops.training.console import Console
 from sslops.training.data import Split, subset
 from sslops.training.distributed import World, join, leave
+from sslops.training.drawing import draw_figures, draw_pictures
 from sslops.training.evaluation import (
     build_method,
     evaluate_run,
@@ -23,7 +24,7 @@ from sslops.training.folder import check_folder, open_folder, read_config, write
 from sslops.training.guard import EvaluationFailed, Interrupted
 from sslops.training.loop import Loop
 from sslops.training.machine import environment, peak_memory_gb
-from sslops.training.methods import Batch, Method, find_method
+from sslops.training.methods import Method, find_method
 from sslops.training.summary import (
     count_parameters,
     print_banner,
@@ -42,7 +43,6 @@ __all__ = [
 ]
 
 MONITOR_IMAGES = 5000  # training images among which the kNN during training looks
-PICTURED = 12  # images in the method's own pictures
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,9 @@ def _one(
     print_banner(name, data, split, method, loop, folder, console)
     if world.main:
         write_json(folder / "env.json", environment(world.device, loop.precision))
-        _pictures(method, split, folder, world)
+        draw_pictures(method, split, folder, world)
+        for caution in method.cautions:
+            console.warn(caution)
     try:
         loop.run()
     except Interrupted:
@@ -197,6 +199,7 @@ def _one(
     export.save_encoder(folder / "encoder.safetensors", method.encoder, config, shape, **facts)
     results: dict[str, Any] = {"cost": _cost(method, loop)}
     write_json(folder / "results.json", results)
+    draw_figures(method, split, folder, world)
     if config.evaluate:
         alone = World(0, 1, world.device)
         results = _evaluate(folder, alone, console)
@@ -271,18 +274,6 @@ def _monitor(
         return knn_accuracy(keys, labels, queries, answers)
 
     return accuracy
-
-
-def _pictures(method: Method, split: Split, folder: Path, world: World) -> None:
-    from sslops.training.report import pairs_png
-
-    split = subset(split, min(PICTURED, len(split)), seed=0)
-    labels = None if split.labels is None else split.labels.to(world.device)
-    batch = Batch(split.images.to(world.device), labels)
-    # Its own generator: drawing pictures must not move the views of the training.
-    (folder / "pictures").mkdir(exist_ok=True)
-    for name, grid in method.pictures(batch, torch.Generator().manual_seed(0)).items():
-        (folder / "pictures" / f"{name}.png").write_bytes(pairs_png(grid))
 
 
 def _cost(method: Method, loop: Loop) -> dict[str, Any]:
