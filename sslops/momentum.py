@@ -24,7 +24,8 @@ class MomentumEncoder(nn.Module):
     Args:
         encoder: the one to copy and to follow.
         momentum: m in [0, 1] where `update` is given none.
-        buffers: floating buffers (running statistics): "copy" them, or average them ("ema").
+        buffers: running statistics and the like: "copy" them, average the floating ones ("ema"), or
+            "keep" what the copy's own forward passes in train mode leave in them (MoCo).
         stochastic_rounding: of copies in float16 or bfloat16; see `sslops.ema_update_`.
         dtype: of the copy's floating parameters and buffers, float32 for an average that keeps
             what a bfloat16 encoder's steps would lose; default as the encoder.
@@ -48,22 +49,22 @@ class MomentumEncoder(nn.Module):
         encoder: nn.Module,
         momentum: float = 0.999,
         *,
-        buffers: Literal["copy", "ema"] = "copy",
+        buffers: Literal["copy", "ema", "keep"] = "copy",
         stochastic_rounding: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"MomentumEncoder: momentum must be in [0, 1], got {momentum}")
-        if buffers not in ("copy", "ema"):
-            raise ValueError(f"MomentumEncoder: buffers must be copy or ema, got {buffers!r}")
+        if buffers not in ("copy", "ema", "keep"):
+            raise ValueError(f"MomentumEncoder: buffers must be copy, ema or keep, got {buffers!r}")
         self.encoder = copy.deepcopy(encoder).requires_grad_(False)
         for tensor in chain(self.encoder.parameters(), self.encoder.buffers()):
             if dtype is not None and tensor.is_floating_point():  # nn.Module.to cuts complex ones
                 tensor.data = tensor.data.to(dtype)
         self._followed = (encoder,)  # in a tuple, or nn.Module would register it
         self.momentum = momentum
-        self.buffers_by: Literal["copy", "ema"] = buffers
+        self.buffers_by: Literal["copy", "ema", "keep"] = buffers
         self.stochastic_rounding = stochastic_rounding
 
     def update(

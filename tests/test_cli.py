@@ -251,6 +251,8 @@ def test_diagnosis_says_each_thing_once_and_only_when_true():
         assert word in warning
         assert diagnosis({**good, **change}) == []
     assert Diagnosis(1000, 50)({**good, "step": 100, "loss": 6.2}) == []  # too early to judge
+    (warning,) = Diagnosis(1000, 50, {"chance": "the queue"})({**good, "loss": 6.2})
+    assert "nothing is learnt. Check the queue" in warning
 
 
 def test_repository_root_has_the_benchmarks():

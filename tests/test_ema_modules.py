@@ -29,7 +29,7 @@ def state(net):
     return {name: tensor.detach().clone() for name, tensor in pairs}
 
 
-@pytest.mark.parametrize("buffers", ["copy", "ema"])
+@pytest.mark.parametrize("buffers", ["copy", "ema", "keep"])
 @pytest.mark.parametrize(
     ("target", "source"),
     [(torch.float32, torch.float32), (torch.float32, torch.bfloat16)],
@@ -39,9 +39,16 @@ def test_a_network(backend, target, source, buffers):
     ours, theirs = make_network(target), make_network(source)
     if buffers == "ema":
         ours.table = theirs.table = None
+    if buffers == "keep":
+        theirs[1].num_batches_tracked += 1
+        theirs.extra = nn.Buffer(torch.ones(1))  # whatever buffers there are
     before, moved = state(ours), state(theirs)
+    parameters = {name for name, _ in ours.named_parameters(remove_duplicate=False)}
     assert ema_update_(ours, theirs, 0.75, buffers=buffers) is None
     for name, after in state(ours).items():
+        if buffers == "keep" and name not in parameters:
+            assert torch.equal(after, before[name])
+            continue
         expected = moved[name].to(after.dtype)
         is_copied = buffers == "copy" and any(w in name for w in ("running", "table"))
         if after.dtype.is_floating_point and not is_copied:
@@ -153,8 +160,8 @@ def test_modules_that_differ_are_refused_by_name():
     theirs[1].num_batches_tracked = theirs[1].num_batches_tracked.int()
     with pytest.raises(TypeError, match=r"int64 and torch.int32 for 1.num_batches_tracked"):
         ema_update_(ours, theirs, 0.5)
-    with pytest.raises(ValueError, match="buffers must be copy or ema, got 'keep'"):
-        ema_update_(ours, make_network(), 0.5, buffers="keep")
+    with pytest.raises(ValueError, match="buffers must be copy, ema or keep, got 'all'"):
+        ema_update_(ours, make_network(), 0.5, buffers="all")
     torch.testing.assert_close(state(ours), before, rtol=0, atol=0)
 
 
@@ -182,6 +189,24 @@ def test_momentum_encoder_follows():
     assert not out.requires_grad
     assert torch.equal(out, target.encoder(x))
     assert "momentum=0.75, buffers='copy'" in repr(target)
+
+
+def test_momentum_encoder_keeps_the_statistics_of_its_own_forward():
+    """MoCo: parameters follow, batch norm's buffers see the keys alone."""
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    target = sslops.MomentumEncoder(encoder, 0.5, buffers="keep")
+    encoder[1].running_mean.add_(9.0)
+    target(torch.randn(16, 3))
+    own = state(target.encoder)
+    assert own["1.num_batches_tracked"] == 1
+    with torch.no_grad():
+        encoder[0].weight.add_(1.0)
+    target.update()
+    after = state(target.encoder)
+    torch.testing.assert_close(after["0.weight"], own["0.weight"] + 0.5)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(after[f"1.{name}"], own[f"1.{name}"])
+    assert not torch.equal(after["1.running_mean"], encoder[1].running_mean)
 
 
 def test_momentum_encoder_in_another_dtype():
@@ -215,7 +240,7 @@ def test_momentum_encoder_state_dict_round_trip():
 def test_momentum_encoder_refuses():
     with pytest.raises(ValueError, match=r"MomentumEncoder: momentum must be in .* got 2"):
         sslops.MomentumEncoder(nn.Linear(1, 1), 2.0)
-    with pytest.raises(ValueError, match="MomentumEncoder: buffers must be copy or ema, got 'all'"):
+    with pytest.raises(ValueError, match=r"MomentumEncoder: buffers must be copy, .* got 'all'"):
         sslops.MomentumEncoder(nn.Linear(1, 1), buffers="all")
     with pytest.raises(ValueError, match="must have the same parameters"):
         sslops.MomentumEncoder(nn.Linear(1, 1)).update(nn.ReLU())

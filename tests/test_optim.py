@@ -120,6 +120,20 @@ def test_schedule_rises_then_falls():
     assert 0 < values[-1] < 0.01
 
 
+def test_step_schedule_is_that_of_moco():
+    """120 and 160 of 200 epochs, of 5 steps here."""
+
+    def lr(step, warmup=0):
+        return learning_rate(step, total=1000, warmup=warmup, peak=0.03, schedule="step")
+
+    assert {lr(step) for step in range(600)} == {0.03}
+    assert all(lr(step) == pytest.approx(0.003) for step in range(600, 800))
+    assert all(lr(step) == pytest.approx(0.0003) for step in range(800, 1000))
+    assert lr(4, warmup=10) == pytest.approx(0.015)
+    with pytest.raises(ValueError, match="schedule must be cosine or step, got 'linear'"):
+        learning_rate(0, total=1, warmup=0, peak=1.0, schedule="linear")
+
+
 def test_lr_scaling():
     assert scaled_lr(0.3, 4096, "linear") == pytest.approx(4.8)  # SimCLR's at its batch
     assert scaled_lr(0.3, 1024, "sqrt") == pytest.approx(0.6)

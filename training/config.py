@@ -39,7 +39,8 @@ class TrainConfig:
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = 1e-3  # at batch 256
     lr_scaling: Literal["linear", "sqrt", "none"] = "none"  # how lr grows with batch / 256
-    warmup_epochs: float = 5.0  # lr rises linearly, then falls along a cosine to zero
+    warmup_epochs: float = 5.0  # in which lr rises linearly
+    schedule: Literal["cosine", "step"] = "cosine"  # to zero, or x 0.1 at 60 and 80 % of the steps
     weight_decay: float = 1e-4  # never on biases, batch norm and other 1-d parameters
     momentum: float = 0.9  # of sgd and lars
     clip: float | None = None  # largest norm of the gradient

@@ -13,6 +13,7 @@ __all__ = [
     "World",
     "join",
     "leave",
+    "main_value",
     "mean_over",
     "restarted",
     "seed_everything",
@@ -61,6 +62,15 @@ def leave() -> None:
     """End the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def main_value(value: float, world: World) -> float:
+    """The main process's `value`, on every process."""
+    if world.size == 1:
+        return value
+    shared = torch.tensor(value, dtype=torch.float64, device=world.device)
+    dist.broadcast(shared, 0)
+    return float(shared)
 
 
 def seed_everything(seed: int) -> None:

@@ -13,7 +13,7 @@ from sslops.training.config import TrainConfig
 from sslops.training.console import Console
 from sslops.training.data import Split
 from sslops.training.diagnosis import Diagnosis
-from sslops.training.distributed import World
+from sslops.training.distributed import World, main_value
 from sslops.training.feed import Feed, Sampler
 from sslops.training.guard import (
     FiniteCheck,
@@ -87,7 +87,8 @@ class Loop:
         self.generator.rank, self.generator.size = world.rank, world.size
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.window = Window()
-        self.diagnosis = Diagnosis(self.steps, self.warmup)
+        self.diagnosis = Diagnosis(self.steps, self.warmup, method.hints)
+        self._noted: set[str] = set()
         self.stop = StopRequest()
         self.before: dict[str, Any] = {}  # random states that the step under way began with
         self._finite = FiniteCheck(world.device)
@@ -122,7 +123,13 @@ class Loop:
                         raise Interrupted(number, self.step)
 
     def _update(self, clock: Clock) -> dict[str, Tensor]:
-        lr = learning_rate(self.step, total=self.steps, warmup=self.warmup, peak=self.peak_lr)
+        lr = learning_rate(
+            self.step,
+            total=self.steps,
+            warmup=self.warmup,
+            peak=self.peak_lr,
+            schedule=self.config.schedule,
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with clock.waiting():
@@ -170,7 +177,7 @@ class Loop:
         }
         if self.monitor is not None and self._measures():
             with clock.stopped():  # every process: each encodes its share
-                record["knn"] = self.monitor(self.method.encoder)
+                record["knn"] = main_value(self.monitor(self.method.encoder), self.world)
             self.method.train()
         metrics.write(record)
         totals = {
@@ -181,6 +188,10 @@ class Loop:
         self.console.progress({**record, **totals}, last=self.step == self.steps)
         for warning in self.diagnosis(record):
             self.console.warn(warning)
+        for name, note in self.method.notes(record).items():
+            if name not in self._noted:
+                self.console.print(f"note: {note}")
+            self._noted.add(name)
         if record.get("knn", -math.inf) > self.best:
             self.best = record["knn"]
             self.save("best")

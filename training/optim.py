@@ -120,7 +120,7 @@ def make_optimizer(
     weight_decay: float,
     momentum: float,
 ) -> torch.optim.Optimizer:
-    """AdamW, SGD with Nesterov momentum, or LARS, over `parameter_groups`.
+    """AdamW, SGD with momentum as MoCo has it, or LARS, over `parameter_groups`.
 
     Raises:
         ValueError: unknown name.
@@ -133,7 +133,7 @@ def make_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0)
+        return torch.optim.SGD(groups, lr, momentum=momentum)
     raise ValueError(f"make_optimizer: name must be adamw, sgd or lars, got {name!r}")
 
 
@@ -145,17 +145,33 @@ def scaled_lr(lr: float, batch: int, rule: Literal["linear", "sqrt", "none"]) ->
     return lr * factors[rule]
 
 
-def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
-    """Linear rise over `warmup` steps, then half a cosine down to zero after `total` steps.
+def learning_rate(
+    step: int,
+    *,
+    total: int,
+    warmup: int,
+    peak: float,
+    schedule: Literal["cosine", "step"] = "cosine",
+) -> float:
+    """Linear rise over `warmup` steps, then the fall of the schedule.
 
     Args:
         step: 0 for the first update. It gets peak / warmup, and update `warmup` gets the peak.
         total: updates in the run.
         warmup: updates of the rise; 0 starts at the peak.
         peak: largest value.
+        schedule: "cosine" is half a cosine down to zero after `total` updates; "step" divides by
+            ten after 60 and after 80 % of them, as MoCo does after 120 and 160 of 200 epochs.
+
+    Raises:
+        ValueError: unknown schedule.
     """
+    if schedule not in ("cosine", "step"):
+        raise ValueError(f"learning_rate: schedule must be cosine or step, got {schedule!r}")
     if step < warmup:
         return peak * (step + 1) / warmup
+    if schedule == "step":
+        return peak * 0.1 ** sum(step >= share * total for share in (0.6, 0.8))
     progress = (step - warmup) / max(1, total - warmup)
     return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 

@@ -17,7 +17,7 @@ def parallelise(method: nn.Module, world: World, how: Literal["ddp", "fsdp"]) ->
 
     Batch norm takes its statistics over all processes: local ones would tell a row which rows
     share its process, a shortcut for the loss. A method that keeps them local on purpose (MoCo,
-    which shuffles) says so by its attribute `local_statistics`.
+    which shuffles) says so by its attribute `local_bn`; then each process keeps its own.
 
     Args:
         method: on its device.
@@ -27,13 +27,14 @@ def parallelise(method: nn.Module, world: World, how: Literal["ddp", "fsdp"]) ->
     """
     if world.size == 1:
         return method
-    if not getattr(method, "local_statistics", False):
+    local = getattr(method, "local_bn", False)
+    if not local:
         convert_sync_batchnorm(method, cuda=world.device.type == "cuda")
     if how == "fsdp":
         from sslops.training.sharding import shard  # imports much that few need
 
         return shard(method, world)
-    return nn.parallel.DistributedDataParallel(method)
+    return nn.parallel.DistributedDataParallel(method, broadcast_buffers=not local)
 
 
 def whole(method: Method, config: TrainConfig, shape: DataShape, world: World) -> nn.Module:

@@ -10,8 +10,8 @@ from torch import nn
 from sslops.training import export
 from sslops.training.config import RunOptions, TrainConfig, closest, default_out, make_config
 from sslops.training.console import Console
-from sslops.training.data import Split, subset
 from sslops.training.distributed import World, join, leave, restarted, wait
+from sslops.training.drawing import draw_figures, draw_pictures
 from sslops.training.evaluation import (
     build_method,
     evaluate_run,
@@ -22,7 +22,7 @@ from sslops.training.folder import check_folder, open_folder, read_config, write
 from sslops.training.guard import EvaluationFailed, Interrupted, ProcessLost
 from sslops.training.loop import Loop
 from sslops.training.machine import environment, peak_memory_gb
-from sslops.training.methods import Batch, Method, find_method
+from sslops.training.methods import Method, find_method
 from sslops.training.monitor import make_monitor
 from sslops.training.parallel import whole
 from sslops.training.saving import has_checkpoint, load_run
@@ -42,8 +42,6 @@ __all__ = [
     "export_checkpoint",
     "train",
 ]
-
-PICTURED = 12  # images in the method's own pictures
 
 
 @dataclass(frozen=True)
@@ -171,6 +169,7 @@ def _one(
     data, split, validation = load_data(config)
     shape = shape_of(data)
     method = build_method(name, config, shape, world)
+    alone = World(0, 1, world.device)
     loop = Loop(
         method,
         split,
@@ -178,7 +177,9 @@ def _one(
         world,
         console=console,
         folder=folder,
-        monitor=None if validation is None else make_monitor(split, validation, config.seed, world),
+        monitor=None
+        if validation is None
+        else make_monitor(split, validation, config.seed, alone if method.local_bn else world),
     )
     if options.resume:
         loop.resume()
@@ -188,7 +189,9 @@ def _one(
     print_banner(name, data, split, method, loop, folder, console)
     if world.main:
         write_json(folder / "env.json", environment(world.device, loop.precision))
-        _pictures(method, split, folder, world)
+        draw_pictures(method, split, folder, world)
+        for caution in method.cautions:
+            console.warn(caution)
     try:
         loop.run()
     except (Interrupted, ProcessLost):
@@ -202,8 +205,9 @@ def _one(
     export.save_encoder(folder / "encoder.safetensors", encoder, config, shape, **facts)
     results: dict[str, Any] = {"cost": _cost(method, loop)}
     write_json(folder / "results.json", results)
+    if not loop.sharded:  # one process alone has no weights then
+        draw_figures(method, split, folder, world)
     if config.evaluate:
-        alone = World(0, 1, world.device)
         results = _evaluate(folder, alone, console)
     print_closing(name, folder, results, console)
     return Result(folder, results, encoder.eval())
@@ -256,18 +260,6 @@ def _evaluate(folder: Path, world: World, console: Console) -> dict[str, Any]:
             f" are in {folder / 'encoder.safetensors'}; try again with: sslops eval {folder}"
         ) from error
     return results
-
-
-def _pictures(method: Method, split: Split, folder: Path, world: World) -> None:
-    from sslops.training.report import pairs_png
-
-    split = subset(split, min(PICTURED, len(split)), seed=0)
-    labels = None if split.labels is None else split.labels.to(world.device)
-    batch = Batch(split.images.to(world.device), labels)
-    # Its own generator: drawing pictures must not move the views of the training.
-    (folder / "pictures").mkdir(exist_ok=True)
-    for name, grid in method.pictures(batch, torch.Generator().manual_seed(0)).items():
-        (folder / "pictures" / f"{name}.png").write_bytes(pairs_png(grid))
 
 
 def _cost(method: Method, loop: Loop) -> dict[str, Any]:

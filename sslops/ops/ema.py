@@ -44,7 +44,7 @@ def ema_update_(
     sources: nn.Module | Iterable[Tensor],
     momentum: float | Tensor,
     *,
-    buffers: Literal["copy", "ema"] = "copy",
+    buffers: Literal["copy", "ema", "keep"] = "copy",
     stochastic_rounding: bool = False,
 ) -> None:
     r"""Move every target towards its source, all tensors of a network in one call.
@@ -62,7 +62,8 @@ def ema_update_(
             its target's shape, of any of these dtypes. All on one device.
         momentum: m in [0, 1], or a tensor of one element on that device, which is never read on
             the host on a GPU: its range is not checked.
-        buffers: of modules, floating ones: "copy" them, or average them ("ema").
+        buffers: of modules: "copy" them, average the floating ones ("ema"), or leave them all alone
+            ("keep"), as MoCo does: its key encoder's own forward moves its running statistics.
         stochastic_rounding: round float16 and bfloat16 targets up or down at random, each with the
             probability of its nearness: else an average in bfloat16 stands still once
             (1 - m) |s - t| is below 2**-9 |t|. The seed is drawn from PyTorch's default CPU
@@ -83,10 +84,10 @@ def ema_update_(
         >>> torch.allclose(teacher.weight, expected)
         True
     """
-    if buffers not in ("copy", "ema"):
-        raise ValueError(f"ema_update_: buffers must be copy or ema, got {buffers!r}")
+    if buffers not in ("copy", "ema", "keep"):
+        raise ValueError(f"ema_update_: buffers must be copy, ema or keep, got {buffers!r}")
     if isinstance(targets, nn.Module) and isinstance(sources, nn.Module):
-        pairs = _of_modules(targets, sources, buffers == "copy")
+        pairs = _of_modules(targets, sources, buffers)
     elif isinstance(targets, KINDS) or isinstance(sources, KINDS):
         kinds = f"{type(targets).__name__} and {type(sources).__name__}"
         raise TypeError(f"ema_update_: needs two modules or two lists of tensors, got {kinds}")
@@ -120,8 +121,10 @@ def _of_lists(targets: list[Tensor], sources: list[Tensor]) -> _Pairs:
     return _Pairs([], targets, sources, len(targets))
 
 
-def _of_modules(target: nn.Module, source: nn.Module, copy_buffers: bool) -> _Pairs:
+def _of_modules(target: nn.Module, source: nn.Module, by: str) -> _Pairs:
     ours, theirs = _names(target), _names(source)
+    if by == "keep":
+        ours, theirs = (ours[0], {}), (theirs[0], {})
     for kind, mine, other in zip(("parameters", "buffers"), ours, theirs, strict=True):
         if mine.keys() != other.keys():
             raise ValueError(
@@ -134,7 +137,7 @@ def _of_modules(target: nn.Module, source: nn.Module, copy_buffers: bool) -> _Pa
         [*parameters, *buffers],
         [*parameters.values(), *buffers.values()],
         [theirs[0][name] for name in parameters] + [theirs[1][name] for name in buffers],
-        len(parameters) + (0 if copy_buffers else len(buffers)),
+        len(parameters) + (len(buffers) if by == "ema" else 0),
     )
 
 

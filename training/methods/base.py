@@ -1,10 +1,13 @@
 """What the loop, the evaluation and the report know about a method: this and nothing else."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from sslops.training.chart import Chart
 
 __all__ = ["Batch", "ContrastiveMethod", "DataShape", "Method"]
 
@@ -32,14 +35,19 @@ class Method(nn.Module, ABC):
         chance: the loss of a model that knows nothing.
         name: in the registry.
         shape: of the data it was built for.
-        local_statistics: keep batch norm to each process's rows.
+        hints: what to check when the diagnosis finds "chance", "collapse" or "shortcut", where the
+            method knows better than the diagnosis itself.
+        cautions: what is wrong with the settings, said before training.
+        local_bn: batch norm must see the images of its own process alone (MoCo).
     """
 
     encoder: nn.Module
     chance: float
     name: str = ""
     shape: DataShape | None = None
-    local_statistics: bool = False
+    hints: ClassVar[Mapping[str, str]] = {}
+    cautions: tuple[str, ...] = ()
+    local_bn: ClassVar[bool] = False
 
     @abstractmethod
     def views(self, batch: Batch, generator: torch.Generator) -> Any:
@@ -66,7 +74,25 @@ class Method(nn.Module, ABC):
         """What follows the optimiser's update number `step` (queues)."""
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Grids of images [rows, columns, C, H, W] in [0, 1] for the report, by name."""
+        """Grids of images [rows, columns, C, H, W] in [0, 1] for the report, by name.
+
+        Drawn before training, from a dozen training images: what `step` will see.
+        """
+        return {}
+
+    def figures(self, batch: Batch, generator: torch.Generator) -> dict[str, Chart | Tensor]:
+        """Charts, and grids as of `pictures`, of the trained state for the report, by name.
+
+        Called once when training is over, in eval mode, without gradient, by the main process
+        alone: no collective calls. `batch` has some hundred training images.
+        """
+        return {}
+
+    def notes(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """What looks odd in a record of metrics.jsonl but is as it should be, by name.
+
+        The loop says each name once in a run.
+        """
         return {}
 
 

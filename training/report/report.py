@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sslops import __version__
+from sslops.training.report.charts import method_charts
 from sslops.training.report.page import definitions, missing, page, section
 from sslops.training.report.results import headline, label_curve, numbers
 from sslops.training.report.run_folder import Run, read_run
@@ -55,6 +56,7 @@ def render(run: Run) -> str:
             feature_space(run),
             neighbours(run),
             curves(run),
+            method_charts(run),
             method_pictures(run),
             cost(run),
             _protocol(run),

@@ -30,6 +30,7 @@ class Run:
         points: arrays of features.npz.
         pictures: PNG files by name without ending.
         encoder: encoder.json.
+        figures: figures.json, the method's own charts by name.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Run:
     points: Mapping[str, NDArray[Any]]
     pictures: Mapping[str, bytes]
     encoder: Mapping[str, Any]
+    figures: Mapping[str, Any]
 
     @property
     def method(self) -> str:
@@ -106,6 +108,7 @@ def read_run(folder: Path) -> Run:
             path.stem: path.read_bytes() for path in sorted((folder / "pictures").glob("*.png"))
         },
         encoder=_json(folder / "encoder.json"),
+        figures=_json(folder / "figures.json"),
     )
 
 

@@ -1,0 +1,7 @@
+"""Every method with a configuration that trains in a second, for tests/test_methods.py."""
+
+# A line a method: (name, config fields). digits is in scikit-learn's wheel.
+METHOD_CASES = [
+    ("simclr", {"data": "digits", "width": 8, "proj_hidden": 32, "proj_dim": 16}),
+    ("supervised", {"data": "digits", "width": 8}),
+]

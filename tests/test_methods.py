@@ -1,0 +1,85 @@
+"""What every method owes the loop, the report and the export, by the cases of method_cases.py."""
+
+import io
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+from sslops.training import load_encoder, train
+from sslops.training.chart import Chart
+from sslops.training.checkpoint import load
+from sslops.training.console import Console
+from sslops.training.guard import Interrupted
+from sslops.training.methods import METHODS
+from sslops.training.report import write_report
+
+from .method_cases import METHOD_CASES
+from .test_training import assert_same, without_times
+
+SHORT = {"batch": 64, "steps": 8, "log_every": 1, "knn_every": 0, "evaluate": False, "threads": 1}
+
+methods = pytest.mark.parametrize(("name", "fields"), METHOD_CASES)
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(name, out, fields, **changes):
+    return train(name, out=out, console=Console(io.StringIO()), **{**SHORT, **fields, **changes})
+
+
+def test_every_method_has_a_case():
+    assert {name for name, _ in METHOD_CASES} == set(METHODS)
+
+
+@methods
+def test_resumes_to_the_bit(tmp_path, name, fields, monkeypatch):
+    """Stopped in step 5 of 8: weights, target networks, queues, generators, metrics."""
+    run(name, tmp_path / "whole", fields)
+    entry = METHODS[name]
+
+    def build_stopping(config, shape):
+        method = entry.build(config, shape)
+        after_step = method.after_step
+
+        def stop(step):
+            after_step(step)
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        method.after_step = stop
+        return method
+
+    monkeypatch.setitem(METHODS, name, entry._replace(build=build_stopping))
+    with pytest.raises(Interrupted):
+        run(name, tmp_path / "parts", fields)
+    monkeypatch.undo()
+    assert load(tmp_path / "parts" / "checkpoint" / "last.pt")["step"] == 5
+    torch.rand(7)  # whatever else happened in the process
+    run(name, tmp_path / "parts", fields, resume=True)
+    whole, parts = (load(tmp_path / each / "checkpoint" / "last.pt") for each in ("whole", "parts"))
+    assert whole["step"] == 8
+    assert_same(whole, parts)
+    assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+
+
+@methods
+def test_logs_exports_and_reports(tmp_path, name, fields):
+    result = run(name, tmp_path / "a", fields, steps=2)
+    records = [json.loads(line) for line in (result.dir / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    assert records[0]["chance"] > 0
+    if (result.dir / "figures.json").is_file():
+        for chart in json.loads((result.dir / "figures.json").read_text()).values():
+            Chart(**chart)
+    assert f"<h1>{name} " in write_report(result.dir).read_text()
+    weights = load_encoder(result.dir).state_dict()
+    assert_same(dict(weights), dict(result.encoder.state_dict()))
