@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = [
     "World",
@@ -54,7 +56,12 @@ def join(device: str = "auto") -> World:
         torch.cuda.set_device(place)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        # torchrun keeps its store when it starts the processes again: addresses of the dead ones
+        # must not be found under the same names.
+        store, rank, size = next(rendezvous("env://"))
+        store = PrefixStore(f"start{_starts()}", store)
+        backend = "nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     return World(int(os.environ.get("RANK", "0")), size, place)
 
 
@@ -82,7 +89,11 @@ def seed_everything(seed: int) -> None:
 
 def restarted() -> bool:
     """Whether torchrun has started this process again after a failure."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _starts() > 0
+
+
+def _starts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def wait(world: World) -> None:

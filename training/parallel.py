@@ -34,7 +34,9 @@ def parallelise(method: nn.Module, world: World, how: Literal["ddp", "fsdp"]) ->
         from sslops.training.sharding import shard  # imports much that few need
 
         return shard(method, world)
-    return nn.parallel.DistributedDataParallel(method, broadcast_buffers=not local)
+    if local:
+        return nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
+    return nn.parallel.DistributedDataParallel(method)
 
 
 def whole(method: Method, config: TrainConfig, shape: DataShape, world: World) -> nn.Module:

@@ -32,6 +32,8 @@ def shard(method: nn.Module, world: World) -> nn.Module:
     A unit's parameters are whole only while it computes.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))
+    for parameter in method.parameters():  # channels-last ones cannot be divided
+        parameter.data = parameter.data.contiguous()
     for network in method.children():
         if not any(True for _ in network.parameters()):
             continue
