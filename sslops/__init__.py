@@ -6,6 +6,7 @@ from sslops._version import __version__
 from sslops.chance import chance
 from sslops.compat._patch import Patch, patch
 from sslops.doctor import Backend, backends
+from sslops.grad_cache import GradCache
 from sslops.momentum import MomentumEncoder, cosine_momentum
 from sslops.nn import (
     ClipLoss,
@@ -32,6 +33,7 @@ __all__ = [
     "CPCLoss",
     "CPCStats",
     "ClipLoss",
+    "GradCache",
     "InfoNCELoss",
     "InfoNCEStats",
     "KeyQueue",

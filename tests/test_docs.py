@@ -27,6 +27,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
         "sslops.compat.pytorch_metric_learning",
         "sslops.compat.sentence_transformers",
         "sslops.compat.solo_learn",
+        "sslops.grad_cache",
         "sslops.nn.info_nce",
         "sslops.nn.nt_xent",
         "sslops.nn.pairs",

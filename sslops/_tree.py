@@ -1,0 +1,59 @@
+"""Nested tuples, lists and dicts of tensors: their tensors, their rows, their parts."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["concatenate", "map_tensors", "split_rows", "tensors_of"]
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`value` with every tensor replaced by `change(tensor)`; all else stays."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(each, change) for key, each in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(each, change) for each in value))
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(each, change) for each in value)
+    return value
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors in `value`, from left to right."""
+    found: list[Tensor] = []
+    map_tensors(value, found.append)
+    return found
+
+
+def split_rows(value: Any, size: int) -> list[Any]:
+    """`value` cut along the first dimension of its tensors; what has no rows is in every part.
+
+    Raises:
+        ValueError: no tensor with rows, no rows, or tensors that differ in them.
+    """
+    rows = {len(tensor) for tensor in tensors_of(value) if tensor.ndim}
+    if not rows:
+        raise ValueError(f"GradCache: an input must hold tensors with rows, got {type(value)}")
+    if len(rows) > 1:
+        raise ValueError(
+            "GradCache: the tensors of an input must have the same number of rows, got"
+            f" {sorted(rows)}"
+        )
+    if rows == {0}:
+        raise ValueError("GradCache: an input must have at least one row, got 0")
+
+    def part(start: int) -> Any:
+        return map_tensors(value, lambda t: t[start : start + size] if t.ndim else t)
+
+    return [part(start) for start in range(0, rows.pop(), size)]
+
+
+def concatenate(parts: Sequence[Any]) -> Any:
+    """The inverse of `split_rows` for parts that hold nothing but tensors."""
+    columns = zip(*(tensors_of(part) for part in parts), strict=True)
+    whole = iter([torch.cat(column) for column in columns])
+    return map_tensors(parts[0], lambda _: next(whole))
