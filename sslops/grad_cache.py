@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sslops._parallel import Averaging
-from sslops._replay import Autocast, Buffers, Draws
+from sslops._replay import Autocast, Buffers, Draws, kept_buffers
 from sslops._tree import concatenate, map_tensors, split_rows, tensors_of
 
-__all__ = ["GradCache"]
+__all__ = ["GradCache", "kept_buffers"]
 
 Encoder = Callable[..., Any]
 

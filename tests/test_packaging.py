@@ -17,7 +17,13 @@ MAY_IMPORT = {
     "sslops/reference": {"sslops.reference"},
     "sslops/ops": {"sslops._library", "sslops.kernels", "sslops.reference", "sslops.ops"},
     "sslops/compat": {"sslops", "sslops.compat", "sslops.distributed"},
-    "training": {"sslops", "sslops.distributed", "sslops.doctor", "sslops.training"},
+    "training": {
+        "sslops",
+        "sslops.distributed",
+        "sslops.doctor",
+        "sslops.grad_cache",
+        "sslops.training",
+    },
     "bench": {"sslops", "sslops.training", "bench"},
 }
 

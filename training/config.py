@@ -34,6 +34,7 @@ class TrainConfig:
     views: str = "digits"  # augmentation, see `sslops list`
 
     batch: int = 256  # images a step, over all processes
+    micro_batch: int | None = None  # images that a process encodes at once; its share if unset
     epochs: int = 100
     steps: int | None = None  # instead of epochs
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
@@ -49,6 +50,7 @@ class TrainConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
     channels_last: bool = True
+    checkpointing: bool = False  # compute the encoder's activations again in the backward pass
     compile: bool = False  # torch.compile of the encoder
     parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: replicate or shard the weights
     threads: int | None = None  # CPU threads; torch's default if unset
@@ -65,7 +67,15 @@ class TrainConfig:
     tsne_images: int = 1000  # test images in the t-SNE picture
 
     def __post_init__(self) -> None:
-        for name in ("batch", "epochs", "steps", "log_every", "checkpoint_every", "train_images"):
+        for name in (
+            "batch",
+            "micro_batch",
+            "epochs",
+            "steps",
+            "log_every",
+            "checkpoint_every",
+            "train_images",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"config: {name} must be at least 1, got {value}")

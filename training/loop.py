@@ -29,6 +29,7 @@ from sslops.training.parallel import parallelise
 from sslops.training.record import Clock, MetricsFile, Window, spread, truncate_metrics
 from sslops.training.replay import random_state, save_failure
 from sslops.training.saving import load_run, save_run
+from sslops.training.step import Step, prepare_encoder
 
 __all__ = ["Loop"]
 
@@ -93,8 +94,15 @@ class Loop:
         self.before: dict[str, Any] = {}  # random states that the step under way began with
         self._finite = FiniteCheck(world.device)
         self._norm = torch.zeros(())
-        if config.compile:
-            method.encoder.compile()
+        prepare_encoder(method.encoder, config)
+        self._compute = Step(
+            method,
+            self._model,
+            config,
+            share=config.batch // world.size,
+            device=world.device,
+            bf16=self.precision == "bf16",
+        )
 
     def run(self) -> None:
         """Train to the end, from wherever `load_state_dict` has put the loop.
@@ -137,12 +145,8 @@ class Loop:
         self.before = random_state(self.generator, self.world.device)
         views = self.method.views(batch, self.generator)
         self.method.before_step(self.step, self.steps)
-        device = self.world.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
-            out: dict[str, Tensor] = self._model(views)
-        self._finite.watch(out["loss"])
-        self.optimizer.zero_grad(set_to_none=True)
-        out["loss"].backward()  # type: ignore[no-untyped-call]
+        self.optimizer.zero_grad(set_to_none=True)  # first: they take no room in the forward pass
+        out = self._compute(views, self._finite.watch)
         self._norm = out["grad_norm"] = clip_gradient(self.method, self.config.clip)
         if not (self._finite.holds() and math.isfinite(self._norm)):
             self._give_up(batch, views)

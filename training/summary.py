@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sslops.training.config import TrainConfig
 from sslops.training.console import Console, duration
 from sslops.training.data import Dataset, Split
 from sslops.training.evaluate.table import align, arms, table
@@ -48,7 +49,7 @@ def print_banner(
             "data": f"{data.name}, {len(split.images):,} images {shape} ({data.licence})",
             "encoder": f"{config.arch}, {count_parameters(method.encoder):,} parameters,"
             f" {method.encoder.dim} features",
-            "batch": f"{config.batch}, loss at chance {method.chance:.2f}",
+            "batch": f"{config.batch}, loss at chance {method.chance:.2f}{_saving(config)}",
             "steps": f"{loop.steps:,} in {loop.steps / loop.sampler.steps_per_epoch:.0f} epochs"
             + spent,
             "optimiser": f"{config.optimizer}, peak lr {loop.peak_lr:.3g}, {loop.warmup} steps of"
@@ -58,6 +59,12 @@ def print_banner(
             "out": str(folder),
         },
     )
+
+
+def _saving(config: TrainConfig) -> str:
+    """What is done to need less memory."""
+    parts = f", micro-batches of {config.micro_batch}" if config.micro_batch else ""
+    return parts + (", activations computed twice" if config.checkpointing else "")
 
 
 def print_closing(name: str, folder: Path, results: dict[str, Any], console: Console) -> None:

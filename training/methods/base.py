@@ -39,6 +39,7 @@ class Method(nn.Module, ABC):
             method knows better than the diagnosis itself.
         cautions: what is wrong with the settings, said before training.
         local_bn: batch norm must see the images of its own process alone (MoCo).
+        mean_loss: the loss is a mean over images, so that gradients of micro-batches add up.
     """
 
     encoder: nn.Module
@@ -48,6 +49,7 @@ class Method(nn.Module, ABC):
     hints: ClassVar[Mapping[str, str]] = {}
     cautions: tuple[str, ...] = ()
     local_bn: ClassVar[bool] = False
+    mean_loss: ClassVar[bool] = False
 
     @abstractmethod
     def views(self, batch: Batch, generator: torch.Generator) -> Any:
@@ -66,6 +68,12 @@ class Method(nn.Module, ABC):
     def forward(self, views: Any) -> dict[str, Tensor]:
         """`step`, under the name that DistributedDataParallel calls."""
         return self.step(views)
+
+    def parts(self, views: Any, size: int) -> list[Any]:
+        """`views` cut into parts of `size` images: by default tensors [V, B, ...], or a tuple."""
+        if isinstance(views, Tensor):
+            return list(torch.split(views, size, 1))
+        return list(zip(*(self.parts(view, size) for view in views), strict=True))
 
     def before_step(self, step: int, steps: int) -> None:
         """What precedes the forward pass of update `step` of `steps` (target networks)."""
@@ -110,11 +118,9 @@ class ContrastiveMethod(Method):
     def contrast(self, embeddings: tuple[Tensor, ...]) -> dict[str, Tensor]:
         """What `step` returns, from the embeddings of the process's whole batch."""
 
-    def parts(self, views: Any, size: int) -> list[Any]:
-        """`views` cut into parts of `size` images: by default tensors [V, B, ...], or a tuple."""
-        if isinstance(views, Tensor):
-            return list(torch.split(views, size, 1))
-        return list(zip(*(self.parts(view, size) for view in views), strict=True))
+    def forward(self, views: Any, *, whole: bool = True) -> Any:
+        """`step`, or `embed` alone for a part of the batch."""
+        return self.step(views) if whole else self.embed(views)
 
     def step(self, views: Any) -> dict[str, Tensor]:
         """The loss of the whole batch."""

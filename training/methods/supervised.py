@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,8 @@ class Supervised(Method):
         shape: of the data set.
     """
 
+    mean_loss: ClassVar[bool] = True
+
     def __init__(self, config: TrainConfig, shape: DataShape) -> None:
         super().__init__()
         if shape.classes < 2:
@@ -38,6 +40,14 @@ class Supervised(Method):
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """One view of each image, [B, C, H, W], and the labels."""
         return make_views(batch.images, self.recipe, 1, generator)[0], batch.labels
+
+    def parts(
+        self, views: tuple[Tensor, Tensor | None], size: int
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Images [B, C, H, W] and labels [B], `size` at a time."""
+        images, labels = views
+        assert labels is not None
+        return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
 
     def step(self, views: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Cross-entropy."""
