@@ -1,7 +1,7 @@
-"""What `sslops plan` predicts beside what an update takes: `python -m bench.plan_memory [NAME ...]`.
+"""What `sslops plan` predicts beside what an update takes: `python -m bench.plan_memory`.
 
-Each case is measured in a fresh process: the highest resident memory of two updates, less what is
-resident before the networks are built. Rows go to bench/results/plan.jsonl.
+Names of cases may follow. Each is measured in a fresh process: the highest resident memory of two
+updates, less what is resident before the networks are built. Rows go to bench/results/plan.jsonl.
 """
 
 import json
@@ -17,11 +17,9 @@ from bench.harness import record
 from bench.memory import ROOT, peak, reset_peak
 from sslops.training.config import make_config
 from sslops.training.distributed import World
-from sslops.training.evaluation import build_method
 from sslops.training.methods import METHODS, DataShape, find_method
-from sslops.training.optim import make_optimizer
-from sslops.training.plan.simulate import make_batch, simulate
-from sslops.training.step import Step, prepare_encoder
+from sslops.training.plan.probe import Updates
+from sslops.training.plan.simulate import simulate
 
 GIB = 1 << 30
 
@@ -84,22 +82,11 @@ def measure(case: Case) -> int:
 def update(case: Case, times: int) -> None:
     """Do what the loop does in an update, without its data set."""
     known = find_method(case.method).config.__dataclass_fields__
-    case = Case(case.method, case.image, {k: v for k, v in case.fields.items() if k in known})
-    config, cpu = case.config, torch.device("cpu")
-    method = build_method(case.method, config, case.shape, World(0, 1, cpu)).train()
-    optimizer = make_optimizer(
-        config.optimizer, method, lr=1e-3, weight_decay=0.0, momentum=config.momentum
-    )
-    prepare_encoder(method.encoder, config)
-    step = Step(method, method, config, share=config.batch, device=cpu, bf16=False)
-    generator = torch.Generator().manual_seed(0)
-    for number in range(times):
-        views = method.views(make_batch(case.shape, config.batch), generator)
-        method.before_step(number, times)
-        optimizer.zero_grad(set_to_none=True)
-        step(views, lambda loss: None)
-        optimizer.step()
-        method.after_step(number)
+    fields = {name: value for name, value in case.fields.items() if name in known}
+    case = Case(case.method, case.image, fields)
+    updates = Updates(case.method, case.config, case.shape, World(0, 1, torch.device("cpu")))
+    for _ in range(times):
+        updates()
 
 
 def main(names: list[str]) -> None:

@@ -137,6 +137,21 @@ def _parse(
     return parsed.config, parsed.options
 
 
+def _plan(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print("sslops plan METHOD [--help] [--memory GIB] [--arch A] [--image PX] [--batch B] ...")
+        return 0 if argv else 2
+    method, *flags = argv
+    _need("tyro", "sklearn")
+    from sslops.training.plan.command import run
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--data")
+    first.add_argument("--recipe")
+    chosen, _ = first.parse_known_args(flags)
+    return run(method, {k: v for k, v in vars(chosen).items() if v is not None}, flags)
+
+
 def _eval(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("sslops eval", description="Evaluate a run again.")
     parser.add_argument("run", type=Path, help="run folder")
@@ -231,6 +246,7 @@ def _need(*modules: str) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train a method, evaluate it against controls, write a report"),
+    "plan": (_plan, "memory and time of a configuration, and what makes it fit a device"),
     "eval": (_eval, "evaluate a run folder again"),
     "compare": (_compare, "one table of several run folders"),
     "list": (_list, "methods, data sets, recipes"),

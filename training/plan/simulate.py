@@ -47,11 +47,11 @@ class Memory:
         return max(self.parts, key=lambda name: self.parts[name])
 
 
-class _Tracker(TorchDispatchMode):
+class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of live storages by category, and keeps the counts of the highest total."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.category = "activations"
         self.live: Counter[str] = Counter()
         self.total, self.peak, self.at_peak = 0, 0, Counter[str]()
@@ -94,10 +94,11 @@ class _Tracker(TorchDispatchMode):
         self.total -= size
 
 
-def make_batch(shape: DataShape, size: int) -> Batch:
+def make_batch(shape: DataShape, size: int, device: torch.device | str = "cpu") -> Batch:
     """Random images and labels."""
     images = torch.randint(256, (size, shape.channels, shape.image_size, shape.image_size))
-    return Batch(images.to(torch.uint8), torch.arange(size) % max(1, shape.classes))
+    labels = torch.arange(size) % max(1, shape.classes)
+    return Batch(images.to(torch.uint8).to(device), labels.to(device))
 
 
 def simulate(
@@ -116,7 +117,8 @@ def simulate(
     """
     share = config.batch // processes
     micro = config.micro_batch
-    rows = share if micro is None or micro >= share else min(share, 2 * micro)
+    whole = micro is None or micro >= share
+    rows = share if micro is None or whole else min(share, 2 * micro)
     # Built as for the whole batch: constructors may divide it.
     method = find_method(name).build(replace(config, compile=False), shape)
     method.train()
@@ -130,21 +132,14 @@ def simulate(
         tracker.add(tensor, category)
     for param in method.parameters():
         if param.requires_grad:
-            param.register_post_accumulate_grad_hook(
-                lambda p: tracker.move(p.grad, "gradients")  # type: ignore[arg-type]
+            param.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                lambda p: tracker.move(p.grad, "gradients")
             )
-    watch = _mark_phases(method, tracker, rows < share)
-    step = Step(
-        method,
-        method,
-        replace(config, micro_batch=micro if rows < share or micro == rows else None),
-        share=rows + (rows < share),
-        device=torch.device("cpu"),
-        bf16=bf16,
-    )
+    watch = _mark_phases(method, tracker, whole)
+    step = Step(method, method, config, share=share, device=torch.device("cpu"), bf16=bf16)
     with fake:
         images = make_batch(shape, rows).images
-        views = _grown(*small, rows)
+        views = _grown(small[0], small[1], rows)
         for tensor in [images, *_leaves(views)]:
             tracker.add(tensor, "views")
         with tracker:
@@ -157,7 +152,7 @@ def simulate(
     return Memory(_with_optimiser(method, config, parts))
 
 
-def _mark_phases(method: Method, tracker: _Tracker, micro: bool) -> Callable[[Tensor], None]:
+def _mark_phases(method: Method, tracker: _Tracker, whole: bool) -> Callable[[Tensor], None]:
     """Say what new tensors are for; returns what is to be called between the two passes."""
     if not isinstance(method, ContrastiveMethod):
         return lambda loss: None
@@ -175,7 +170,7 @@ def _mark_phases(method: Method, tracker: _Tracker, micro: bool) -> Callable[[Te
     def watch(loss: Tensor) -> None:
         nonlocal replaying
         replaying = True
-        if not micro:  # there is no second embedding to end the backward pass of the loss
+        if whole:  # there is no second embedding to end the backward pass of the loss
             tracker.category = "activations"
 
     method.__dict__["embed"] = embed_marked
@@ -214,7 +209,7 @@ def _empty(module: nn.Module, fake: FakeTensorMode) -> None:
 
     def empty(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
-            new = fake.from_tensor(tensor.detach())
+            new: Tensor = fake.from_tensor(tensor.detach())
             if isinstance(tensor, nn.Parameter):
                 new = nn.Parameter(new, tensor.requires_grad)
             made[id(tensor)] = new

@@ -1,0 +1,93 @@
+"""How long an update takes on this machine."""
+
+import time
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sslops.training.config import TrainConfig
+from sslops.training.distributed import World
+from sslops.training.evaluation import build_method
+from sslops.training.machine import resolve_precision
+from sslops.training.methods import DataShape
+from sslops.training.optim import make_optimizer
+from sslops.training.plan.simulate import make_batch
+from sslops.training.step import Step, prepare_encoder
+
+__all__ = ["Updates", "images_per_second"]
+
+SIZES = (4, 16)  # images of an update, few enough for any memory
+PATIENCE = 2.0  # seconds of an update after which no larger one is tried
+
+
+class Updates:
+    """The loop's updates on random images.
+
+    Args:
+        name: of the method.
+        config: its batch is that of this process.
+        shape: of the images.
+        world: gives the device.
+    """
+
+    def __init__(self, name: str, config: TrainConfig, shape: DataShape, world: World) -> None:
+        self.config, self.shape, self.device = config, shape, world.device
+        self.method = build_method(name, config, shape, world).train()
+        self.optimizer = make_optimizer(
+            config.optimizer, self.method, lr=1e-4, weight_decay=0.0, momentum=config.momentum
+        )
+        prepare_encoder(self.method.encoder, config)
+        self.compute = Step(
+            self.method,
+            self.method,
+            config,
+            share=config.batch,
+            device=world.device,
+            bf16=resolve_precision(config.precision, world.device) == "bf16",
+        )
+        self.generator = torch.Generator().manual_seed(0)
+        self.step = 0
+
+    def __call__(self) -> None:
+        """One update, with the drawing of its views."""
+        batch = make_batch(self.shape, self.config.batch, self.device)
+        views = self.method.views(batch, self.generator)
+        self.method.before_step(self.step, 2)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.compute(views, _ignore)
+        self.optimizer.step()
+        self.method.after_step(self.step)
+        self.step += 1
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def images_per_second(
+    name: str, config: TrainConfig, shape: DataShape, world: World
+) -> tuple[float, int]:
+    """Of one process, by one timed update after another one.
+
+    Returns:
+        The rate, and the images of the update: 4, or 16 where that takes no more than seconds.
+    """
+    rate, size = 0.0, 0
+    for images in SIZES:
+        micro = config.micro_batch
+        size = min(config.batch, images)
+        if micro is not None:
+            micro = min(micro, images // 2)
+            size = min(config.batch, 2 * micro)
+        update = Updates(name, replace(config, batch=size, micro_batch=micro), shape, world)
+        update()
+        start = time.perf_counter()
+        update()
+        seconds = time.perf_counter() - start
+        rate = size / seconds
+        if seconds > PATIENCE:
+            break
+    return rate, size
+
+
+def _ignore(loss: Tensor) -> None:
+    """The probe looks at no loss."""
