@@ -48,8 +48,9 @@ class Case:
 
 
 MICRO, TWICE = {"micro_batch": 64}, {"checkpointing": True}
+SMALL = {"micro_batch": 16}
 CNN4 = {"arch": "cnn4", "batch": 512}
-RESNET18 = {"arch": "resnet18", "batch": 128}
+RESNET18 = {"arch": "resnet18", "batch": 64}
 RESNET50 = {"arch": "resnet50", "batch": 32, "views": "imagenet", "optimizer": "lars"}
 CASES = {
     "cnn4": Case("simclr", 32, CNN4),
@@ -57,12 +58,12 @@ CASES = {
     "cnn4-twice": Case("simclr", 32, CNN4 | TWICE),
     "cnn4-micro-twice": Case("simclr", 32, CNN4 | MICRO | TWICE),
     "resnet18": Case("simclr", 32, RESNET18),
-    "resnet18-micro": Case("simclr", 32, RESNET18 | MICRO),
+    "resnet18-micro": Case("simclr", 32, RESNET18 | SMALL),
     "resnet18-twice": Case("simclr", 32, RESNET18 | TWICE),
-    "resnet18-micro-twice": Case("simclr", 32, RESNET18 | MICRO | TWICE),
+    "resnet18-micro-twice": Case("simclr", 32, RESNET18 | SMALL | TWICE),
     "resnet18-supervised": Case("supervised", 32, RESNET18),
     "resnet18-moco": Case("moco", 32, RESNET18 | {"queue": 65536}),
-    "resnet18-moco-micro": Case("moco", 32, RESNET18 | MICRO | {"queue": 65536}),
+    "resnet18-moco-micro": Case("moco", 32, RESNET18 | SMALL | {"queue": 65536}),
     "resnet50-224": Case("simclr", 224, RESNET50),
     "resnet50-224-micro": Case("simclr", 224, RESNET50 | {"micro_batch": 8}),
     "resnet50-224-micro-twice": Case("simclr", 224, RESNET50 | {"micro_batch": 8} | TWICE),

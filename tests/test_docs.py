@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import sslops
 from tests import _migration
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +70,21 @@ def test_migrations_run(page):
     assert _migration.loss_of(page, 1) > 0
     before, after = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
     assert before.splitlines()[1:] == after.splitlines()[1:]  # only the import changes
+
+
+def test_grad_cache_before_and_after_agree():
+    before, after = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/grad_cache.md").read_text(), re.S
+    )
+    grads = []
+    for code in (before, after):
+        torch.manual_seed(0)
+        names = {"sslops": sslops, "criterion": sslops.ClipLoss()}
+        names |= {"encoder": torch.nn.Linear(7, 4), "text_encoder": torch.nn.Linear(5, 4)}
+        names |= {"images": torch.randn(40, 7), "texts": torch.randn(40, 5)}
+        exec(code, names)
+        grads.append([names[name].weight.grad for name in ("encoder", "text_encoder")])
+    torch.testing.assert_close(*grads)
 
 
 def test_dense_example_is_right():

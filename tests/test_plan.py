@@ -72,8 +72,9 @@ def test_activations_grow_with_what_is_encoded_at_once(method):
 
     whole, double = activations(batch=64), activations(batch=128)
     assert double.parts["activations"] / whole.parts["activations"] == pytest.approx(2, rel=0.02)
-    micro = activations(batch=128, micro_batch=64).parts["activations"]
-    assert micro / whole.parts["activations"] == pytest.approx(1, rel=0.03)
+    micro = activations(batch=128, micro_batch=64).parts
+    more = micro["activations"] - whole.parts["activations"]
+    assert 0 <= more <= 2 * micro["parameters"]  # gradients on the way to those that are there
     assert activations(checkpointing=True).total < whole.total
     ragged = activations(batch=96, micro_batch=64)
     assert ragged.parts["views"] == activations(batch=96).parts["views"]
