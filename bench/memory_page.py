@@ -16,26 +16,31 @@ IMAGENET = DataShape(3, 224, 1000)
 
 TOP = """# Memory
 
-Written by `bench/memory_page.py`. Predicted: by `sslops plan`, which runs an update on tensors without content and counts what is
-alive; nothing of the size is ever allocated. Measured: the highest resident memory of two updates in a fresh process on a CPU,
-less what is resident before the networks are built (`bench/plan_memory.py`). Neither counts the data set, nor what
-libraries load; on a GPU the workspace of cuDNN and the allocator's unused blocks come on top.
+Written by `bench/memory_page.py`. Predicted: by `sslops plan`, which runs an update on tensors
+without content and counts what is alive; nothing of the size is ever allocated. Measured: the
+highest resident memory of two updates in a fresh process on a CPU, less what is resident before the
+networks are built (`bench/plan_memory.py`). Neither counts the data set, nor what libraries load;
+on a GPU the workspace of cuDNN and the allocator's unused blocks come on top.
 
 ## MoCo's table
 
-ResNet-50, 224 px, float32, memory of one device. The published column is Chen et al. 2020, arXiv:2003.04297, table 3 (8 V100 of
-16 GB; 93.0 is their estimate): what the GPU's driver saw, in GB. Ours is live tensors, in GiB.
+ResNet-50, 224 px, float32, memory of one device. The published column is Chen et al. 2020,
+arXiv:2003.04297, table 3: 8 V100 of 16 GB, of which 93.0 is their estimate. Ours is predicted, in
+GiB of live tensors.
 
 """
 MIDDLE = """
-One device takes the whole batch of 4096 with every negative, at the price of a second forward pass: `--micro-batch 32`. What it
-cannot shrink are the views of the batch; what a micro-batch does to batch norm is said in [grad_cache.md](grad_cache.md).
+One device takes the whole batch of 4096 with every negative, at the price of a second forward pass:
+`--micro-batch 32`. What it cannot shrink are the views of the batch; what a micro-batch does to
+batch norm is said in [grad_cache.md](grad_cache.md). The same at a batch that this machine can
+measure is among the rows below.
 
 ## Predicted and measured
 
 """
 BOTTOM = """
-float32, two views, {threads} thread, {device}. `micro-batch` and `checkpointing` as in `sslops train`.
+float32, two views, {threads} thread(s), {device}. Micro-batch and checkpointing are flags of
+`sslops train`.
 """
 
 
@@ -66,17 +71,23 @@ def published() -> list[list[str]]:
         rows.append([label, str(config.batch), str(devices), number, cell(memory)])
 
     if "moco" in METHODS:
-        moco = {"queue": 65536, "views": "imagenet", "bn_splits": 8, "optimizer": "sgd"}
+        moco: dict[str, Any] = {
+            "queue": 65536,
+            "views": "imagenet",
+            "bn_splits": 8,
+            "optimizer": "sgd",
+        }
         row("MoCo", "moco", 8, "5.0 GB", batch=256, **moco)
     row("end-to-end", "simclr", 8, "7.4 GB", batch=256)
     row("end-to-end", "simclr", 8, "93.0 GB", batch=4096)
-    for flags, changes in {
+    ways: dict[str, dict[str, Any]] = {
         "`--micro-batch 32`": {"micro_batch": 32},
         "`--micro-batch 32 --checkpointing`": {"micro_batch": 32, "checkpointing": True},
         "`--micro-batch 32 --precision bf16`": {"micro_batch": 32, "precision": "bf16"},
-    }.items():
+    }
+    for flags, changes in ways.items():
         bf16 = changes.get("precision") == "bf16"
-        row(f"end-to-end, {flags}", "simclr", 1, "–", bf16, batch=4096, **changes)
+        row(f"end-to-end, {flags}", "simclr", 1, "-", bf16, batch=4096, **changes)
     return rows
 
 
@@ -98,7 +109,7 @@ def main() -> None:
         queue = f", queue {row['queue']:,}" if "queue" in row else ""
         rows.append([
             row["method"] + queue, row["arch"], str(row["image"]), str(row["batch"]),
-            str(row.get("micro_batch", "–")), "yes" if row.get("checkpointing") else "–",
+            str(row.get("micro_batch", "-")), "yes" if row.get("checkpointing") else "-",
             f"{row['measured_gib']:.3f} GiB", f"{row['predicted_gib']:.3f} GiB",
             f"{100 * row['error']:+.1f} %",
         ])  # fmt: skip
