@@ -14,6 +14,7 @@ from sslops.training.console import Console
 from sslops.training.distributed import World, join
 from sslops.training.methods import Batch, DataShape, find_method
 from sslops.training.optim import clip_gradient
+from sslops.training.step import Step, prepare_encoder
 
 if TYPE_CHECKING:
     from sslops.training.loop import Loop
@@ -94,15 +95,14 @@ def replay(path: Path, device: str, console: Console) -> bool:
         console.print(f"views     {'the same bits' if same else 'NOT those of the run'}")
     else:
         console.print(f"views     those kept; one of {state['processes']} processes, alone here")
+    prepare_encoder(method.encoder, config)
     first: list[str] = []
     for name, module in method.named_modules():
         if not list(module.children()):
             module.register_forward_hook(_watch(name, first))
-    bf16 = state["precision"] == "bf16"
-    with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
-        loss = method(views)["loss"]
-    loss.backward()
-    loss = loss.detach()
+    bf16, share = state["precision"] == "bf16", config.batch // state["processes"]
+    compute = Step(method, method, config, share=share, device=world.device, bf16=bf16)
+    loss = compute(views, lambda loss: None)["loss"].detach()
     weights = [name for name, each in method.named_parameters() if not _finite(each)]
     grads = [name for name, each in method.named_parameters() if not _finite(each.grad)]
     norm = float(clip_gradient(method, None))
