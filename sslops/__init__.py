@@ -23,6 +23,7 @@ from sslops.ops.nt_xent import NTXentStats, nt_xent
 from sslops.ops.queue import enqueue_
 from sslops.ops.sigmoid_loss import sigmoid_loss
 from sslops.ops.sup_con import SupConStats, sup_con
+from sslops.parallel import Gather, Ring
 from sslops.queue import KeyQueue
 from sslops.queue_checkpoints import load_queue
 
@@ -32,6 +33,7 @@ __all__ = [
     "CPCLoss",
     "CPCStats",
     "ClipLoss",
+    "Gather",
     "InfoNCELoss",
     "InfoNCEStats",
     "KeyQueue",
@@ -39,6 +41,7 @@ __all__ = [
     "NTXentLoss",
     "NTXentStats",
     "Patch",
+    "Ring",
     "SigmoidLoss",
     "SupConLoss",
     "SupConStats",
