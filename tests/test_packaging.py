@@ -15,11 +15,14 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "kernels": {"sslops.kernels"},
     "sslops/reference": {"sslops.reference"},
-    "sslops/ops": {"sslops._library", "sslops.kernels", "sslops.reference", "sslops.ops"},
+    "sslops/parallel": {"sslops.parallel"},
+    "sslops/ops": {
+        "sslops._library", "sslops.kernels", "sslops.reference", "sslops.parallel", "sslops.ops",
+    },
     "sslops/compat": {"sslops", "sslops.compat", "sslops.distributed"},
     "training": {"sslops", "sslops.distributed", "sslops.doctor", "sslops.training"},
     "bench": {"sslops", "sslops.training", "bench"},
-}
+}  # fmt: skip
 
 
 def project_imports(file: Path):

@@ -128,7 +128,10 @@ def pairs_among_all(
     From the same tiles for both directions, unless ids or hits are wanted: then one direction
     after the other.
     """
-    none, no_hit = of_no_rows(scale, queries, keys), torch.empty(0, dtype=torch.bool, device=queries.device)
+    none, no_hit = (
+        of_no_rows(scale, queries, keys),
+        torch.empty(0, dtype=torch.bool, device=queries.device),
+    )
     own: tuple[Tensor, ...] = (none, none, none, none, no_hit, no_hit)  # of no pairs
     if len(queries):
         own = op("info_nce_fwd", queries)(

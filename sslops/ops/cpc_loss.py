@@ -137,7 +137,7 @@ def cpc_loss(
             within=negatives == "sequence", normalize=normalize, stats=return_stats,
         )  # fmt: skip
     else:
-        found = _nothing(scale, rows, keys)
+        found = _nothing(scale, rows, keys, *(() if sampled is None else (sampled,)))
     if team is not None and negatives in ("all", "other"):
         places = [each * T for each in sequences]
         found = against_other_sequences(found, team, places, rows, keys, positive, *options)
@@ -153,9 +153,9 @@ def cpc_loss(
     return mean, CPCStats(*((both if team is None else total_of(team, both)) / sum(sequences)))
 
 
-def _nothing(scale: Tensor | None, rows: Tensor, keys: Tensor) -> tuple[Tensor, InfoNCEStats]:
+def _nothing(scale: Tensor | None, *sides: Tensor) -> tuple[Tensor, InfoNCEStats]:
     """Of a rank without sequences."""
-    none = of_no_rows(scale, rows, keys)
+    none = of_no_rows(scale, *sides)
     return none, InfoNCEStats(*(part.detach() for part in (none, none, none > 0, *[none] * 3)))
 
 
