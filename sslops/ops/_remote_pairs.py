@@ -54,8 +54,9 @@ class _PairsWithOthers(torch.autograd.Function):
                 found = op("info_nce_fwd", x)(
                     x, block, None, None, None, None, scale, 1.0, False, True, False, False
                 )
-                total, columns = torch.logaddexp(total, found[1]), found[3].clone()
-                return columns
+                total = torch.logaddexp(total, found[1])
+                of_block: Tensor = found[3]
+                return of_block
             one_way = Lse(first_row)
             total = one_way.forward(total, x, block, None, scale)
             return one_way.forward(columns, block, x, None, scale)
