@@ -26,7 +26,7 @@ from bench.scale import Job
 from sslops import Gather, Ring, clip_loss, nt_xent
 from sslops.parallel import agree, team_of
 
-B, D, MIB = 1024, 512, 1 << 20  # samples of a rank, each with two views
+B, D, MIB = 64, 4096, 1 << 20  # samples of a rank, each with two views: blocks of 2 MiB
 WAYS = {"gather": Gather, "ring": Ring}
 COMMAND = "python -m bench.bench_distributed"
 
@@ -55,8 +55,8 @@ class Sent:
             return exchange(out, tensor, *args, **kwargs)
 
         dist.batch_isend_irecv = count_ring
-        dist.all_gather = count_gather
-        dist.all_to_all_single = count_exchange
+        dist.all_gather = count_gather  # type: ignore[assignment]
+        dist.all_to_all_single = count_exchange  # type: ignore[assignment]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,10 +66,12 @@ class Sent:
 def step(loss: str, x: torch.Tensor, group: Any) -> None:
     """One forward and backward pass."""
     x.grad = None
-    found = (
-        nt_xent(x, group=group) if loss == "nt_xent" else clip_loss(x[0], x[1], 10.0, group=group)
-    )
-    found.backward()  # type: ignore[union-attr]
+    if loss == "nt_xent":
+        nt_xent(x, group=group).backward()  # type: ignore[no-untyped-call]
+    else:
+        found = clip_loss(x[0], x[1], 10.0, group=group)
+        assert isinstance(found, torch.Tensor)
+        found.backward()  # type: ignore[no-untyped-call]
 
 
 def worker(rank: int, size: int, loss: str, way: str, port: int, folder: str) -> None:
@@ -78,7 +80,7 @@ def worker(rank: int, size: int, loss: str, way: str, port: int, folder: str) ->
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=size)
     torch.manual_seed(rank)
-    group = WAYS[way]()
+    group: Gather | Ring = WAYS[way]()  # type: ignore[assignment]
     step(loss, torch.randn(2, 64, D, requires_grad=True), group)  # loads everything
     x = torch.randn(2, B, D, requires_grad=True)
     x.grad = torch.zeros_like(x)  # before the peak is measured
@@ -105,6 +107,7 @@ def worker(rank: int, size: int, loss: str, way: str, port: int, folder: str) ->
         "sent_bytes": sent.bytes,
         "min_ms": round(min(times) * 1e3, 1),
         "header_us": round(statistics.median(headers) * 1e6) if headers else 0,
+        "header_min_us": round(min(headers, default=0) * 1e6),
     }
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -116,7 +119,7 @@ def measure(size: int, loss: str, way: str) -> dict[str, Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        mp.spawn(worker, (size, loss, way, port, folder), nprocs=size)  # type: ignore[no-untyped-call]
+        mp.spawn(worker, (size, loss, way, port, folder), nprocs=size)  # type: ignore[attr-defined, no-untyped-call]
         ranks = [json.loads(Path(folder, f"{n}.json").read_text()) for n in range(size)]
     return {key: max(each[key] for each in ranks) for key in ranks[0]}
 
@@ -150,7 +153,10 @@ def row(size: int, loss: str, way: str) -> dict[str, Any]:
     }
 
 
-CASES = [(n, loss, way) for loss in ("nt_xent", "clip_loss") for way in WAYS for n in (1, 2, 4)]
+CASES = [
+    *((n, "nt_xent", way) for n in (1, 2, 3, 4, 8) for way in WAYS),
+    *((n, "clip_loss", "ring") for n in (1, 2, 4)),
+]
 
 
 @pytest.mark.parametrize(("size", "loss", "way"), CASES)

@@ -55,11 +55,11 @@ class Job:
 
     @property
     def gather_bytes(self) -> int:
-        """All blocks on a rank; their gradients as found, as sent and as received."""
+        """All blocks on a rank and their gradients; then the gradients as sent and as received."""
         if self.ranks == 1:
             return 0
-        own = self.rows * self.features
-        return own * (self.ranks * self.item + 3 * (self.ranks - 1) * 4)
+        comparing = self.ranks * self.item + (self.ranks - 1) * 4
+        return self.rows * self.features * max(comparing, 2 * (self.ranks - 1) * 4)
 
     @property
     def compute_ms(self) -> float:

@@ -47,14 +47,28 @@ def _gather(
     team: Team, rows: Sequence[int], packet: Packet, step: Step, merge: Merge | None
 ) -> Tensor | None:
     parts = [_all_rows(team, rows, each) for each in packet]
-    found: list[Tensor | None] = []
+    found: Tensor | None = None  # one part after another, in rank order
+    sizes = [0 if rank == team.rank else size for rank, size in enumerate(rows)]
     for rank in range(team.size):
-        own = rank == team.rank
-        found.append(None if own else step(tuple(part[rank] for part in parts)))
+        if rank == team.rank:
+            continue
+        one = step(tuple(part[rank] for part in parts))
+        if one is not None:
+            if found is None:
+                found = one.new_empty(sum(sizes), *one.shape[1:])
+            found[sum(sizes[:rank]) : sum(sizes[: rank + 1])] = one
+        del one
     del parts
-    if merge is None:
+    if merge is None or found is None:
         return None
-    return _sent_home(team, rows, found, merge)
+    own = rows[team.rank]
+    back = [0 if rank == team.rank else own for rank in range(team.size)]
+    received = found.new_empty(sum(back), *found.shape[1:])
+    dist.all_to_all_single(received, found, back, sizes, group=team.group)
+    total, *rest = torch.split(received, [own] * (team.size - 1))
+    for each in rest:
+        total = merge(total, each)
+    return total
 
 
 def _all_rows(team: Team, rows: Sequence[int], tensor: Tensor) -> list[Tensor]:
@@ -64,20 +78,6 @@ def _all_rows(team: Team, rows: Sequence[int], tensor: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(padded) for _ in rows]
     dist.all_gather(parts, padded, group=team.group)
     return [part[:size] for part, size in zip(parts, rows, strict=True)]
-
-
-def _sent_home(team: Team, rows: Sequence[int], found: list[Tensor | None], merge: Merge) -> Tensor:
-    some = next(each for each in found if each is not None)
-    sent = torch.cat([some.new_empty(0, *some.shape[1:]) if e is None else e for e in found])
-    own = rows[team.rank]
-    sizes = [0 if each is None else len(each) for each in found]
-    back = [0 if rank == team.rank else own for rank in range(team.size)]
-    received = sent.new_empty(sum(back), *sent.shape[1:])
-    dist.all_to_all_single(received, sent, back, sizes, group=team.group)
-    total, *rest = torch.split(received, [own] * (team.size - 1))
-    for each in rest:
-        total = merge(total, each)
-    return total
 
 
 def _ring(
