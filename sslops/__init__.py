@@ -24,6 +24,7 @@ from sslops.ops.nt_xent import NTXentStats, nt_xent
 from sslops.ops.queue import enqueue_
 from sslops.ops.sigmoid_loss import sigmoid_loss
 from sslops.ops.sup_con import SupConStats, sup_con
+from sslops.parallel import Gather, Ring
 from sslops.queue import KeyQueue
 from sslops.queue_checkpoints import load_queue
 
@@ -33,6 +34,7 @@ __all__ = [
     "CPCLoss",
     "CPCStats",
     "ClipLoss",
+    "Gather",
     "GradCache",
     "InfoNCELoss",
     "InfoNCEStats",
@@ -41,6 +43,7 @@ __all__ = [
     "NTXentLoss",
     "NTXentStats",
     "Patch",
+    "Ring",
     "SigmoidLoss",
     "SupConLoss",
     "SupConStats",

@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "kernels": {"sslops.kernels"},
     "sslops/reference": {"sslops.reference"},
-    "sslops/ops": {"sslops._library", "sslops.kernels", "sslops.reference", "sslops.ops"},
+    "sslops/parallel": {"sslops.parallel"},
+    "sslops/ops": {
+        "sslops._library", "sslops.kernels", "sslops.reference", "sslops.parallel", "sslops.ops",
+    },
     "sslops/compat": {"sslops", "sslops.compat", "sslops.distributed"},
     "training": {
         "sslops",
@@ -25,7 +28,7 @@ MAY_IMPORT = {
         "sslops.training",
     },
     "bench": {"sslops", "sslops.training", "bench"},
-}
+}  # fmt: skip
 
 
 def project_imports(file: Path):

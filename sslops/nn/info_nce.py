@@ -9,6 +9,7 @@ from sslops.nn._temperature import WithTemperature
 from sslops.ops.cpc_loss import CPCStats, cpc_loss
 from sslops.ops.info_nce import InfoNCEStats, info_nce
 from sslops.ops.sup_con import SupConStats, sup_con
+from sslops.parallel import Group
 
 __all__ = ["CPCLoss", "InfoNCELoss", "SupConLoss"]
 
@@ -24,6 +25,7 @@ class InfoNCELoss(WithTemperature):
         reduction: "mean", "sum" or "none".
         normalize: False for rows that are compared by dot product.
         return_stats: return (loss, `InfoNCEStats`).
+        group: whose rows are compared with as well; None for this process alone.
 
     Example:
         >>> loss = InfoNCELoss(temperature=0.2)
@@ -42,12 +44,14 @@ class InfoNCELoss(WithTemperature):
         reduction: Literal["none", "mean", "sum"] = "mean",
         normalize: bool = True,
         return_stats: bool = False,
+        group: Group = None,
     ) -> None:
         super().__init__(temperature, learn_temperature)
         self.symmetric = symmetric
         self.reduction: Literal["none", "mean", "sum"] = reduction
         self.normalize = normalize
         self.return_stats = return_stats
+        self.group = group
 
     def forward(
         self,
@@ -74,6 +78,7 @@ class InfoNCELoss(WithTemperature):
             reduction=self.reduction,
             normalize=self.normalize,
             return_stats=self.return_stats,
+            group=self.group,
         )
 
 
@@ -87,6 +92,7 @@ class SupConLoss(WithTemperature):
         reduction: "mean", "sum" or "none".
         normalize: False for rows that are compared by dot product.
         return_stats: return (loss, `SupConStats`).
+        group: whose rows are compared with as well; None for this process alone.
 
     Example:
         >>> loss = SupConLoss(temperature=0.1)
@@ -103,12 +109,14 @@ class SupConLoss(WithTemperature):
         reduction: Literal["none", "mean", "sum"] = "mean",
         normalize: bool = True,
         return_stats: bool = False,
+        group: Group = None,
     ) -> None:
         super().__init__(temperature, learn_temperature)
         self.mean: Literal["outside", "inside"] = mean
         self.reduction: Literal["none", "mean", "sum"] = reduction
         self.normalize = normalize
         self.return_stats = return_stats
+        self.group = group
 
     def forward(
         self, z: Tensor, labels: Tensor, *, weights: Tensor | None = None
@@ -123,6 +131,7 @@ class SupConLoss(WithTemperature):
             reduction=self.reduction,
             normalize=self.normalize,
             return_stats=self.return_stats,
+            group=self.group,
         )
 
 
@@ -135,6 +144,7 @@ class CPCLoss(WithTemperature):
         negatives: "all", "sequence", "other", or how many are drawn.
         normalize: False for rows that are compared by dot product.
         return_stats: return (loss, `CPCStats`).
+        group: whose rows are compared with as well; None for this process alone.
 
     Example:
         >>> loss = CPCLoss(negatives="sequence")
@@ -150,11 +160,13 @@ class CPCLoss(WithTemperature):
         negatives: Literal["all", "sequence", "other"] | int = "all",
         normalize: bool = True,
         return_stats: bool = False,
+        group: Group = None,
     ) -> None:
         super().__init__(temperature, learn_temperature)
         self.negatives: Literal["all", "sequence", "other"] | int = negatives
         self.normalize = normalize
         self.return_stats = return_stats
+        self.group = group
 
     def forward(
         self,
@@ -172,4 +184,5 @@ class CPCLoss(WithTemperature):
             normalize=self.normalize,
             generator=generator,
             return_stats=self.return_stats,
+            group=self.group,
         )

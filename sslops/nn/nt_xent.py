@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sslops.nn._temperature import WithTemperature
 from sslops.ops.nt_xent import NTXentStats, nt_xent
+from sslops.parallel import Group
 
 __all__ = ["NTXentLoss"]
 
@@ -22,6 +23,7 @@ class NTXentLoss(WithTemperature):
         reduction: "mean", "sum" or "none".
         normalize: False for rows that are compared by dot product.
         return_stats: return (loss, `NTXentStats`).
+        group: whose rows are compared with as well; None for this process alone.
 
     Example:
         >>> loss = NTXentLoss(temperature=0.5)
@@ -39,12 +41,14 @@ class NTXentLoss(WithTemperature):
         reduction: Literal["none", "mean", "sum"] = "mean",
         normalize: bool = True,
         return_stats: bool = False,
+        group: Group = None,
     ) -> None:
         super().__init__(temperature, learn_temperature)
         self.num_views = num_views
         self.reduction: Literal["none", "mean", "sum"] = reduction
         self.normalize = normalize
         self.return_stats = return_stats
+        self.group = group
 
     def forward(
         self, *views: Tensor, ids: Tensor | None = None, weights: Tensor | None = None
@@ -71,4 +75,5 @@ class NTXentLoss(WithTemperature):
             reduction=self.reduction,
             normalize=self.normalize,
             return_stats=self.return_stats,
+            group=self.group,
         )

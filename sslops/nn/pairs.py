@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sslops.ops.clip_loss import clip_loss
 from sslops.ops.info_nce import InfoNCEStats
 from sslops.ops.sigmoid_loss import sigmoid_loss
+from sslops.parallel import Group
 
 __all__ = ["ClipLoss", "SigmoidLoss"]
 
@@ -32,6 +33,7 @@ class ClipLoss(nn.Module):
         reduction: "mean", "sum" or "none".
         normalize: False for rows that are unit vectors already.
         return_stats: return (loss, `InfoNCEStats`).
+        group: whose rows are compared with as well; None for this process alone.
 
     Example:
         >>> loss = ClipLoss()
@@ -50,6 +52,7 @@ class ClipLoss(nn.Module):
         reduction: Literal["none", "mean", "sum"] = "mean",
         normalize: bool = True,
         return_stats: bool = False,
+        group: Group = None,
     ) -> None:
         super().__init__()
         self._scale, self.log_scale = _log_scale("ClipLoss", scale, learn_scale)
@@ -60,6 +63,7 @@ class ClipLoss(nn.Module):
         self.reduction: Literal["none", "mean", "sum"] = reduction
         self.normalize = normalize
         self.return_stats = return_stats
+        self.group = group
 
     @property
     def scale(self) -> float | Tensor:
@@ -90,6 +94,7 @@ class ClipLoss(nn.Module):
             reduction=self.reduction,
             normalize=self.normalize,
             return_stats=self.return_stats,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:
@@ -109,6 +114,7 @@ class SigmoidLoss(nn.Module):
         learn: make both parameters, `log_scale` and `bias`. Give them no weight decay.
         reduction: "mean" or "sum".
         normalize: False for rows that are unit vectors already.
+        group: whose texts are negatives as well; None for this process alone.
 
     Example:
         >>> loss = SigmoidLoss()
@@ -125,6 +131,7 @@ class SigmoidLoss(nn.Module):
         learn: bool = True,
         reduction: Literal["mean", "sum"] = "mean",
         normalize: bool = True,
+        group: Group = None,
     ) -> None:
         super().__init__()
         self._scale, self.log_scale = _log_scale("SigmoidLoss", scale, learn)
@@ -132,6 +139,7 @@ class SigmoidLoss(nn.Module):
         self.bias: float | Tensor = nn.Parameter(start) if learn else float(bias)
         self.reduction: Literal["mean", "sum"] = reduction
         self.normalize = normalize
+        self.group = group
 
     @property
     def scale(self) -> float | Tensor:
@@ -156,6 +164,7 @@ class SigmoidLoss(nn.Module):
             text_ids=text_ids,
             reduction=self.reduction,
             normalize=self.normalize,
+            group=self.group,
         )
 
     def extra_repr(self) -> str:

@@ -23,12 +23,12 @@ def check_reduction(op: str, reduction: str) -> None:
         raise ValueError(f"{op}: reduction must be none, mean or sum, got {reduction!r}")
 
 
-def check_rows(op: str, **tensors: Tensor) -> None:
-    """Raise unless all are [rows, D] with rows, D >= 1, floating, of one D and on one device."""
+def check_rows(op: str, least: int = 1, **tensors: Tensor) -> None:
+    """Raise unless all are [rows, D], rows >= least, D >= 1, floating, one D, on one device."""
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         check_floating(op, name, tensor)
-        if tensor.ndim != 2 or tensor.numel() == 0:
+        if tensor.ndim != 2 or len(tensor) < least or tensor.shape[1] == 0:
             raise ValueError(
                 f"{op}: {name} must be [rows, features] with at least one of each, got shape"
                 f" {tuple(tensor.shape)}"

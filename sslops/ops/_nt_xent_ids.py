@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslops.ops._checks import integer_vector
-from sslops.ops.info_nce import rows_of_info_nce
+from sslops.ops._info_nce_rows import rows_of_info_nce
 
 
 def sample_ids(ids: Tensor, num_views: int, z: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def rows_without_duplicates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss [M], lse [M], hit [M] or [0]) of `sslops.nt_xent` for samples with ids [B]."""
     M = z.shape[0]
-    positive = _positives(z, num_views, normalize) * (factor if scale is None else scale * factor)
+    positive = positives(z, num_views, normalize) * (factor if scale is None else scale * factor)
     best = positive.detach().argmax(dim=1)  # [M], which of the V - 1 views after its own
     shift = (best + 1) * (M // num_views)
     targets = (torch.arange(M, device=z.device) + shift) % M
@@ -59,7 +59,7 @@ def rows_without_duplicates(
     return total - above.mean(dim=1), lse, found.hit
 
 
-def _positives(z: Tensor, num_views: int, normalize: bool) -> Tensor:
+def positives(z: Tensor, num_views: int, normalize: bool) -> Tensor:
     """Similarities of each row with the same sample's view 1, 2, ... after its own: [M, V - 1]."""
     x = z.to(torch.promote_types(z.dtype, torch.float32))
     x = F.normalize(x, dim=1) if normalize else x

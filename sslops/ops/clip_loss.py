@@ -13,10 +13,12 @@ from sslops.ops._checks import (
     check_same_dtype,
     integer_vector,
     plain_scale,
-    reduce_rows,
     row_weights,
 )
-from sslops.ops.info_nce import InfoNCEStats, rows_of_info_nce
+from sslops.ops._group import reduce_over, total_of, total_with_grad
+from sslops.ops._group_info_nce import rows_of_team
+from sslops.ops._info_nce_rows import InfoNCEStats, rows_of_info_nce
+from sslops.parallel import Group, Team, checked_by_all, team_of
 
 __all__ = ["clip_loss"]
 
@@ -33,6 +35,7 @@ def clip_loss(
     reduction: Literal["none", "mean", "sum"] = "mean",
     normalize: bool = True,
     return_stats: bool = False,
+    group: Group = None,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     r"""CLIP's loss, without ever storing the N x N logits.
 
@@ -59,6 +62,10 @@ def clip_loss(
         normalize: False if the rows are unit vectors already, as open_clip's models return them.
         return_stats: also return `InfoNCEStats`, images as queries, texts as keys; its losses are
             those without label smoothing.
+        group: whose images and texts are candidates as well, each rank giving its own pairs:
+            `sslops.Gather()`, `sslops.Ring()` or a process group. Ranks may have different numbers
+            of pairs, none too; docs/scale.md says what is returned and what it costs. Default:
+            this process alone.
 
     Returns:
         float32 scalar, or [N] for "none" (float64 for float64 inputs); with `return_stats` the
@@ -68,7 +75,8 @@ def clip_loss(
         TypeError: a tensor is not of a dtype listed above; image and text differ in dtype.
         ValueError: wrong shape, different numbers of images and texts, tensors on different
             devices, one of the two ids without the other or with label smoothing, scale not
-            positive and finite, label smoothing outside [0, 1), unknown reduction.
+            positive and finite, label smoothing outside [0, 1), unknown reduction, ranks of
+            `group` that differ in more than their rows.
         RuntimeError: when the gradient is itself differentiated.
 
     Source:
@@ -82,8 +90,49 @@ def clip_loss(
         (torch.Size([8, 16]), torch.Size([]))
     """
     name = "clip_loss"
+    team = team_of(name, group)
+    options = (label_smoothing, image_ids, text_ids, weights, reduction)
+
+    def checked() -> _Checked:
+        return _check(image, text, logit_scale, *options, 1 if team is None else 0)
+
+    row_ids, column_ids, scale, factor, w = checked_by_all(team, name, image, checked)
+    image, text = image.to(autocast_dtype(image)), text.to(autocast_dtype(text))
+    args = (image, text, None, None, row_ids, column_ids, scale, factor)
+    if team is None:
+        rows, stats = rows_of_info_nce(
+            *args, symmetric=True, normalize=normalize, stats=return_stats
+        )
+    else:
+        rows, stats = rows_of_team(
+            team, name, *args, symmetric=True, normalize=normalize, stats=return_stats,
+            given={"reduction": reduction, "label_smoothing": label_smoothing},
+        )  # fmt: skip
+    if label_smoothing:
+        kappa = factor if scale is None else scale * factor
+        rows = rows + label_smoothing * kappa * _above_mean(team, image, text, normalize)
+    loss = reduce_over(team, rows, w, reduction)
+    return (loss, stats) if return_stats else loss
+
+
+# image_ids, text_ids, scale, factor, weights
+_Checked = tuple[Tensor | None, Tensor | None, Tensor | None, float, Tensor | None]
+
+
+def _check(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor,
+    label_smoothing: float,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    weights: Tensor | None,
+    reduction: str,
+    least: int,
+) -> _Checked:
+    name = "clip_loss"
     check_reduction(name, reduction)
-    check_rows(name, image=image, text=text)
+    check_rows(name, least, image=image, text=text)
     check_same_dtype(name, image=image, text=text)
     N = image.shape[0]
     if text.shape[0] != N:
@@ -102,24 +151,20 @@ def clip_loss(
         text_ids = integer_vector(name, "text_ids", text_ids, N, image)
     if weights is not None:
         weights = row_weights(name, weights, N, image)
-
-    image, text = image.to(autocast_dtype(image)), text.to(autocast_dtype(text))
-    rows, stats = rows_of_info_nce(
-        image, text, None, None, image_ids, text_ids, scale, factor,
-        symmetric=True, normalize=normalize, stats=return_stats,
-    )  # fmt: skip
-    if label_smoothing:
-        kappa = factor if scale is None else scale * factor
-        rows = rows + label_smoothing * kappa * _above_mean(image, text, normalize)
-    loss = reduce_rows(rows, weights, reduction)
-    return (loss, stats) if return_stats else loss
+    return image_ids, text_ids, scale, factor, weights
 
 
-def _above_mean(image: Tensor, text: Tensor, normalize: bool) -> Tensor:
+def _above_mean(team: Team | None, image: Tensor, text: Tensor, normalize: bool) -> Tensor:
     """<x_i, t_i> less the means of its row and column of <x, t>, halved: [N]; O(N D)."""
     dtype = torch.promote_types(image.dtype, torch.float32)
     x, t = (
         F.normalize(each.to(dtype), dim=1) if normalize else each.to(dtype)
         for each in (image, text)
     )
-    return (x * t - 0.5 * (x * t.mean(dim=0) + t * x.mean(dim=0))).sum(dim=1)
+    if team is None:
+        mean_x, mean_t = x.mean(dim=0), t.mean(dim=0)
+    else:
+        count = total_of(team, x.new_full((), len(x)))
+        sums = total_with_grad(team, torch.stack([x.sum(dim=0), t.sum(dim=0)]))
+        mean_x, mean_t = (sums / count).unbind()
+    return (x * t - 0.5 * (x * mean_t + t * mean_x)).sum(dim=1)

@@ -13,7 +13,15 @@ from sslops.ops._checks import (
     check_same_dtype,
     inverse_temperature,
 )
-from sslops.ops.info_nce import rows_of_info_nce
+from sslops.ops._group import of_no_rows, shared_mean, total_of
+from sslops.ops._group_cpc import (
+    against_other_sequences,
+    agree_on_cpc,
+    drawn_by_first,
+    rows_at,
+)
+from sslops.ops._info_nce_rows import InfoNCEStats, rows_of_info_nce
+from sslops.parallel import Group, checked_by_all, team_of
 
 __all__ = ["CPCStats", "cpc_loss"]
 
@@ -39,6 +47,7 @@ def cpc_loss(
     normalize: bool = True,
     generator: torch.Generator | None = None,
     return_stats: bool = False,
+    group: Group = None,
 ) -> Tensor | tuple[Tensor, CPCStats]:
     r"""CPC's loss over all K steps in one call, without ever storing the similarities.
 
@@ -59,6 +68,10 @@ def cpc_loss(
             temperature=1`.
         generator: for the draw of n positions; a CPU generator. Default: torch's own.
         return_stats: also return `CPCStats`.
+        group: whose sequences count as well, each rank giving its own: `sslops.Gather()`,
+            `sslops.Ring()` or a process group. n positions are drawn from those of all ranks, by
+            the first. Ranks may have different numbers of sequences, none too; docs/scale.md says
+            what is returned and what it costs. Default: this process alone.
 
     Returns:
         float32 scalar (float64 for float64 inputs), in nats; with `return_stats` the pair
@@ -68,7 +81,8 @@ def cpc_loss(
     Raises:
         TypeError: a tensor is not of a dtype listed above; the two differ in dtype.
         ValueError: shapes that do not fit, K not in [1, T), tensors on different devices,
-            negatives unknown or n outside [1, B T], temperature not positive and finite.
+            negatives unknown or n outside [1, B T], temperature not positive and finite, ranks of
+            `group` that differ in more than their sequences.
         RuntimeError: when the gradient is itself differentiated.
 
     Source:
@@ -81,58 +95,97 @@ def cpc_loss(
         (torch.Size([]), torch.Size([3]))
     """
     name = "cpc_loss"
-    K, B, T, D = _check_shapes(name, predictions, targets)
-    if not isinstance(negatives, int) and negatives not in ("all", "sequence", "other"):
-        raise ValueError(f"{name}: negatives must be all, sequence, other or n, got {negatives!r}")
-    if isinstance(negatives, int) and not 1 <= negatives <= B * T:
-        raise ValueError(f"{name}: negatives must be in [1, B T = {B * T}], got {negatives}")
-    scale, factor = inverse_temperature(name, temperature, predictions)
+    team = team_of(name, group)
 
+    def checked() -> tuple[Tensor | None, float]:
+        B, T = _check_shapes(name, predictions, targets, 1 if team is None else 0)
+        _check_negatives(name, negatives, B * T if team is None else None)
+        return inverse_temperature(name, temperature, predictions)
+
+    scale, factor = checked_by_all(team, name, predictions, checked)
+    K, B, T, D = predictions.shape
     dtype = autocast_dtype(predictions)
     index, positive, step = _positions(K, B, T, predictions.device)
     rows = predictions.to(dtype).reshape(-1, D).index_select(0, index)  # [M, D]
     keys = targets.to(dtype).reshape(-1, D)  # [B T, D]
+    options = (scale, factor, normalize, return_stats)
+    sequences = [B]
+    if team is not None:
+        sequences = agree_on_cpc(
+            team, predictions.to(dtype), keys, scale, factor, negatives, normalize, return_stats
+        )
     sampled = query_ids = key_ids = None
     if isinstance(negatives, int):
-        key_ids = torch.randperm(B * T, generator=generator)[:negatives].to(keys.device)
-        query_ids = positive  # a draw that hits the positive is left out
-        sampled = keys.index_select(0, key_ids)
+        drawn = torch.randperm(sum(sequences) * T, generator=generator)[:negatives]
+        key_ids, before = drawn.to(keys.device), 0
+        if team is None:
+            sampled = keys.index_select(0, key_ids)
+        else:
+            before = sum(sequences[: team.rank]) * T
+            key_ids = drawn_by_first(team, key_ids)
+            sampled = rows_at(team, key_ids, before, keys)
+        query_ids = positive + before  # a draw that hits the positive is left out
         if normalize:
             wide = torch.promote_types(dtype, torch.float32)
             sampled = F.normalize(sampled.to(wide), dim=1)
     elif negatives != "all":
         key_ids = torch.arange(B, device=keys.device).repeat_interleave(T)
         query_ids = positive // T
-    loss, stats = rows_of_info_nce(
-        rows, keys, sampled, positive, query_ids, key_ids, scale, factor,
-        within=negatives == "sequence", normalize=normalize, stats=return_stats,
-    )  # fmt: skip
+    if len(rows):
+        found = rows_of_info_nce(
+            rows, keys, sampled, positive, query_ids, key_ids, scale, factor,
+            within=negatives == "sequence", normalize=normalize, stats=return_stats,
+        )  # fmt: skip
+    else:
+        found = _nothing(scale, rows, keys, *(() if sampled is None else (sampled,)))
+    if team is not None and negatives in ("all", "other"):
+        places = [each * T for each in sequences]
+        found = against_other_sequences(found, team, places, rows, keys, positive, *options)
+    loss, stats = found
 
-    count = B * (T - torch.arange(1, K + 1, device=loss.device))  # [K]
+    count = T - torch.arange(1, K + 1, device=loss.device)  # [K], rows of a sequence
     by_step = loss.new_zeros(K).index_add(0, step, loss) / count
+    mean = shared_mean(team, by_step.mean(), by_step.new_full((), B))
     if not return_stats:
-        return by_step.mean()
+        return mean
     hits = loss.new_zeros(K).index_add(0, step, stats.hit.to(loss.dtype)) / count
-    return by_step.mean(), CPCStats(by_step.detach(), hits)
+    both = torch.stack([by_step.detach(), hits])
+    return mean, CPCStats(*((both if team is None else total_of(team, both)) / sum(sequences)))
 
 
-def _check_shapes(name: str, predictions: Tensor, targets: Tensor) -> tuple[int, int, int, int]:
+def _nothing(scale: Tensor | None, *sides: Tensor) -> tuple[Tensor, InfoNCEStats]:
+    """Of a rank without sequences."""
+    none = of_no_rows(scale, *sides)
+    return none, InfoNCEStats(*(part.detach() for part in (none, none, none > 0, *[none] * 3)))
+
+
+def _check_negatives(name: str, negatives: str | int, most: int | None) -> None:
+    """Refuse what is not a choice; with a group, `most` is known when the ranks have met."""
+    if not isinstance(negatives, int) and negatives not in ("all", "sequence", "other"):
+        raise ValueError(f"{name}: negatives must be all, sequence, other or n, got {negatives!r}")
+    if isinstance(negatives, int) and (negatives < 1 or (most is not None and negatives > most)):
+        raise ValueError(f"{name}: negatives must be in [1, B T = {most}], got {negatives}")
+
+
+def _check_shapes(name: str, predictions: Tensor, targets: Tensor, least: int) -> tuple[int, int]:
+    """B and T of arguments that fit, with at least as many sequences as `least`."""
     check_floating(name, "predictions", predictions)
     check_floating(name, "targets", targets)
     check_same_dtype(name, predictions=predictions, targets=targets)
     shape, wanted = tuple(predictions.shape), tuple(targets.shape)
-    if len(shape) != 4 or len(wanted) != 3 or shape[1:] != wanted or 0 in shape:
+    fits = len(shape) == 4 and shape[1:] == wanted
+    if not fits or shape[1] < least or 0 in (shape[0], *shape[2:]):
         raise ValueError(
             f"{name}: predictions must be [K, B, T, D] and targets [B, T, D], none of them empty,"
             f" got shapes {shape} and {wanted}"
         )
-    K, B, T, D = shape
+    K, B, T, _ = shape
     if K >= T:
         raise ValueError(
             f"{name}: the last of K steps must have a target, K < T, got K = {K}, T = {T}"
         )
     check_device(name, "targets", targets, predictions)
-    return K, B, T, D
+    return B, T
 
 
 def _positions(K: int, B: int, T: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

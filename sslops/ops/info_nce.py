@@ -1,12 +1,10 @@
 """InfoNCE loss: the public function, and the choice of the op that gives it."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sslops._library import op
-from sslops.ops import _info_nce  # noqa: F401  registers the ops
 from sslops.ops._checks import (
     autocast_dtype,
     check_reduction,
@@ -14,31 +12,14 @@ from sslops.ops._checks import (
     check_same_dtype,
     integer_vector,
     inverse_temperature,
-    reduce_rows,
     row_weights,
 )
+from sslops.ops._group import reduce_over
+from sslops.ops._group_info_nce import rows_of_team
+from sslops.ops._info_nce_rows import InfoNCEStats, rows_of_info_nce
+from sslops.parallel import Group, checked_by_all, team_of
 
 __all__ = ["InfoNCEStats", "info_nce"]
-
-
-class InfoNCEStats(NamedTuple):
-    """Statistics that `info_nce(..., return_stats=True)` returns beside the loss, all detached.
-
-    Attributes:
-        loss: [M] float32 (float64 for float64 inputs), each query's loss before weights.
-        lse: [M], log-sum-exp of each query's logits, its positive's among them.
-        hit: [M] bool, whether the positive is above every negative.
-        key_loss: [N], each key's loss if `symmetric`, else empty.
-        key_lse: [N] or empty.
-        key_hit: [N] bool or empty.
-    """
-
-    loss: Tensor
-    lse: Tensor
-    hit: Tensor
-    key_loss: Tensor
-    key_lse: Tensor
-    key_hit: Tensor
 
 
 def info_nce(
@@ -55,6 +36,7 @@ def info_nce(
     reduction: Literal["none", "mean", "sum"] = "mean",
     normalize: bool = True,
     return_stats: bool = False,
+    group: Group = None,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     r"""InfoNCE, the loss of CPC, MoCo and CLIP, without ever storing the M x N similarities.
 
@@ -89,6 +71,11 @@ def info_nce(
         reduction: "mean" or "sum" over the rows, or "none".
         normalize: False takes queries and keys as they are (dot products instead of cosines).
         return_stats: also return `InfoNCEStats`.
+        group: whose keys are negatives as well, each rank giving its own: `sslops.Gather()`,
+            `sslops.Ring()` or a process group. Positives are this rank's keys. With a queue, which
+            is every rank's own, only the mean is over all ranks. Ranks may have different numbers
+            of rows, none too; docs/scale.md says what is returned and what it costs. Default: this
+            process alone.
 
     Returns:
         float32 scalar, or [M] for "none" (float64 for float64 inputs); with `return_stats` the
@@ -98,7 +85,8 @@ def info_nce(
         TypeError: a tensor is not of a dtype listed above; queries and keys differ in dtype.
         ValueError: wrong shape, nothing to compare, tensors on different devices, one of the two
             ids without the other, targets out of range (CPU), `symmetric` with targets, a queue
-            or M != N, temperature not positive and finite, unknown reduction.
+            or M != N, temperature not positive and finite, unknown reduction, ranks of `group`
+            that differ in more than their rows.
         RuntimeError: when the gradient is itself differentiated.
 
     Source:
@@ -114,8 +102,55 @@ def info_nce(
         (torch.Size([8, 16]), torch.Size([8]))
     """
     name = "info_nce"
+    team = team_of(name, group)
+    options = (targets, query_ids, key_ids, temperature, symmetric, weights, reduction)
+
+    def checked() -> _Checked:
+        return _check(queries, keys, queue, *options, 1 if team is None else 0)
+
+    index, row_ids, column_ids, scale, factor, w = checked_by_all(team, name, queries, checked)
+    dtype = autocast_dtype(queries)
+    rows_and_ids = (
+        queries.to(dtype), keys.to(dtype), None if queue is None else queue.detach(), index,
+        row_ids, column_ids, scale, factor,
+    )  # fmt: skip
+    if team is None:
+        loss, stats = rows_of_info_nce(
+            *rows_and_ids, symmetric=symmetric, normalize=normalize, stats=return_stats
+        )
+    else:
+        loss, stats = rows_of_team(
+            team, name, *rows_and_ids, symmetric=symmetric, normalize=normalize,
+            stats=return_stats, given={"reduction": reduction},
+        )  # fmt: skip
+    loss = reduce_over(team, loss, w, reduction)
+    return (loss, stats) if return_stats else loss
+
+
+_Checked = tuple[
+    Tensor | None, Tensor | None, Tensor | None, Tensor | None, float, Tensor | None
+]  # targets, query_ids, key_ids, scale, factor, weights
+
+
+def _check(
+    queries: Tensor,
+    keys: Tensor,
+    queue: Tensor | None,
+    targets: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    temperature: float | Tensor,
+    symmetric: bool,
+    weights: Tensor | None,
+    reduction: str,
+    least: int,
+) -> _Checked:
+    name = "info_nce"
     check_reduction(name, reduction)
-    check_rows(name, queries=queries, keys=keys, **({} if queue is None else {"queue": queue}))
+    also = {} if queue is None else {"queue": queue}
+    check_rows(name, least, queries=queries, keys=keys, **also)
+    if queue is not None:
+        check_rows(name, queue=queue)  # which is never empty
     check_same_dtype(name, queries=queries, keys=keys)
     scale, factor = inverse_temperature(name, temperature, queries)
     M, N = queries.shape[0], keys.shape[0]
@@ -137,50 +172,12 @@ def info_nce(
         key_ids = integer_vector(name, "key_ids", key_ids, length, queries)
     if weights is not None:
         weights = row_weights(name, weights, M, queries)
-
-    dtype = autocast_dtype(queries)
-    loss, stats = rows_of_info_nce(
-        queries.to(dtype), keys.to(dtype), None if queue is None else queue.detach(), targets,
-        query_ids, key_ids, scale, factor,
-        symmetric=symmetric, normalize=normalize, stats=return_stats,
-    )  # fmt: skip
-    loss = reduce_rows(loss, weights, reduction)
-    return (loss, stats) if return_stats else loss
-
-
-def rows_of_info_nce(
-    queries: Tensor,
-    keys: Tensor,
-    negatives: Tensor | None,
-    targets: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    scale: Tensor | None,
-    factor: float,
-    *,
-    within: bool = False,
-    symmetric: bool = False,
-    normalize: bool,
-    stats: bool,
-) -> tuple[Tensor, InfoNCEStats]:
-    """The loss of each row from checked arguments, by the cheapest op that can give it."""
-    args = (queries, keys, negatives, targets, query_ids, key_ids, scale, factor, within)
-    trained = keys if negatives is None else negatives
-    single = queries.requires_grad and torch.is_grad_enabled() and not trained.requires_grad
-    if single and not symmetric:
-        loss, lse, hit, _, _ = op("info_nce_single", queries)(*args, normalize, stats)
-        none, no_hit = loss.new_empty(0), hit.new_empty(0)
-        return loss, InfoNCEStats(loss.detach(), lse, hit, none, none, no_hit)
-    loss, lse, key_loss, key_lse, hit, key_hit = op("info_nce_fwd", queries)(
-        *args, symmetric, normalize, stats
-    )
-    found = InfoNCEStats(loss.detach(), lse, hit, key_loss.detach(), key_lse, key_hit)
-    return (0.5 * (loss + key_loss) if symmetric else loss), found
+    return targets, query_ids, key_ids, scale, factor, weights
 
 
 def _check_range(name: str, targets: Tensor, N: int) -> None:
     """Refuse targets that no key has, where looking at them costs no synchronisation."""
-    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+    if targets.device.type != "cpu" or torch.compiler.is_compiling() or not len(targets):
         return
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= N:

@@ -11,9 +11,11 @@ from sslops.ops._checks import (
     check_floating,
     check_reduction,
     inverse_temperature,
-    reduce_rows,
 )
+from sslops.ops._group import of_no_rows, reduce_over
+from sslops.ops._group_nt_xent import Rows, against_other_ranks, agree_on_nt_xent
 from sslops.ops._nt_xent_ids import rows_without_duplicates, sample_ids
+from sslops.parallel import Group, checked_by_all, team_of
 from sslops.reference import nt_xent as _reference
 
 __all__ = ["NTXentStats", "nt_xent"]
@@ -106,6 +108,7 @@ def nt_xent(
     reduction: Literal["none", "mean", "sum"] = ...,
     normalize: bool = ...,
     return_stats: Literal[False] = ...,
+    group: Group = ...,
 ) -> Tensor: ...
 
 
@@ -120,6 +123,7 @@ def nt_xent(
     reduction: Literal["none", "mean", "sum"] = ...,
     normalize: bool = ...,
     return_stats: bool,
+    group: Group = ...,
 ) -> Tensor | tuple[Tensor, NTXentStats]: ...
 
 
@@ -133,6 +137,7 @@ def nt_xent(
     reduction: Literal["none", "mean", "sum"] = "mean",
     normalize: bool = True,
     return_stats: bool = False,
+    group: Group = None,
 ) -> Tensor | tuple[Tensor, NTXentStats]:
     r"""NT-Xent, the loss of SimCLR, without ever storing the M x M similarities.
 
@@ -159,6 +164,9 @@ def nt_xent(
         reduction: "mean" or "sum" over the rows, or "none".
         normalize: False takes the rows as they are (dot products instead of cosines).
         return_stats: also return `NTXentStats`.
+        group: whose samples are negatives as well, each rank giving its own: `sslops.Gather()`,
+            `sslops.Ring()` or a process group. Ranks may have different numbers of samples, none
+            too; docs/scale.md says what is returned and what it costs. Default: this process alone.
 
     Returns:
         float32 scalar, or [M] for "none" (float64 for float64 inputs); with `return_stats` the
@@ -171,7 +179,7 @@ def nt_xent(
         ValueError: wrong shape, fewer than two rows or views, D = 0, rows not divisible by
             `num_views`, tensors on different devices, ids that differ between the views of a
             sample (CPU; elsewhere the first view's count), temperature not positive and finite,
-            unknown reduction.
+            unknown reduction, ranks of `group` that differ in more than their rows.
         RuntimeError: when the gradient is itself differentiated.
 
     Source:
@@ -185,29 +193,51 @@ def nt_xent(
         >>> z.grad.shape, stats.hit.shape
         (torch.Size([2, 8, 16]), torch.Size([16]))
     """
-    check_floating("nt_xent", "z", z)
-    check_reduction("nt_xent", reduction)
-    num_views = _check_shape(z, num_views)
-    scale, factor = inverse_temperature("nt_xent", temperature, z)
-    flat = z.flatten(0, 1) if z.ndim == 3 else z  # [M, D]
-    if weights is not None:
-        weights = _check_weights(weights, flat, num_views)
-    if ids is not None:
-        ids = sample_ids(ids, num_views, flat)
-    flat = flat.to(autocast_dtype(z))
+    name = "nt_xent"
+    team = team_of(name, group)
 
-    if ids is None:
-        forward = op("nt_xent_fwd", flat)
-        rows, lse, hit = forward(flat, scale, factor, num_views, normalize, return_stats)
+    def checked() -> tuple[int, Tensor | None, float, Tensor | None, Tensor | None]:
+        check_floating(name, "z", z)
+        check_reduction(name, reduction)
+        views = _check_shape(z, num_views, 1 if team is None else 0)
+        scale, factor = inverse_temperature(name, temperature, z)
+        rows = z.flatten(0, 1) if z.ndim == 3 else z  # [M, D]
+        w = None if weights is None else _check_weights(weights, rows, views)
+        return views, scale, factor, w, None if ids is None else sample_ids(ids, views, rows)
+
+    V, scale, factor, row_weights, known = checked_by_all(team, name, z, checked)
+    flat = (z.flatten(0, 1) if z.ndim == 3 else z).to(autocast_dtype(z))
+    args = (flat, known, V, scale, factor, normalize, return_stats)
+    if team is None:
+        rows, lse, hit = _rows(*args)
     else:
-        rows, lse, hit = rows_without_duplicates(
-            flat, ids, num_views, scale, factor, normalize, return_stats
-        )
-    loss = reduce_rows(rows, weights, reduction)
+        given = (reduction, normalize, known is not None, return_stats)
+        sizes = agree_on_nt_xent(team, flat, V, scale, factor, given)
+        rows, lse, hit = against_other_ranks(_rows(*args), team, sizes, *args)
+    loss = reduce_over(team, rows, row_weights, reduction)
     return (loss, NTXentStats(rows.detach(), lse, hit)) if return_stats else loss
 
 
-def _check_shape(z: Tensor, num_views: int | None) -> int:
+def _rows(
+    z: Tensor,
+    ids: Tensor | None,
+    num_views: int,
+    scale: Tensor | None,
+    factor: float,
+    normalize: bool,
+    stats: bool,
+) -> Rows:
+    """(loss [M], lse [M], hit) among the samples of this process."""
+    if not len(z):
+        none = of_no_rows(scale, z)
+        return none, none.detach(), none > 0
+    if ids is not None:
+        return rows_without_duplicates(z, ids, num_views, scale, factor, normalize, stats)
+    found: Rows = op("nt_xent_fwd", z)(z, scale, factor, num_views, normalize, stats)
+    return found
+
+
+def _check_shape(z: Tensor, num_views: int | None, least: int) -> int:
     shape = tuple(z.shape)
     if z.ndim not in (2, 3):
         raise ValueError(f"nt_xent: z must be [V, B, D] or [M, D], got shape {shape}")
@@ -219,7 +249,7 @@ def _check_shape(z: Tensor, num_views: int | None) -> int:
         raise ValueError(
             f"nt_xent: num_views must be at least 2, got {num_views} for shape {shape}"
         )
-    if z.numel() == 0:
+    if shape[-1] == 0 or z[..., 0].numel() < least:
         raise ValueError(
             f"nt_xent: z must have at least one row and one feature, got shape {shape}"
         )

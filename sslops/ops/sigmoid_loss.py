@@ -14,6 +14,9 @@ from sslops.ops._checks import (
     plain_scale,
     scalar_tensor,
 )
+from sslops.ops._group import of_no_rows, shared_mean, shared_sum
+from sslops.ops._group_sigmoid import others_texts
+from sslops.parallel import Group, checked_by_all, team_of
 from sslops.reference import sigmoid_loss as _reference
 
 __all__ = ["sigmoid_loss"]
@@ -81,6 +84,7 @@ def sigmoid_loss(
     text_ids: Tensor | None = None,
     reduction: Literal["mean", "sum"] = "mean",
     normalize: bool = True,
+    group: Group = None,
 ) -> Tensor:
     r"""Pairwise sigmoid loss of SigLIP, without ever storing the M x N logits.
 
@@ -101,6 +105,10 @@ def sigmoid_loss(
         text_ids: [N] integers.
         reduction: "mean", the sum over all pairs divided by M as in the paper, or "sum".
         normalize: False takes the rows as they are.
+        group: whose texts are negatives as well, each rank giving its own rows:
+            `sslops.Gather()`, `sslops.Ring()` or a process group. Ranks may have different numbers
+            of rows, none too; docs/scale.md says what is returned and what it costs. Default: this
+            process alone.
 
     Returns:
         float32 scalar (float64 for float64 inputs).
@@ -108,7 +116,8 @@ def sigmoid_loss(
     Raises:
         TypeError: a tensor is not of a dtype listed above; image and text differ in dtype.
         ValueError: wrong shape, more images than texts, tensors on different devices, one of the
-            two ids without the other, scale not positive and finite, unknown reduction.
+            two ids without the other, scale not positive and finite, unknown reduction, ranks of
+            `group` that differ in more than their rows.
         RuntimeError: when the gradient is itself differentiated.
 
     Source:
@@ -122,9 +131,49 @@ def sigmoid_loss(
         (torch.Size([8, 16]), torch.Size([]))
     """
     name = "sigmoid_loss"
+    team = team_of(name, group)
+    options = (logit_scale, logit_bias, image_ids, text_ids, reduction)
+
+    def checked() -> _Checked:
+        return _check(image, text, *options, 1 if team is None else 0)
+
+    row_ids, column_ids, scale, factor, bias, value = checked_by_all(team, name, image, checked)
+    image, text = image.to(autocast_dtype(image)), text.to(autocast_dtype(text))
+    args = (image, text, row_ids, column_ids, scale, factor, bias, value, normalize)
+    M = len(image)
+    if M:
+        leaves = [each for each in (image, text, scale, bias) if each is not None]
+        grads = torch.is_grad_enabled() and any(each.requires_grad for each in leaves)
+        total: Tensor = op("sigmoid_loss_fwd", image)(*args, grads)[0]
+    else:  # a rank of no images, whose texts others see
+        total = of_no_rows(scale, image, text).sum()
+    if team is None:
+        return total / M if reduction == "mean" else total
+    given = {"reduction": reduction, "use of ids": row_ids is not None}
+    total = total + others_texts(team, *args, given)
+    if reduction == "sum":
+        return shared_sum(team, total)
+    return shared_mean(team, total, total.new_full((), M))
+
+
+_Checked = tuple[Tensor | None, Tensor | None, Tensor | None, float, Tensor | None, float]
+
+
+def _check(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    image_ids: Tensor | None,
+    text_ids: Tensor | None,
+    reduction: str,
+    least: int,
+) -> _Checked:
+    """(image_ids, text_ids, scale, factor, bias, value of the bias)."""
+    name = "sigmoid_loss"
     if reduction not in ("mean", "sum"):
         raise ValueError(f"{name}: reduction must be mean or sum, got {reduction!r}")
-    check_rows(name, image=image, text=text)
+    check_rows(name, least, image=image, text=text)
     check_same_dtype(name, image=image, text=text)
     M, N = image.shape[0], text.shape[0]
     if M > N:
@@ -140,11 +189,4 @@ def sigmoid_loss(
     if image_ids is not None:
         image_ids = integer_vector(name, "image_ids", image_ids, M, image)
         text_ids = integer_vector(name, "text_ids", text_ids, N, image)
-
-    image, text = image.to(autocast_dtype(image)), text.to(autocast_dtype(text))
-    leaves = [each for each in (image, text, scale, bias) if each is not None]
-    grads = torch.is_grad_enabled() and any(each.requires_grad for each in leaves)
-    total: Tensor = op("sigmoid_loss_fwd", image)(
-        image, text, image_ids, text_ids, scale, factor, bias, value, normalize, grads
-    )[0]
-    return total / M if reduction == "mean" else total
+    return image_ids, text_ids, scale, factor, bias, value

@@ -14,6 +14,9 @@ from sslops.ops._checks import (
     inverse_temperature,
     row_weights,
 )
+from sslops.ops._group import reduce_over
+from sslops.ops._group_sup_con import rows_among_all
+from sslops.parallel import Group, checked_by_all, team_of
 from sslops.reference import sup_con as _reference
 
 __all__ = ["SupConStats", "sup_con"]
@@ -86,6 +89,7 @@ def sup_con(
     reduction: Literal["none", "mean", "sum"] = "mean",
     normalize: bool = True,
     return_stats: bool = False,
+    group: Group = None,
 ) -> Tensor | tuple[Tensor, SupConStats]:
     r"""Supervised contrastive loss, without ever storing an M x M matrix.
 
@@ -109,6 +113,10 @@ def sup_con(
             given), "sum", or "none".
         normalize: False takes the rows as they are (dot products instead of cosines).
         return_stats: also return `SupConStats`.
+        group: whose rows count as well, as positives where their label is the same, each rank
+            giving its own: `sslops.Gather()`, `sslops.Ring()` or a process group. Ranks may have
+            different numbers of rows, none too; docs/scale.md says what is returned and what it
+            costs. Default: this process alone.
 
     Returns:
         float32 scalar, or [M] for "none" (float64 for float64 inputs); with `return_stats` the
@@ -118,7 +126,8 @@ def sup_con(
     Raises:
         TypeError: `z`, `weights` or `temperature` is not floating, `labels` not integer.
         ValueError: wrong shape, fewer than two rows, D = 0, tensors on different devices,
-            temperature not positive and finite, unknown `mean` or reduction.
+            temperature not positive and finite, unknown `mean` or reduction, ranks of `group`
+            that differ in more than their rows.
         RuntimeError: when the gradient is itself differentiated.
 
     Source:
@@ -132,6 +141,38 @@ def sup_con(
         torch.Size([8, 16])
     """
     name = "sup_con"
+    team = team_of(name, group)
+
+    def checked() -> _Checked:
+        least = 2 if team is None else 0
+        return _check(z, labels, temperature, mean, weights, reduction, least)
+
+    row_labels, scale, factor, w = checked_by_all(team, name, z, checked)
+    flat = (z.flatten(0, 1) if z.ndim == 3 else z).to(autocast_dtype(z))
+    args = (flat, row_labels, scale, factor, mean == "inside", normalize)
+    if team is None:
+        rows, lse, _ = op("sup_con_fwd", flat)(*args)
+        has_positive = _has_positive(row_labels)
+    else:
+        given = {"mean": mean, "reduction": reduction, "normalize": normalize}
+        rows, lse, has_positive = rows_among_all(team, *args, given)
+    loss = reduce_over(team, rows, w, reduction, has_positive)
+    return (loss, SupConStats(rows.detach(), lse, has_positive)) if return_stats else loss
+
+
+_Checked = tuple[Tensor, Tensor | None, float, Tensor | None]  # labels, scale, factor, weights
+
+
+def _check(
+    z: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor,
+    mean: str,
+    weights: Tensor | None,
+    reduction: str,
+    least: int,
+) -> _Checked:
+    name = "sup_con"
     check_floating(name, "z", z)
     check_reduction(name, reduction)
     if mean not in ("outside", "inside"):
@@ -139,32 +180,17 @@ def sup_con(
     shape = tuple(z.shape)
     if z.ndim not in (2, 3):
         raise ValueError(f"{name}: z must be [M, D] or [V, B, D], got shape {shape}")
-    flat = z.flatten(0, 1) if z.ndim == 3 else z
-    M = flat.shape[0]
-    if M < 2 or flat.shape[1] == 0:
+    views, samples = (shape[0], shape[1]) if z.ndim == 3 else (1, shape[0])
+    M = views * samples
+    if least > M or shape[-1] == 0:
         raise ValueError(f"{name}: z must have two rows and one feature, got shape {shape}")
-    samples = shape[1] if z.ndim == 3 else M
-    labels = integer_vector(name, "labels", labels, samples, z).repeat(M // samples)
+    labels = integer_vector(name, "labels", labels, samples, z).repeat(views)
     scale, factor = inverse_temperature(name, temperature, z)
     if weights is not None:
         if z.ndim == 3 and isinstance(weights, Tensor) and weights.shape == shape[:2]:
             weights = weights.flatten()
         weights = row_weights(name, weights, M, z)
-
-    flat = flat.to(autocast_dtype(z))
-    inside = mean == "inside"
-    rows, lse, _ = op("sup_con_fwd", flat)(flat, labels, scale, factor, inside, normalize)
-    loss = rows if weights is None else rows * weights
-    has_positive = _has_positive(labels)
-    if reduction == "mean":
-        count = has_positive.to(rows.dtype)
-        if weights is not None:
-            count = count * weights
-        total = count.sum()
-        loss = loss.sum() / torch.where(total == 0, 1.0, total)
-    elif reduction == "sum":
-        loss = loss.sum()
-    return (loss, SupConStats(rows.detach(), lse, has_positive)) if return_stats else loss
+    return labels, scale, factor, weights
 
 
 def _has_positive(labels: Tensor) -> Tensor:

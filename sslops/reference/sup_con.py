@@ -97,7 +97,7 @@ def sup_con_bwd(
         if inside:
             share = (logits - positive_lse[rows, None]).exp()
         else:
-            share = 1.0 / count.clamp_min(1)
+            share = 1.0 / count.clamp_min(1).to(x.dtype)  # not float32 where x is float64
         p -= torch.where(positive, share, 0.0)
         g = torch.where(count > 0, grad_loss[rows, None].to(x.dtype) * p, 0.0)
         dx[rows] += g @ x

@@ -15,8 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sslops import NTXentLoss, chance
-from sslops.distributed import all_gather_with_grad
+from sslops import Gather, NTXentLoss, chance
 from sslops.training.augment import RECIPES, make_views
 from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
@@ -59,7 +58,7 @@ class SimCLR(ContrastiveMethod):
         self.projector = Projector(
             cast(int, self.encoder.dim), config.proj_hidden, config.proj_dim, config.proj_layers
         )
-        self.loss = NTXentLoss(config.temperature, return_stats=True)
+        self.loss = NTXentLoss(config.temperature, return_stats=True, group=Gather())
         self.chance = chance("nt_xent", batch=config.batch, num_views=config.num_views)
 
     def views(self, batch: Batch, generator: torch.Generator) -> Tensor:
@@ -72,9 +71,9 @@ class SimCLR(ContrastiveMethod):
         return (self.projector(h).unflatten(0, views.shape[:2]).transpose(0, 1),)
 
     def contrast(self, embeddings: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """One loss over all views of all processes."""
+        """One loss over all views of all processes, each giving its own rows."""
         z = embeddings[0].transpose(0, 1)  # [V, B, D]
-        loss, stats = self.loss(all_gather_with_grad(z, dim=1))
+        loss, stats = self.loss(z)
         return {
             "loss": loss,
             "accuracy": stats.hit.float().mean(),

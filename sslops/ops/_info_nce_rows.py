@@ -1,0 +1,59 @@
+"""Each row's InfoNCE loss from checked arguments, and its statistics."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sslops._library import op
+from sslops.ops import _info_nce  # noqa: F401  registers the ops
+
+
+class InfoNCEStats(NamedTuple):
+    """Statistics that `info_nce(..., return_stats=True)` returns beside the loss, all detached.
+
+    Attributes:
+        loss: [M] float32 (float64 for float64 inputs), each query's loss before weights.
+        lse: [M], log-sum-exp of each query's logits, its positive's among them.
+        hit: [M] bool, whether the positive is above every negative.
+        key_loss: [N], each key's loss if `symmetric`, else empty.
+        key_lse: [N] or empty.
+        key_hit: [N] bool or empty.
+    """
+
+    loss: Tensor
+    lse: Tensor
+    hit: Tensor
+    key_loss: Tensor
+    key_lse: Tensor
+    key_hit: Tensor
+
+
+def rows_of_info_nce(
+    queries: Tensor,
+    keys: Tensor,
+    negatives: Tensor | None,
+    targets: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    scale: Tensor | None,
+    factor: float,
+    *,
+    within: bool = False,
+    symmetric: bool = False,
+    normalize: bool,
+    stats: bool,
+) -> tuple[Tensor, InfoNCEStats]:
+    """The loss of each row from checked arguments, by the cheapest op that can give it."""
+    args = (queries, keys, negatives, targets, query_ids, key_ids, scale, factor, within)
+    trained = keys if negatives is None else negatives
+    single = queries.requires_grad and torch.is_grad_enabled() and not trained.requires_grad
+    if single and not symmetric:
+        loss, lse, hit, _, _ = op("info_nce_single", queries)(*args, normalize, stats)
+        none, no_hit = loss.new_empty(0), hit.new_empty(0)
+        return loss, InfoNCEStats(loss.detach(), lse, hit, none, none, no_hit)
+    loss, lse, key_loss, key_lse, hit, key_hit = op("info_nce_fwd", queries)(
+        *args, symmetric, normalize, stats
+    )
+    found = InfoNCEStats(loss.detach(), lse, hit, key_loss.detach(), key_lse, key_hit)
+    return (0.5 * (loss + key_loss) if symmetric else loss), found
