@@ -31,6 +31,9 @@ class TrainConfig:
     arch: str = "cnn-tiny"  # encoder, see `sslops list`
     width: int | None = None  # channels of the encoder's first layer, where it has the option
     pool: int | None = None  # side of the pooled feature map, where the encoder has the option
+    patch: int | None = None  # side of a vit's patches in pixels
+    depth: int | None = None  # blocks of a vit
+    heads: int | None = None  # attention heads of a vit
     views: str = "digits"  # augmentation, see `sslops list`
 
     batch: int = 256  # images a step, over all processes
@@ -44,6 +47,7 @@ class TrainConfig:
     schedule: Literal["cosine", "step"] = "cosine"  # to zero, or x 0.1 at 60 and 80 % of the steps
     weight_decay: float = 1e-4  # never on biases, batch norm and other 1-d parameters
     momentum: float = 0.9  # of sgd and lars
+    trust: float = 1e-3  # trust coefficient of lars
     clip: float | None = None  # largest norm of the gradient
 
     seed: int = 0
@@ -87,7 +91,8 @@ class TrainConfig:
 
     def encoder_options(self) -> dict[str, Any]:
         """Options of `build_encoder` that the user or the recipe set."""
-        options = {"width": self.width, "pool": self.pool}
+        names = ("width", "pool", "patch", "depth", "heads")
+        options = {name: getattr(self, name) for name in names}
         return {name: value for name, value in options.items() if value is not None}
 
 

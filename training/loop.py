@@ -80,6 +80,7 @@ class Loop:
             lr=self.peak_lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
+            trust=config.trust,
         )
         self.precision = resolve_precision(config.precision, world.device)
         # The parameters of views are drawn on the host, so that it never waits for a GPU.

@@ -119,6 +119,7 @@ def make_optimizer(
     lr: float,
     weight_decay: float,
     momentum: float,
+    trust: float = 0.001,
 ) -> torch.optim.Optimizer:
     """AdamW, SGD with momentum as MoCo has it, or LARS, over `parameter_groups`.
 
@@ -127,7 +128,7 @@ def make_optimizer(
     """
     groups = parameter_groups(module, weight_decay)
     if name == "lars":
-        return LARS(groups, lr, momentum=momentum)
+        return LARS(groups, lr, momentum=momentum, trust=trust)
     for group in groups:
         del group["adapt"]
     if name == "adamw":

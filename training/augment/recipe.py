@@ -96,6 +96,13 @@ _IMAGENET = ViewRecipe(
 
 _COLOUR = replace(_IMAGENET, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, blur=0.0)
 
+# The two views of MoCo v3 differ: Chen et al. 2021, arXiv:2104.02057, after BYOL's, Grill et al.
+# 2020, arXiv:2006.07733, table 6.
+_MOCOV3 = replace(_COLOUR, saturation=0.2)
+_MOCOV3_1 = replace(_MOCOV3, blur=1.0)
+_MOCOV3_2 = replace(_MOCOV3, blur=0.1, solarise=0.2)
+_GREY = ViewRecipe(crop_scale=(0.3, 1.0), flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4)
+
 RECIPES = {
     "digits": ViewRecipe(
         rotate=15,
@@ -109,10 +116,18 @@ RECIPES = {
         contrast=0.3,
         noise=0.1,
     ),
-    "grey": ViewRecipe(crop_scale=(0.3, 1.0), flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4),
+    "grey": _GREY,
+    "grey-solarise": replace(_GREY, solarise=0.2),
     # Small photographs: appendix B.9 there, strength 0.5 and no blur.
     "colour": _COLOUR,
     # The same with larger crops for short runs: probe 59.7 against 58.3 % after 16 epochs.
     "colour-mild": replace(_COLOUR, crop_scale=(0.2, 1.0)),
     "imagenet": _IMAGENET,
+    "mocov3-1": _MOCOV3_1,
+    "mocov3-2": _MOCOV3_2,
+    "mocov3-resnet-1": replace(_MOCOV3_1, crop_scale=(0.2, 1.0)),
+    "mocov3-resnet-2": replace(_MOCOV3_2, crop_scale=(0.2, 1.0)),
+    # Small photographs: solo-learn's, scripts/pretrain/cifar/augmentations/asymmetric.yaml.
+    "mocov3-small-1": _MOCOV3,
+    "mocov3-small-2": replace(_MOCOV3, solarise=0.2),
 }

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import DataShape, Method
+from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.supervised import Supervised
 
@@ -20,6 +21,11 @@ class Entry(NamedTuple):
 
 
 METHODS: dict[str, Entry] = {
+    "mocov3": Entry(
+        MoCoV3Config,
+        MoCoV3,
+        "predict a slow copy's keys, in-batch negatives (Chen et al. 2021, arXiv:2104.02057)",
+    ),
     "simclr": Entry(
         SimCLRConfig, SimCLR, "contrast two views of an image (Chen et al. 2020, arXiv:2002.05709)"
     ),

@@ -2,5 +2,6 @@
 
 from sslops.training.models.heads import Projector
 from sslops.training.models.registry import build_encoder, encoder_names
+from sslops.training.models.vit import ViT
 
-__all__ = ["Projector", "build_encoder", "encoder_names"]
+__all__ = ["Projector", "ViT", "build_encoder", "encoder_names"]

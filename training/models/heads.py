@@ -1,6 +1,7 @@
-"""The projection head of contrastive methods."""
+"""The projection and prediction heads of contrastive methods."""
 
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -8,20 +9,29 @@ __all__ = ["Projector"]
 
 
 class Projector(nn.Module):
-    """Linear-BN-ReLU ... linear-BN: BN follows every layer, the last included.
+    """Linear-BN-ReLU ... linear-BN: BN follows every layer, the last included unless told not to.
 
     Args:
         dim_in: width of the features.
         hidden: width of all layers but the last.
         dim_out: width of the projection.
         layers: number of linear layers, at least 1.
+        last_bn: of the last layer: "affine", "plain" (no scale and shift) or "none".
 
     Source:
         Chen et al. 2020, arXiv:2002.05709, section 4.2; BN in the last layer as in the
-        authors' code.
+        authors' code. The other two kinds: Chen et al. 2021, arXiv:2104.02057, section 4.
     """
 
-    def __init__(self, dim_in: int, hidden: int, dim_out: int, layers: int = 2) -> None:
+    def __init__(
+        self,
+        dim_in: int,
+        hidden: int,
+        dim_out: int,
+        layers: int = 2,
+        *,
+        last_bn: Literal["affine", "plain", "none"] = "affine",
+    ) -> None:
         super().__init__()
         if layers < 1:
             raise ValueError(f"Projector: layers must be at least 1, got {layers}")
@@ -32,6 +42,10 @@ class Projector(nn.Module):
             nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
             self.layers.extend([linear, nn.BatchNorm1d(b), nn.ReLU(inplace=True)])
         del self.layers[-1]
+        if last_bn == "none":
+            del self.layers[-1]
+        elif last_bn == "plain":
+            self.layers[-1] = nn.BatchNorm1d(dim_out, affine=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, dim_in] -> [B, dim_out]."""

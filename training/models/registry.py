@@ -9,6 +9,7 @@ from torch import nn
 
 from sslops.training.models.cnn import CNN
 from sslops.training.models.resnet import ResNet
+from sslops.training.models.vit import ViT
 
 __all__ = ["build_encoder", "encoder_names"]
 
@@ -33,11 +34,33 @@ def _resnet(depth: int) -> Callable[..., nn.Module]:
     return build
 
 
+def _vit(width: int, heads: int) -> Callable[..., nn.Module]:
+    def build(
+        channels: int,
+        image_size: int,
+        *,
+        width: int = width,
+        depth: int = 12,
+        heads: int = heads,
+        patch: int | None = None,
+        pool: int | None = None,
+    ) -> nn.Module:
+        if patch is None:
+            patch = 16 if image_size > SMALL else 4 if image_size > 16 else 2
+        return ViT(channels, image_size, patch=patch, width=width, depth=depth, heads=heads,
+                   pool=pool)  # fmt: skip
+
+    return build
+
+
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "cnn-tiny": _cnn_tiny,
     "cnn4": _cnn4,
     "resnet18": _resnet(18),
     "resnet50": _resnet(50),
+    "vit-tiny": _vit(192, 3),
+    "vit-small": _vit(384, 12),  # as in MoCo v3; DeiT's has 6 heads
+    "vit-base": _vit(768, 12),
 }
 
 
@@ -53,15 +76,20 @@ def build_encoder(
 
     Args:
         arch: "cnn-tiny" for 8x8 images, "cnn4" for 28 to 32 px, "resnet18" or "resnet50" (CIFAR
-            stem up to 64 px, ImageNet stem above).
+            stem up to 64 px, ImageNet stem above), "vit-tiny", "vit-small" or "vit-base" (patches
+            of 16 px; 4 up to 64 px, 2 up to 16).
         channels: C, 1 or 3.
-        image_size: shorter side in pixels; chooses the stem, any size can be encoded.
+        image_size: shorter side in pixels; chooses the stem or the patch. Any size can be encoded,
+            by a vit any multiple of its patch.
         seed: of the weights; None takes them from torch's global generator.
         **options: `width` of the first layer; `pool`, cells a side that the cnn's features keep
-            (1 is global average pooling); `zero_init` of resnets.
+            (1 is global average pooling), or that a vit's patch tokens are averaged to (its
+            features are the class token without it); `zero_init` of resnets; `patch`, `depth` and
+            `heads` of vits.
 
     Raises:
-        ValueError: unknown `arch` or option, or `channels` not 1 or 3.
+        ValueError: unknown `arch` or option, `channels` not 1 or 3, or an image that cannot be cut
+            into patches.
     """
     if arch not in BUILDERS:
         raise ValueError(f"build_encoder: arch must be one of {', '.join(BUILDERS)}, got {arch!r}")

@@ -6,6 +6,7 @@ A name is that of a data set, or DATA/METHOD for a method with settings of its o
 from pathlib import Path
 
 from sslops.training.recipes.images import IMAGES
+from sslops.training.recipes.mocov3 import MOCOV3
 from sslops.training.recipes.recipe import Recipe
 
 __all__ = ["RECIPES", "Recipe", "pick_recipe"]
@@ -13,6 +14,7 @@ __all__ = ["RECIPES", "Recipe", "pick_recipe"]
 # One line a file of recipes.
 RECIPES: dict[str, Recipe] = {
     **IMAGES,
+    **MOCOV3,
 }
 
 
