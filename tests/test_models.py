@@ -136,7 +136,7 @@ def test_standardisation_is_inside_and_fixed() -> None:
 @pytest.mark.parametrize(
     "arch,channels,options,message",
     [
-        ("vgg", 3, {}, "arch must be one of cnn-tiny, cnn4, resnet18, resnet50, got 'vgg'"),
+        ("vgg", 3, {}, "arch must be one of cnn-tiny, cnn4, resnet18, resnet50, vit-.*, got 'vgg'"),
         ("cnn4", 3, {"widht": 3}, "options of cnn4 are width, pool, got widht"),
         ("resnet18", 3, {"pool": 2}, "options of resnet18 are width, zero_init, got pool"),
         ("cnn4", 2, {}, "channels must be 1 or 3, got 2"),
@@ -154,4 +154,4 @@ def test_projector_needs_a_layer() -> None:
 
 def test_every_name_builds() -> None:
     for arch in encoder_names():
-        assert isinstance(build_encoder(arch, 3, 32, width=4), nn.Module)
+        assert isinstance(build_encoder(arch, 3, 32, width=12), nn.Module)
