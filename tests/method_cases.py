@@ -3,5 +3,19 @@
 # A line a method: (name, config fields). digits is in scikit-learn's wheel.
 METHOD_CASES = [
     ("simclr", {"data": "digits", "width": 8, "proj_hidden": 32, "proj_dim": 16}),
+    ("mocov3", {"data": "digits", "width": 8, "proj_hidden": 32, "proj_dim": 16}),
+    (
+        "mocov3",
+        {
+            "data": "digits",
+            "arch": "vit-tiny",
+            "width": 12,
+            "depth": 2,
+            "patch": 4,
+            "second_views": "grey-solarise",
+            "proj_hidden": 32,
+            "proj_dim": 16,
+        },
+    ),
     ("supervised", {"data": "digits", "width": 8}),
 ]

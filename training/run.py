@@ -201,7 +201,6 @@ def _one(
     if not world.main:
         return Result(folder, {}, encoder.eval())
 
-    _pictures(method, split, folder, world)  # again: some show what was learnt
     facts = {"method": name, "data": config.data, "steps": loop.step}
     export.save_encoder(folder / "encoder.safetensors", encoder, config, shape, **facts)
     results: dict[str, Any] = {"cost": _cost(method, loop)}

@@ -22,11 +22,14 @@ from torch import Tensor, nn
 from sslops import MomentumEncoder, chance, cosine_momentum, info_nce
 from sslops.distributed import all_gather, rank
 from sslops.training.augment import RECIPES, make_views
+from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
 from sslops.training.models import Projector, ViT, build_encoder
 
 __all__ = ["MoCoV3", "MoCoV3Config"]
+
+ATTENDED = 12  # images whose attention is drawn
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class MoCoV3(ContrastiveMethod):
         dim, hidden, D = cast(int, self.encoder.dim), config.proj_hidden, config.proj_dim
         self.projector = Projector(dim, hidden, D, layers, last_bn="plain")
         self.predictor = Projector(D, hidden, D, 2, last_bn="plain" if pred_bn else "none")
-        self.keys = MomentumEncoder(nn.Sequential(self.encoder, self.projector))
+        self.keys = MomentumEncoder(nn.Sequential(self.encoder, self.projector), buffers="keep")
         self.key_momentum, self.temperature = config.key_momentum, config.temperature
         self.chance = 4 * config.temperature * chance("info_nce", batch=config.batch)
 
@@ -111,11 +114,15 @@ class MoCoV3(ContrastiveMethod):
         return 2 * self.temperature * loss, stats.hit
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Images above their two views; of a vit also above where its class token looks."""
+        """Images above their views: [3, B, C, H, W]."""
         original = batch.images.float().div(255)[None]
-        grids = {"views": torch.cat([original, self.views(batch, generator)])}
-        if isinstance(self.encoder, ViT):
-            maps = self.encoder.attention(original[0]).mean(1, keepdim=True)  # [B, 1, rows, columns]
-            maps = F.interpolate(maps / maps.amax((2, 3), keepdim=True), original.shape[3:])
-            grids["attention"] = torch.stack([original[0], maps.expand_as(original[0])])
-        return grids
+        return {"views": torch.cat([original, self.views(batch, generator)])}
+
+    def figures(self, batch: Batch, generator: torch.Generator) -> dict[str, Chart | Tensor]:
+        """Of a vit: images above where their class tokens look, [2, B, C, H, W]."""
+        if not isinstance(self.encoder, ViT):
+            return {}
+        images = batch.images[:ATTENDED].float().div(255)
+        maps = self.encoder.attention(images).mean(1, keepdim=True)  # [B, 1, rows, columns]
+        maps = F.interpolate(maps / maps.amax((2, 3), keepdim=True), images.shape[2:])
+        return {"attention": torch.stack([images, maps.expand_as(images)])}

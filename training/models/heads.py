@@ -20,7 +20,7 @@ class Projector(nn.Module):
 
     Source:
         Chen et al. 2020, arXiv:2002.05709, section 4.2; BN in the last layer as in the
-        authors' code. The other two kinds: Chen et al. 2021, arXiv:2104.02057, section 4.
+        authors' code. The other two kinds: Chen et al. 2021, arXiv:2104.02057.
     """
 
     def __init__(

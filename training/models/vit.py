@@ -81,7 +81,7 @@ class ViT(nn.Module):
 
     Source:
         Dosovitskiy et al. 2021, arXiv:2010.11929; positions and initialisation as in MoCo v3,
-        Chen et al. 2021, arXiv:2104.02057, section 4 and appendix.
+        Chen et al. 2021, arXiv:2104.02057.
     """
 
     positions: Tensor
@@ -137,9 +137,9 @@ class ViT(nn.Module):
         return x + positions
 
     def encode(self, patches: Tensor) -> Tensor:
-        """Tokens of embedded patches, all or some of an image's: [B, n, width] -> [B, 1 + n, width].
+        """Tokens of embedded patches, of an image's all or some of them, in any order.
 
-        The first is the class token's, whose position is zero.
+        [B, n, width] -> [B, 1 + n, width]; the first is the class token's, whose position is zero.
         """
         token = self.class_token.to(patches.dtype).expand(len(patches), 1, -1)
         tokens: Tensor = self.norm(self.blocks(torch.cat([token, patches], 1)))
@@ -150,8 +150,8 @@ class ViT(nn.Module):
         tokens = self.encode(self.patches(x))
         if self.pool is None:
             return tokens[:, 0]
-        grid = _cells(x.shape[2], x.shape[3], self.patch)
-        cells = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)  # [B, width, rows, columns]
+        rows, columns = _cells(x.shape[2], x.shape[3], self.patch)
+        cells = tokens[:, 1:].transpose(1, 2).reshape(len(x), self.width, rows, columns)
         return F.adaptive_avg_pool2d(cells, self.pool).flatten(1)
 
     @torch.no_grad()
@@ -164,8 +164,8 @@ class ViT(nn.Module):
         assert isinstance(last, Block)
         q, k, _ = last.attention.split(last.attention_norm(tokens))
         logits = q[:, :, :1] @ k.transpose(2, 3) * q.shape[3] ** -0.5  # [B, heads, 1, 1 + N]
-        grid = _cells(x.shape[2], x.shape[3], self.patch)
-        return logits.float().softmax(3)[:, :, 0, 1:].unflatten(2, grid)
+        weights: Tensor = logits.float().softmax(3)[:, :, 0, 1:]
+        return weights.reshape(*weights.shape[:2], *_cells(x.shape[2], x.shape[3], self.patch))
 
 
 def _cells(height: int, width: int, patch: int) -> tuple[int, int]:
