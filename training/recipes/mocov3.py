@@ -15,6 +15,7 @@ _SMALL: dict[str, Any] = {
     "temperature": 0.2,
     "proj_hidden": 512,
     "proj_dim": 128,
+    "key_momentum": 0.95,  # a few hundred steps: at 0.99 the keys lag behind
     "knn_every": 4,
     "checkpoint_every": 4,
 }
@@ -24,8 +25,9 @@ _FASHION: dict[str, Any] = {
     "views": "grey",
     "second_views": "grey-solarise",
     "train_images": 20_000,
-    "epochs": 10,
+    "epochs": 8,
     "warmup_epochs": 1.0,
+    "supervised_epochs": 3,
 }
 
 # Decay of weights, not of biases, norms and the class token, where the authors' AdamW decays all:
@@ -62,7 +64,8 @@ MOCOV3: dict[str, Recipe] = {
         },
     ),
     "fashion-mnist/mocov3": Recipe(
-        "to be chosen",
+        "SimCLR's there, key momentum by the kNN on the validation part of seed 0 after 3 epochs (83.65"
+        " at 0.95, 83.60 at 0.99; 83.60 without solarising); six minutes on one CPU core",
         {**_FASHION, "pool": 2},
     ),
     "fashion-mnist-vit/mocov3": Recipe(
