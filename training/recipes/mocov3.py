@@ -15,7 +15,7 @@ _SMALL: dict[str, Any] = {
     "temperature": 0.2,
     "proj_hidden": 512,
     "proj_dim": 128,
-    "key_momentum": 0.95,  # a few hundred steps: at 0.99 the keys lag behind
+    "key_momentum": 0.95,
     "knn_every": 4,
     "checkpoint_every": 4,
 }
@@ -64,8 +64,9 @@ MOCOV3: dict[str, Recipe] = {
         },
     ),
     "fashion-mnist/mocov3": Recipe(
-        "SimCLR's there, key momentum by the kNN on the validation part of seed 0 after 3 epochs (83.65"
-        " at 0.95, 83.60 at 0.99; 83.60 without solarising); six minutes on one CPU core",
+        "SimCLR's there; key momentum of 0.95 and 0.99 and solarising or not were compared by the"
+        " kNN on the validation part of seed 0 after 3 epochs: no difference (83.6 %), the loss"
+        " falls further at 0.95; six minutes on one CPU core",
         {**_FASHION, "pool": 2},
     ),
     "fashion-mnist-vit/mocov3": Recipe(
