@@ -3,13 +3,9 @@
 import io
 import json
 import math
-import os
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
@@ -19,7 +15,6 @@ from sslops.training.augment import RECIPES as VIEWS
 from sslops.training.config import make_config
 from sslops.training.console import Console
 from sslops.training.data import load as load_data
-from sslops.training.distributed import join, leave, wrap
 from sslops.training.methods import Batch, DataShape
 from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
 from sslops.training.models import ViT
@@ -329,69 +324,3 @@ def test_pictures():
 def test_wrong_settings(fields, message):
     with pytest.raises(ValueError, match=message):
         make(**fields)
-
-
-class Plain(nn.Module):
-    """Without batch norm, whose statistics are per process."""
-
-    def __init__(self, *widths):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(widths[0], widths[1]), nn.Tanh(), nn.Linear(*widths[1:])
-        )
-
-    def forward(self, x):
-        return self.layers(x)
-
-
-def without_bn():
-    method = make(batch=12, size=8)
-    method.encoder, method.projector, method.predictor = (
-        Plain(64, 8, 8), Plain(8, 8, 6), Plain(6, 8, 6),
-    )  # fmt: skip
-    method.keys = type(method.keys)(nn.Sequential(method.encoder, method.projector))
-    with torch.no_grad():
-        for parameter in method.keys.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return method
-
-
-def worker(process, port, folder):
-    os.environ |= {
-        "RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    world = join("cpu")
-    method = without_bn()
-    model = wrap(method, world)
-    method.before_step(3, 10)
-    out = model(random_views(12)[:, process * 6 : process * 6 + 6])
-    out["loss"].backward()
-    total = out["loss"].detach().clone()
-    dist.all_reduce(total)
-    grads = {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
-    keys = method.keys.state_dict()
-    torch.save({"loss": total / 2, "grads": grads, "keys": keys},
-               f"{folder}/{process}.pt")  # fmt: skip
-    leave()
-
-
-@pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
-def test_two_processes_have_the_gradient_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
-    method = without_bn()
-    method.before_step(3, 10)
-    loss = method(random_views(12))["loss"]
-    loss.backward()
-    for process in range(2):
-        saved = torch.load(tmp_path / f"{process}.pt")
-        torch.testing.assert_close(saved["loss"], loss.detach())
-        for name, parameter in method.named_parameters():
-            if parameter.requires_grad:
-                torch.testing.assert_close(saved["grads"][name], parameter.grad)
-        for name, value in method.keys.state_dict().items():
-            assert torch.equal(saved["keys"][name], value)
