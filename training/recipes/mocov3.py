@@ -66,7 +66,7 @@ MOCOV3: dict[str, Recipe] = {
     "fashion-mnist/mocov3": Recipe(
         "SimCLR's there; key momentum of 0.95 and 0.99 and solarising or not were compared by the"
         " kNN on the validation part of seed 0 after 3 epochs: no difference (83.6 %), the loss"
-        " falls further at 0.95; six minutes on one CPU core",
+        " falls further at 0.95; nine minutes on one CPU core with the evaluation",
         {**_FASHION, "pool": 2},
     ),
     "fashion-mnist-vit/mocov3": Recipe(
