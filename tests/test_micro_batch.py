@@ -17,12 +17,13 @@ from sslops.training.checkpoint import load
 from sslops.training.config import make_config
 from sslops.training.console import Console
 from sslops.training.data import load as load_data
-from sslops.training.distributed import World, join, leave, seed_everything, wrap
+from sslops.training.distributed import World, join, leave, seed_everything
 from sslops.training.evaluation import shape_of
 from sslops.training.guard import Interrupted
 from sslops.training.methods import Batch, ContrastiveMethod, Method, find_method
 from sslops.training.methods.simclr import SimCLR
 from sslops.training.models import build_encoder, encoder_names
+from sslops.training.parallel import parallelise
 from sslops.training.step import Step, blocks_of, prepare_encoder
 from tests.method_cases import METHOD_CASES
 from tests.test_grad_cache import relative
@@ -211,7 +212,7 @@ def worker(process, port, folder):
     for n, case in enumerate([*CONTRASTIVE, METHOD_CASES[1]]):
         method, views, config = setting(*case, bn=False)
         share = method.parts(views, B // 2)[process]
-        model = wrap(method, world)
+        model = parallelise(method, world, "ddp")
         for _ in range(2):  # the second update finds the reducer ready
             out, grads = stepped(method, share, config, MICRO, model, B // 2)
         torch.save((out["loss"].detach(), grads), f"{folder}/{n}-{process}.pt")
