@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import os
 import signal
 import socket
@@ -11,13 +12,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from sslops.training import train
 from sslops.training.checkpoint import load
 from sslops.training.config import make_config
 from sslops.training.console import Console
 from sslops.training.data import load as load_data
-from sslops.training.distributed import World, join, leave, seed_everything
+from sslops.training.distributed import join, leave, seed_everything
 from sslops.training.evaluation import shape_of
 from sslops.training.guard import Interrupted
 from sslops.training.methods import Batch, ContrastiveMethod, Method, find_method
@@ -210,12 +212,14 @@ def worker(process, port, folder):
     torch.set_num_threads(1)
     world = join("cpu")
     for n, case in enumerate([*CONTRASTIVE, METHOD_CASES[1]]):
-        method, views, config = setting(*case, bn=False)
-        share = method.parts(views, B // 2)[process]
-        model = parallelise(method, world, "ddp")
-        for _ in range(2):  # the second update finds the reducer ready
-            out, grads = stepped(method, share, config, MICRO, model, B // 2)
-        torch.save((out["loss"].detach(), grads), f"{folder}/{n}-{process}.pt")
+        for how in ("ddp", "fsdp"):
+            method, views, config = setting(*case, bn=False)
+            share = method.parts(views, B // 2)[process]
+            model = parallelise(method, world, how)
+            for _ in range(2):  # the second update finds the reducer ready
+                out, grads = stepped(method, share, config, MICRO, model, B // 2)
+            whole = [g.full_tensor() if isinstance(g, DTensor) else g for g in grads]
+            torch.save((out["loss"].detach(), whole), f"{folder}/{n}-{how}-{process}.pt")
     leave()
 
 
@@ -228,7 +232,6 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path):
     for n, case in enumerate([*CONTRASTIVE, METHOD_CASES[1]]):
         method, views, config = setting(*case, bn=False)
         _, expected = stepped(method, views, config, None)
-        for process in range(2):
-            _, grads = torch.load(tmp_path / f"{n}-{process}.pt")
-            assert relative(grads, expected) < 1e-6, (case[0], process)
-    assert World(0, 1, CPU).main
+        for how, process in itertools.product(("ddp", "fsdp"), range(2)):
+            _, grads = torch.load(tmp_path / f"{n}-{how}-{process}.pt")
+            assert relative(grads, expected) < 1e-6, (case[0], how, process)
