@@ -32,6 +32,7 @@ from tests.test_grad_cache import relative
 from tests.test_training import assert_same, records, run
 
 B, MICRO = 24, 5
+GROUPS = 8  # a micro-batch that MoCo's divided batch norm can divide
 CPU = torch.device("cpu")
 
 
@@ -71,6 +72,7 @@ def stepped(method, views, config, micro, model=None, share=B):
     return out, [p.grad for p in method.parameters() if p.grad is not None]
 
 
+SUPERVISED = next(case for case in METHOD_CASES if case[0] == "supervised")
 CONTRASTIVE = [
     case for case in METHOD_CASES if issubclass(find_method(case[0]).build, ContrastiveMethod)
 ]
@@ -80,7 +82,7 @@ def ids(case):
     return case[0] if isinstance(case, tuple) else None
 
 
-@pytest.mark.parametrize("case", [*CONTRASTIVE, METHOD_CASES[1]], ids=ids)
+@pytest.mark.parametrize("case", [*CONTRASTIVE, SUPERVISED], ids=ids)
 def test_gradients_are_those_of_the_whole_batch(case):
     method, views, config = setting(*case, bn=False)
     assert isinstance(method, ContrastiveMethod) or method.mean_loss
@@ -97,10 +99,10 @@ def test_batch_norm_sees_a_micro_batch(case):
     """As if the micro-batches were embedded one after the other, each once, with graph."""
     method, views, config = setting(*case, bn=True)
     other = copy.deepcopy(method)
-    parts = [other.embed(part) for part in other.parts(views, MICRO)]
+    parts = [other.embed(part) for part in other.parts(views, GROUPS)]
     loss = other.contrast(tuple(torch.cat(each) for each in zip(*parts, strict=True)))["loss"]
     loss.backward()
-    _, grads = stepped(method, views, config, MICRO)
+    _, grads = stepped(method, views, config, GROUPS)
     assert relative(grads, [p.grad for p in other.parameters() if p.grad is not None]) < 1e-5
     for (name, a), (_, b) in zip(method.named_buffers(), other.named_buffers(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
@@ -211,7 +213,7 @@ def worker(process, port, folder):
     }  # fmt: skip
     torch.set_num_threads(1)
     world = join("cpu")
-    for n, case in enumerate([*CONTRASTIVE, METHOD_CASES[1]]):
+    for n, case in enumerate([*CONTRASTIVE, SUPERVISED]):
         for how in ("ddp", "fsdp"):
             method, views, config = setting(*case, bn=False)
             share = method.parts(views, B // 2)[process]
@@ -229,7 +231,7 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
-    for n, case in enumerate([*CONTRASTIVE, METHOD_CASES[1]]):
+    for n, case in enumerate([*CONTRASTIVE, SUPERVISED]):
         method, views, config = setting(*case, bn=False)
         _, expected = stepped(method, views, config, None)
         for how, process in itertools.product(("ddp", "fsdp"), range(2)):
