@@ -11,7 +11,8 @@ from torch import nn
 
 from sslops import nt_xent
 from sslops.distributed import all_gather, all_gather_with_grad, rank, world_size
-from sslops.training.distributed import join, leave, wrap
+from sslops.training.distributed import join, leave
+from sslops.training.parallel import parallelise
 
 V, B, D_IN, D = 2, 6, 5, 4
 
@@ -31,7 +32,7 @@ def worker(process, port, folder):
     world = join("cpu")
     images, model, loss = loss_and_model()
     share = images[:, process * B // 2 : (process + 1) * B // 2]
-    parallel = wrap(model, world)  # its gradient hooks live as long as it does
+    parallel = parallelise(model, world, "ddp")  # its gradient hooks live as long as it does
     value = loss(all_gather_with_grad(parallel(share), dim=1))
     value.backward()
     assert (world.rank, world.size, world.main) == (process, 2, process == 0)

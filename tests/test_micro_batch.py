@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import os
 import signal
 import socket
@@ -11,24 +12,27 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from sslops.training import train
 from sslops.training.checkpoint import load
 from sslops.training.config import make_config
 from sslops.training.console import Console
 from sslops.training.data import load as load_data
-from sslops.training.distributed import World, join, leave, seed_everything, wrap
+from sslops.training.distributed import join, leave, seed_everything
 from sslops.training.evaluation import shape_of
 from sslops.training.guard import Interrupted
 from sslops.training.methods import Batch, ContrastiveMethod, Method, find_method
 from sslops.training.methods.simclr import SimCLR
 from sslops.training.models import build_encoder, encoder_names
+from sslops.training.parallel import parallelise
 from sslops.training.step import Step, blocks_of, prepare_encoder
 from tests.method_cases import METHOD_CASES
 from tests.test_grad_cache import relative
 from tests.test_training import assert_same, records, run
 
 B, MICRO = 24, 5
+GROUPS = 8  # a micro-batch that MoCo's divided batch norm can divide
 CPU = torch.device("cpu")
 
 
@@ -68,6 +72,7 @@ def stepped(method, views, config, micro, model=None, share=B):
     return out, [p.grad for p in method.parameters() if p.grad is not None]
 
 
+SUPERVISED = next(case for case in METHOD_CASES if case[0] == "supervised")
 CONTRASTIVE = [
     case for case in METHOD_CASES if issubclass(find_method(case[0]).build, ContrastiveMethod)
 ]
@@ -77,7 +82,7 @@ def ids(case):
     return case[0] if isinstance(case, tuple) else None
 
 
-@pytest.mark.parametrize("case", [*CONTRASTIVE, METHOD_CASES[1]], ids=ids)
+@pytest.mark.parametrize("case", [*CONTRASTIVE, SUPERVISED], ids=ids)
 def test_gradients_are_those_of_the_whole_batch(case):
     method, views, config = setting(*case, bn=False)
     assert isinstance(method, ContrastiveMethod) or method.mean_loss
@@ -94,10 +99,10 @@ def test_batch_norm_sees_a_micro_batch(case):
     """As if the micro-batches were embedded one after the other, each once, with graph."""
     method, views, config = setting(*case, bn=True)
     other = copy.deepcopy(method)
-    parts = [other.embed(part) for part in other.parts(views, MICRO)]
+    parts = [other.embed(part) for part in other.parts(views, GROUPS)]
     loss = other.contrast(tuple(torch.cat(each) for each in zip(*parts, strict=True)))["loss"]
     loss.backward()
-    _, grads = stepped(method, views, config, MICRO)
+    _, grads = stepped(method, views, config, GROUPS)
     assert relative(grads, [p.grad for p in other.parameters() if p.grad is not None]) < 1e-5
     for (name, a), (_, b) in zip(method.named_buffers(), other.named_buffers(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
@@ -208,13 +213,15 @@ def worker(process, port, folder):
     }  # fmt: skip
     torch.set_num_threads(1)
     world = join("cpu")
-    for n, case in enumerate([*CONTRASTIVE, METHOD_CASES[1]]):
-        method, views, config = setting(*case, bn=False)
-        share = method.parts(views, B // 2)[process]
-        model = wrap(method, world)
-        for _ in range(2):  # the second update finds the reducer ready
-            out, grads = stepped(method, share, config, MICRO, model, B // 2)
-        torch.save((out["loss"].detach(), grads), f"{folder}/{n}-{process}.pt")
+    for n, case in enumerate([*CONTRASTIVE, SUPERVISED]):
+        for how in ("ddp", "fsdp"):
+            method, views, config = setting(*case, bn=False)
+            share = method.parts(views, B // 2)[process]
+            model = parallelise(method, world, how)
+            for _ in range(2):  # the second update finds the reducer ready
+                out, grads = stepped(method, share, config, MICRO, model, B // 2)
+            whole = [g.full_tensor() if isinstance(g, DTensor) else g for g in grads]
+            torch.save((out["loss"].detach(), whole), f"{folder}/{n}-{how}-{process}.pt")
     leave()
 
 
@@ -224,10 +231,9 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
-    for n, case in enumerate([*CONTRASTIVE, METHOD_CASES[1]]):
+    for n, case in enumerate([*CONTRASTIVE, SUPERVISED]):
         method, views, config = setting(*case, bn=False)
         _, expected = stepped(method, views, config, None)
-        for process in range(2):
-            _, grads = torch.load(tmp_path / f"{n}-{process}.pt")
-            assert relative(grads, expected) < 1e-6, (case[0], process)
-    assert World(0, 1, CPU).main
+        for how, process in itertools.product(("ddp", "fsdp"), range(2)):
+            _, grads = torch.load(tmp_path / f"{n}-{how}-{process}.pt")
+            assert relative(grads, expected) < 1e-6, (case[0], how, process)
