@@ -41,6 +41,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
         "sslops.ops.queue",
         "sslops.ops.sigmoid_loss",
         "sslops.ops.sup_con",
+        "sslops.parallel.team",
         "sslops.queue",
         "sslops.queue_checkpoints",
     ],

@@ -1,6 +1,7 @@
 """What four processes agree on, refuse, report and send."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sslops
-from bench.scale import Job
+from bench.scale import Job, table
 from sslops import Gather, Ring, clip_loss, cpc_loss, info_nce, nt_xent, sigmoid_loss, sup_con
 from tests.group_cases import spawned
 
@@ -314,6 +315,11 @@ def test_formulae_count_what_a_ring_sends(found):
                 assert each["sent"]["nt_xent", size] == Job(size, 10, D, 4).sent
                 assert each["sent"]["clip", size] == Job(size, 5, D, 4, 4, 8).sent
         assert each["sent"].get(("nt_xent", 1), 0) == 0
+
+
+def test_the_page_shows_the_table_of_the_formulae():
+    page = Path(__file__).parents[1] / "docs" / "scale.md"
+    assert "\n".join(table()) in page.read_text()
 
 
 @pytest.mark.parametrize("group", [Gather(), Ring(), None])

@@ -34,6 +34,11 @@ class Ring:
 
     Args:
         group: see `Gather`.
+
+    Example:
+        >>> from sslops import nt_xent
+        >>> nt_xent(torch.randn(2, 8, 16), group=Ring()).shape  # one process: alone
+        torch.Size([])
     """
 
     group: "ProcessGroup | None" = None
