@@ -27,7 +27,7 @@ MAY_IMPORT = {
         "sslops.grad_cache",
         "sslops.training",
     },
-    "bench": {"sslops", "sslops.training", "bench"},
+    "bench": {"sslops", "sslops.parallel", "sslops.training", "bench"},
 }  # fmt: skip
 
 
