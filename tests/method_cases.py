@@ -3,6 +3,10 @@
 # A line a method: (name, config fields). digits is in scikit-learn's wheel.
 METHOD_CASES = [
     ("simclr", {"data": "digits", "width": 8, "proj_hidden": 32, "proj_dim": 16}),
+    (
+        "moco",
+        {"data": "digits", "width": 8, "proj_hidden": 32, "proj_dim": 16, "queue": 200},
+    ),
     ("supervised", {"data": "digits", "width": 8}),
     ("mocov3", {"data": "digits", "width": 8, "proj_hidden": 32, "proj_dim": 16}),
     (

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import sslops
@@ -102,6 +103,24 @@ def test_fullgraph_compile_of_modules():
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*nets, x), step(again, nets[1], x))
     torch.testing.assert_close(state(nets[0]), state(again))
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
+def test_divided_tensors_are_moved_part_by_part(tmp_path):
+    """FSDP2's parameters have no address of their own; passing over them would stop the average."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        target, source = (fully_shard(nn.Linear(3, 4), mesh=mesh) for _ in range(2))
+        before = target.weight.full_tensor().detach().clone()
+        ema_update_(target, source, 0.75)
+        expected = 0.75 * before + 0.25 * source.weight.full_tensor()
+        torch.testing.assert_close(target.weight.full_tensor(), expected)
+    finally:
+        dist.destroy_process_group()
 
 
 W = torch.zeros(4)

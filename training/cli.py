@@ -88,13 +88,13 @@ def _train(argv: list[str]) -> int:
     entry = find_method(method)
     _need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--data", "--recipe", "--out"):
+    for name in ("--data", "--recipe", "--version", "--out"):
         first.add_argument(name)
     first.add_argument("--resume", action="store_true")
     chosen, _ = first.parse_known_args(flags)
     given = {
         name: getattr(chosen, name)
-        for name in ("data", "recipe")
+        for name in ("data", "recipe", "version")
         if getattr(chosen, name) is not None
     }
     defaults = default_config(method, given, RunOptions(out=chosen.out, resume=chosen.resume))

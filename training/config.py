@@ -113,6 +113,8 @@ ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 def make_config(cls: type[ConfigT], method: str, given: Mapping[str, Any]) -> ConfigT:
     """Defaults of the class, then of the data set's recipe, then what is given.
 
+    A method with a field `version` may have recipes of its versions (DATA/METHOD-VERSION).
+
     Args:
         cls: the method's config class.
         method: its name in the registry.
@@ -127,7 +129,8 @@ def make_config(cls: type[ConfigT], method: str, given: Mapping[str, Any]) -> Co
         if name not in known:
             raise TypeError(f"{method}: no such option, got {name!r}{closest(name, known)}")
     data = str(given.get("data", cls.data))
-    recipe = pick_recipe(method, data, given.get("recipe"))
+    variant = f"{method}-{given['version']}" if "version" in given else method
+    recipe = pick_recipe(method, data, given.get("recipe"), variant)
     # A recipe may be shared by methods: what is not this method's field is another's.
     values = {name: value for name, value in recipe.fields.items() if name in known}
     return cls(**{**values, "data": data, **given})

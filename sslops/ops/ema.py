@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,8 @@ def ema_update_(
     Args:
         targets: written; a module, or tensors of float16, bfloat16, float32 or float64.
         sources: a module with the same names of parameters and buffers, or as many tensors; each of
-            its target's shape, of any of these dtypes. All on one device.
+            its target's shape, of any of these dtypes. All on one device. Of tensors divided among
+            processes (DTensor), alike on both sides, each process moves its part.
         momentum: m in [0, 1], or a tensor of one element on that device, which is never read on
             the host on a GPU: its range is not checked.
         buffers: of modules: "copy" them, average the floating ones ("ema"), or leave them all alone
@@ -163,7 +164,9 @@ def _prepare(pairs: _Pairs) -> tuple[list[Tensor], list[Tensor]]:
     """What the op gets: checked, each target once, and what is copied as integers."""
     # a tied weight may come as another tensor object on the same memory; tracing has no memory
     memory: Callable[[Tensor], int] = id if torch.compiler.is_compiling() else Tensor.data_ptr
-    _, targets, sources, averaged = pairs
+    names, targets, sources, averaged = pairs
+    targets, sources = ([_local(each) for each in tensors] for tensors in (targets, sources))
+    pairs = _Pairs(names, targets, sources, averaged)
     read = list(map(memory, sources))
     device = targets[0].device
     seen: dict[int, int] = {}
@@ -204,6 +207,15 @@ def _prepare(pairs: _Pairs) -> tuple[list[Tensor], list[Tensor]]:
         if n >= averaged and (dtype.is_floating_point or dtype.is_complex):
             ours[k], theirs[k] = _as_integers(ours[k], theirs[k])
     return ours, theirs
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor divided among several (DTensor): it has an address."""
+    plain = type(tensor) is Tensor or type(tensor) is nn.Parameter
+    if plain or not hasattr(tensor, "to_local"):
+        return tensor
+    local: Tensor = cast(Any, tensor.detach()).to_local()
+    return local
 
 
 def _as_integers(target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:

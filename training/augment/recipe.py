@@ -130,4 +130,8 @@ RECIPES = {
     # Small photographs: solo-learn's, scripts/pretrain/cifar/augmentations/asymmetric.yaml.
     "mocov3-small-1": _MOCOV3,
     "mocov3-small-2": replace(_MOCOV3, solarise=0.2),
+    # He et al. 2020, arXiv:1911.05722, section 4.1 and their code: changes of colour always.
+    "moco-v1": replace(_COLOUR, crop_scale=(0.2, 1.0), jitter=1.0, brightness=0.4, hue=0.4),
+    # Chen et al. 2020, arXiv:2003.04297, section 3: weaker hue, and blur.
+    "moco-v2": replace(_COLOUR, crop_scale=(0.2, 1.0), blur=0.5),
 }

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import DataShape, Method
+from sslops.training.methods.moco import MoCo, MoCoConfig
 from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.supervised import Supervised
@@ -28,6 +29,12 @@ METHODS: dict[str, Entry] = {
     ),
     "simclr": Entry(
         SimCLRConfig, SimCLR, "contrast two views of an image (Chen et al. 2020, arXiv:2002.05709)"
+    ),
+    "moco": Entry(
+        MoCoConfig,
+        MoCo,
+        "match a view to its key among a queue of keys, v1 and v2 (He et al. 2020,"
+        " arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297)",
     ),
     "supervised": Entry(
         TrainConfig, Supervised, "cross-entropy with labels: the control, not a method to learn by"

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-__all__ = ["Projector"]
+__all__ = ["Projector", "plain_head"]
 
 
 class Projector(nn.Module):
@@ -51,3 +51,15 @@ class Projector(nn.Module):
         """[B, dim_in] -> [B, dim_out]."""
         projection: Tensor = self.layers(x)
         return projection
+
+
+def plain_head(dim_in: int, hidden: int | None, dim_out: int) -> nn.Module:
+    """MoCo's heads, without any batch norm: linear, or linear-ReLU-linear where `hidden` is given.
+
+    Source:
+        He et al. 2020, arXiv:1911.05722, section 3.3; Chen et al. 2020, arXiv:2003.04297.
+    """
+    if hidden is None:
+        return nn.Linear(dim_in, dim_out)
+    first, last = nn.Linear(dim_in, hidden), nn.Linear(hidden, dim_out)
+    return nn.Sequential(first, nn.ReLU(inplace=True), last)

@@ -1,11 +1,13 @@
 """Recipes: the settings of a data set, as data, each with where its values come from.
 
-A name is that of a data set, or DATA/METHOD for a method with settings of its own there.
+A name is that of a data set, DATA/METHOD for a method with settings of its own there, or
+DATA/METHOD-VERSION for a version of it that is not its default.
 """
 
 from pathlib import Path
 
 from sslops.training.recipes.images import IMAGES
+from sslops.training.recipes.moco import MOCO
 from sslops.training.recipes.mocov3 import MOCOV3
 from sslops.training.recipes.recipe import Recipe
 
@@ -14,14 +16,18 @@ __all__ = ["RECIPES", "Recipe", "pick_recipe"]
 # One line a file of recipes.
 RECIPES: dict[str, Recipe] = {
     **IMAGES,
+    **MOCO,
     **MOCOV3,
 }
 
 
-def pick_recipe(method: str, data: str, name: str | None = None) -> Recipe:
+def pick_recipe(
+    method: str, data: str, name: str | None = None, variant: str | None = None
+) -> Recipe:
     """The named recipe; without a name the data set's own, or that of any folder of images.
 
-    The method's own (DATA/METHOD) goes before the one that methods share (DATA).
+    That of the variant (METHOD-VERSION) goes before the method's own (DATA/METHOD), and this one
+    before the one that methods share (DATA).
 
     Raises:
         ValueError: unknown name.
@@ -31,7 +37,8 @@ def pick_recipe(method: str, data: str, name: str | None = None) -> Recipe:
         name = data if known else "folder"
         if not known and not Path(data).is_dir():
             return Recipe("the defaults", {})  # an unknown data set: loading it says so
-    recipe = RECIPES.get(f"{name}/{method}", RECIPES.get(name))
+    keys = (f"{name}/{variant}", f"{name}/{method}", name)
+    recipe = next((RECIPES[key] for key in keys if key in RECIPES), None)
     if recipe is None:
         known_names = ", ".join(sorted(RECIPES))
         raise ValueError(f"{method}: recipe must be one of {known_names}, got {name!r}")

@@ -58,7 +58,7 @@ def _progress(run: Run) -> str:
         return figure("Accuracy while training", missing("No accuracy was logged."))
     says = []
     if hits:
-        says.append("Hit rate: how often a view's nearest other view in the batch is its partner.")
+        says.append("Hit rate: how often a view's partner is the nearest of all candidates.")
     if knn:
         says.append("kNN: validation images named by their nearest training images.")
     return figure(
