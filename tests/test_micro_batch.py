@@ -19,7 +19,7 @@ from sslops.training.checkpoint import load
 from sslops.training.config import make_config
 from sslops.training.console import Console
 from sslops.training.data import load as load_data
-from sslops.training.distributed import join, leave, seed_everything
+from sslops.training.distributed import join, leave, seed_everything, wait
 from sslops.training.evaluation import shape_of
 from sslops.training.guard import Interrupted
 from sslops.training.methods import Batch, ContrastiveMethod, Method, find_method
@@ -222,6 +222,7 @@ def worker(process, port, folder):
                 out, grads = stepped(method, share, config, MICRO, model, B // 2)
             whole = [g.full_tensor() if isinstance(g, DTensor) else g for g in grads]
             torch.save((out["loss"].detach(), whole), f"{folder}/{n}-{how}-{process}.pt")
+    wait(world)  # a process that ends while the other computes may abort it
     leave()
 
 
