@@ -18,4 +18,6 @@ METHOD_CASES = [
             "proj_dim": 16,
         },
     ),
+    ("cpc-audio", {"data": "tones", "width": 8, "context": 8, "window": 0.2}),
+    ("cpc-image", {"data": "digits", "width": 4, "patch": 2, "pred_steps": 2}),
 ]

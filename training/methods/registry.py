@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import DataShape, Method
+from sslops.training.methods.cpc_audio import CPCAudio, CPCAudioConfig
+from sslops.training.methods.cpc_image import CPCImage, CPCImageConfig
 from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.supervised import Supervised
@@ -18,6 +20,7 @@ class Entry(NamedTuple):
     config: type[TrainConfig]
     build: Callable[[Any, DataShape], Method]
     summary: str
+    sound: bool = False  # learns from recordings, not from images
 
 
 METHODS: dict[str, Entry] = {
@@ -28,6 +31,17 @@ METHODS: dict[str, Entry] = {
     ),
     "simclr": Entry(
         SimCLRConfig, SimCLR, "contrast two views of an image (Chen et al. 2020, arXiv:2002.05709)"
+    ),
+    "cpc-audio": Entry(
+        CPCAudioConfig,
+        CPCAudio,
+        "predict the next frames of sound (van den Oord et al. 2018, arXiv:1807.03748)",
+        sound=True,
+    ),
+    "cpc-image": Entry(
+        CPCImageConfig,
+        CPCImage,
+        "predict the rows of patches below (van den Oord et al. 2018, arXiv:1807.03748)",
     ),
     "supervised": Entry(
         TrainConfig, Supervised, "cross-entropy with labels: the control, not a method to learn by"

@@ -5,6 +5,7 @@ A name is that of a data set, or DATA/METHOD for a method with settings of its o
 
 from pathlib import Path
 
+from sslops.training.recipes.cpc import CPC
 from sslops.training.recipes.images import IMAGES
 from sslops.training.recipes.mocov3 import MOCOV3
 from sslops.training.recipes.recipe import Recipe
@@ -15,6 +16,7 @@ __all__ = ["RECIPES", "Recipe", "pick_recipe"]
 RECIPES: dict[str, Recipe] = {
     **IMAGES,
     **MOCOV3,
+    **CPC,
 }
 
 
