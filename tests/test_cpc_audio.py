@@ -169,7 +169,7 @@ def test_chance_is_the_logarithm_of_the_candidates():
     cpc = method(negatives="sequence")
     nn.init.zeros_(cpc.predictor.weight)
     loss = cpc.step(torch.randn(1, 4, 1200))["loss"]
-    assert float(loss) == pytest.approx(cpc.chance, rel=1e-5)
+    assert loss.item() == pytest.approx(cpc.chance, rel=1e-5)
 
 
 def test_gradients_reach_encoder_through_targets_and_contexts():
