@@ -9,6 +9,7 @@ from torch import Tensor, nn
 __all__ = ["AudioEncoder", "ChannelNorm", "pool_frames", "strides_for"]
 
 PAPER_STRIDES = (5, 4, 2, 2, 2)  # 10 ms at 16 kHz
+REACH = 4  # frames; no convolution's frame begins or ends farther away
 _TINY = 1e-8
 
 
@@ -97,10 +98,12 @@ class AudioEncoder(nn.Module):
             lengths: [B] samples of each that are sound, the others being zeros; all if None.
 
         Returns:
-            z [B, T, width], c [B, T, context], T = about S / hop; `lengths // hop` of them count.
+            z [B, T, width], c [B, T, context], T = about S / hop, with `lengths` 4 frames more of
+            silence; `lengths // hop` of them count.
         """
-        if x.shape[1] < 2 * self.hop:
-            x = F.pad(x, (0, 2 * self.hop - x.shape[1]))
+        if lengths is not None:
+            # Else the last frames would depend on whether longer recordings lie beside.
+            x = F.pad(x, (0, REACH * self.hop))
         sound = x.shape[1] if lengths is None else lengths[:, None].to(x)
         level = (x.square().sum(1, keepdim=True) / sound + _TINY).sqrt()
         z = self.layers((x / level)[:, None]).transpose(1, 2)  # [B, T, width]
