@@ -68,4 +68,5 @@ def _flac(name: str, stream: IO[bytes]) -> tuple[NDArray[np.int16], int]:
 
 def _mono(samples: NDArray[np.int32]) -> NDArray[np.int16]:
     """[length, channels] -> [length]."""
-    return np.rint(samples.mean(1)).astype(np.int16)
+    mean: NDArray[np.int16] = np.rint(samples.mean(1)).astype(np.int16)
+    return mean

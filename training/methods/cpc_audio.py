@@ -91,7 +91,7 @@ class CPCAudio(ContrastiveMethod):
 
     def views(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """A window of each recording, [1, B, samples] float32."""
-        windows = batch.images.windows(self.samples, generator)
+        windows: Tensor = batch.images.windows(self.samples, generator)
         return windows[None].to(self.predictor.weight.device, non_blocking=True)
 
     def embed(self, views: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ class CPCImage(ContrastiveMethod):
                 f"cpc-image: no such views, got {config.views!r}{closest(config.views, RECIPES)}"
             )
         self.recipe = RECIPES[config.views]
-        self.encoder = cast(
+        self.encoder: PatchEncoder = cast(
             PatchEncoder,
             build_encoder(
                 config.arch, shape.channels, shape.image_size, **config.encoder_options()

@@ -1,6 +1,6 @@
 """CPC's context of image patches: what the rows from the top down to each say together."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class RowContext(nn.Module):
         if self.kind == "gru":
             columns = z.transpose(1, 2)  # [B, columns, rows, dim]
             c = self.recurrent(columns.flatten(0, 1))[0]
-            return c.view(columns.shape).transpose(1, 2)
+            return cast(Tensor, c.view(columns.shape).transpose(1, 2))
         c = z.permute(0, 3, 1, 2)
         for block in self.blocks:
             c = block(c)
@@ -56,4 +56,4 @@ class _Block(nn.Module):
         """[B, dim, rows, columns] -> same shape."""
         x = self.across(F.relu(self.reduce(F.relu(c))))
         x = self.down(F.pad(x, (0, 0, 1, 0)))  # a row of zeros on top, none below: that is the mask
-        return c + self.expand(F.relu(x))
+        return c + cast(Tensor, self.expand(F.relu(x)))
