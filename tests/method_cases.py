@@ -22,4 +22,6 @@ METHOD_CASES = [
         "moco",
         {"data": "digits", "width": 8, "proj_hidden": 32, "proj_dim": 16, "queue": 200},
     ),
+    ("cpc-audio", {"data": "tones", "width": 8, "context": 8, "window": 0.2}),
+    ("cpc-image", {"data": "digits", "width": 4, "patch": 2, "pred_steps": 2}),
 ]

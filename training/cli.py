@@ -119,6 +119,36 @@ def _replay(argv: list[str]) -> int:
     return 0 if replay(chosen.file, chosen.device, Console()) else 1
 
 
+def _ablate(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "sslops ablate",
+        description="Train with several values of one setting; one table. Takes train's flags too.",
+    )
+    parser.add_argument("method", help="see `sslops list`")
+    parser.add_argument("--field", required=True, help="setting to vary: a flag of train")
+    parser.add_argument("--values", required=True, nargs="+", help="what it takes in turn")
+    chosen, flags = parser.parse_known_args(argv)
+    from sslops.training.ablate import ablate, parse_value
+    from sslops.training.console import Console
+    from sslops.training.methods import find_method
+    from sslops.training.run import default_config
+
+    entry = find_method(chosen.method)
+    _need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--data")
+    first.add_argument("--recipe")
+    known, _ = first.parse_known_args(flags)
+    given = {name: value for name, value in vars(known).items() if value is not None}
+    defaults = default_config(chosen.method, given, RunOptions())
+    config, options = _parse(chosen.method, entry.config, defaults, flags)
+    field = chosen.field.removeprefix("--").replace("-", "_")
+    out = Path(options.out or f"runs/{chosen.method}-{Path(config.data).name}-{field}")
+    values = [parse_value(text) for text in chosen.values]
+    ablate(chosen.method, field, values, config, out, options.seeds, Console())
+    return 0
+
+
 def _parse(
     method: str, cls: type[TrainConfig], defaults: TrainConfig, flags: list[str]
 ) -> tuple[TrainConfig, RunOptions]:
@@ -247,6 +277,7 @@ def _need(*modules: str) -> None:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train a method, evaluate it against controls, write a report"),
     "plan": (_plan, "memory and time of a configuration, and what makes it fit a device"),
+    "ablate": (_ablate, "train with several values of one setting, compare them in one table"),
     "eval": (_eval, "evaluate a run folder again"),
     "compare": (_compare, "one table of several run folders"),
     "list": (_list, "methods, data sets, recipes"),

@@ -40,6 +40,7 @@ class TrainConfig:
     micro_batch: int | None = None  # images that a process encodes at once; its share if unset
     epochs: int = 100
     steps: int | None = None  # instead of epochs
+    group_by: str | None = None  # each batch from one value of it: label, or a factor (speaker)
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = 1e-3  # at batch 256
     lr_scaling: Literal["linear", "sqrt", "none"] = "none"  # how lr grows with batch / 256

@@ -9,6 +9,7 @@ from torch import Tensor
 from sslops.training.chart import Chart
 from sslops.training.data import Split, subset
 from sslops.training.distributed import World
+from sslops.training.feed import Feed
 from sslops.training.folder import write_json
 from sslops.training.methods import Batch, Method
 
@@ -48,5 +49,4 @@ def _write_grids(grids: dict[str, Tensor], folder: Path) -> None:
 def _some(split: Split, images: int, world: World) -> Batch:
     """`images` of the split, the same ones whenever it is asked."""
     split = subset(split, min(images, len(split)), seed=0)
-    labels = None if split.labels is None else split.labels.to(world.device)
-    return Batch(split.images.to(world.device), labels)
+    return Feed(split, world.device)(torch.arange(len(split)))

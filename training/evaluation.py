@@ -10,22 +10,19 @@ from torch import nn
 from sslops.training import export
 from sslops.training.config import TrainConfig
 from sslops.training.console import Console
+from sslops.training.controls import plain_features, supervised_arms
 from sslops.training.data import Dataset, Split, load, split_validation, subset
 from sslops.training.distributed import World, seed_everything
 from sslops.training.folder import read_config, read_json, write_json
-from sslops.training.loop import Loop
 from sslops.training.methods import DataShape, Method, find_method
-from sslops.training.methods.supervised import Supervised, supervised_config
 
 __all__ = [
     "build_method",
     "evaluate_run",
+    "forget_seen",
     "load_data",
     "shape_of",
-    "train_supervised",
 ]
-
-SUPERVISED = "supervised.safetensors"
 
 
 def load_data(config: TrainConfig) -> tuple[Dataset, Split, Split | None]:
@@ -41,37 +38,30 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Split, Split | None]:
 
 def shape_of(data: Dataset) -> DataShape:
     """What networks need to know of a data set."""
-    return DataShape(data.channels, data.image_size, len(data.classes))
+    return DataShape(data.channels, data.image_size, len(data.classes), data.rate)
 
 
 def build_method(name: str, config: TrainConfig, shape: DataShape, world: World) -> Method:
     """A method with freshly drawn weights: the same ones for the same seed."""
+    entry = find_method(name)
+    if entry.sound != (shape.rate > 0):
+        has = f"sound at {shape.rate:,} Hz" if shape.rate else "images"
+        raise ValueError(
+            f"{name}: needs {'sound' if entry.sound else 'images'}, got {has}: {config.data}"
+        )
     seed_everything(config.seed)
-    method = find_method(name).build(config, shape).to(world.device)
+    method = entry.build(config, shape).to(world.device)
     method.name, method.shape = name, shape
     if config.channels_last:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return method
 
 
-def train_supervised(
-    config: TrainConfig, train: Split, shape: DataShape, world: World, console: Console
-) -> nn.Module:
-    """The encoder of `config` trained with labels, by the same loop, views and optimiser."""
-    config = supervised_config(config)
-    seed_everything(config.seed)
-    method = Supervised(config, shape).to(world.device)
-    if config.channels_last:
-        method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    Loop(method, train, config, world, console=console).run()
-    return method.encoder
-
-
 def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]:
     """Evaluate the exported encoder of a run against controls; write results.json and pictures.
 
-    The controls are raw pixels, the same encoder untrained, and the same encoder trained with
-    labels (kept in the folder, so that a second evaluation does not train it again).
+    The controls are raw pixels (of sound log-mel), the same encoder untrained, and the same
+    encoder trained with labels.
 
     Returns:
         What results.json holds.
@@ -87,9 +77,10 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
 
     trained = export.load_encoder(folder).to(world.device)
     untrained = build_method(name, config, shape, world).encoder.eval()
-    arms: dict[str, nn.Module | None] = {name: trained, "random-init": untrained, "pixels": None}
-    if name != "supervised" and train.labels is not None:
-        arms["supervised"] = _supervised(folder, config, train, shape, world, console)
+    arms: dict[str, nn.Module | None] = {name: trained, "random-init": untrained}
+    arms |= plain_features(data)
+    if name != "supervised":
+        arms |= supervised_arms(folder, config, data, train, shape, world, console)
     console.print(f"evaluating {', '.join(arms)} ...")
     results: dict[str, Any] = evaluate(
         arms,
@@ -99,6 +90,7 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
         max_test=config.eval_test,
         device=world.device,
     )
+    forget_seen(results, config)
     results["cost"] = {**cost, "evaluation_seconds": time.perf_counter() - started}
     write_json(folder / "results.json", results)
 
@@ -106,18 +98,12 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     return results
 
 
-def _supervised(
-    folder: Path,
-    config: TrainConfig,
-    train: Split,
-    shape: DataShape,
-    world: World,
-    console: Console,
-) -> nn.Module:
-    path = folder / "checkpoint" / SUPERVISED
-    if not path.is_file():
-        console.print("training the supervised control ...")
-        updating = Console(console.stream, quiet=console.quiet or not console.live)
-        encoder = train_supervised(config, train, shape, world, updating)
-        export.save_encoder(path, encoder, config, shape, method="supervised", data=config.data)
-    return export.load_encoder(path).to(world.device)
+def forget_seen(results: dict[str, Any], config: TrainConfig) -> None:
+    """Drop a supervised control's accuracies on unseen values whose labels it was trained with."""
+    held_out = getattr(config, "held_out", None)
+    kept = None if held_out is None else f"unseen.{held_out.partition('=')[2]}"
+    for name in results:
+        if name.startswith("supervised"):
+            for key in [key for key in results[name] if key.startswith("unseen.")]:
+                if name != "supervised-unseen" or key != kept:
+                    del results[name][key]

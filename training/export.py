@@ -9,7 +9,7 @@ from torch import nn
 
 from sslops.training.config import TrainConfig
 from sslops.training.methods import DataShape
-from sslops.training.models import build_encoder
+from sslops.training.models import AudioEncoder, build_encoder
 
 __all__ = ["load_encoder", "save_encoder"]
 
@@ -32,13 +32,18 @@ def save_encoder(
     from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    description = {
-        "arch": config.arch,
+    taken: dict[str, Any] = {
         "channels": shape.channels,
         "image_size": shape.image_size,
+        "input": "[B, channels, H, W] float in [0, 1]",
+    }
+    if shape.rate:
+        taken = {"rate": shape.rate, "input": "[B, samples] float, and optionally [B] lengths"}
+    description = {
+        "arch": config.arch,
         "options": config.encoder_options(),
         "dim": cast(int, encoder.dim),
-        "input": "[B, channels, H, W] float in [0, 1]",
+        **taken,
         **facts,
     }
     weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
@@ -56,7 +61,8 @@ def load_encoder(path: str | Path) -> nn.Module:
         path: a run folder, or the .safetensors file inside it or elsewhere.
 
     Returns:
-        A module [B, C, H, W] in [0, 1] -> [B, dim], with the width in its attribute `dim`.
+        A module [B, C, H, W] in [0, 1] -> [B, dim], with the width in its attribute `dim`. Of
+        sound one [B, samples] -> [B, dim], whose method `frames` gives [B, T, width].
 
     Raises:
         FileNotFoundError: the weights or their description are not there.
@@ -76,8 +82,12 @@ def load_encoder(path: str | Path) -> nn.Module:
                 f"load_encoder: needs encoder.safetensors and encoder.json, got no {file}"
             )
     about = json.loads(path.with_suffix(".json").read_text())
-    encoder = build_encoder(
-        about["arch"], about["channels"], about["image_size"], **about["options"]
-    )
+    encoder: nn.Module
+    if "rate" in about:
+        encoder = AudioEncoder(about["rate"], **about["options"])
+    else:
+        encoder = build_encoder(
+            about["arch"], about["channels"], about["image_size"], **about["options"]
+        )
     encoder.load_state_dict(load_file(path))
     return encoder.eval()

@@ -14,7 +14,7 @@ from sslops.training.console import Console
 from sslops.training.data import Split
 from sslops.training.diagnosis import Diagnosis
 from sslops.training.distributed import World, main_value
-from sslops.training.feed import Feed, Sampler
+from sslops.training.feed import Feed, Sampler, groups_of
 from sslops.training.guard import (
     FiniteCheck,
     Interrupted,
@@ -67,7 +67,8 @@ class Loop:
         self.method, self.config, self.world = method, config, world
         self.console, self.folder, self.monitor = console, folder, monitor
         self.sharded = config.parallel == "fsdp"
-        self.sampler = Sampler(len(train), config.batch, config.seed, world)
+        groups = groups_of(train, config.group_by)
+        self.sampler = Sampler(len(train), config.batch, config.seed, world, groups)
         self.feed = Feed(train, world.device)
         self.steps = config.steps or config.epochs * self.sampler.steps_per_epoch
         warmup = round(config.warmup_epochs * self.sampler.steps_per_epoch)

@@ -44,7 +44,7 @@ def save_failure(
         "precision": loop.precision,
         "processes": loop.world.size,
         "step": loop.step,
-        "images": batch.images,
+        "images": batch.images if isinstance(batch.images, Tensor) else None,  # or all the sound
         "labels": batch.labels,
         "views": views,
         "before": loop.before,
@@ -89,7 +89,9 @@ def replay(path: Path, device: str, console: Console) -> bool:
         torch.cuda.set_rng_state(before["cuda"].cpu(), world.device)
 
     views = state["views"]
-    if state["processes"] == 1:
+    if state["images"] is None:
+        console.print("views     those kept; recordings are not")
+    elif state["processes"] == 1:
         views = method.views(Batch(state["images"], state["labels"]), generator)
         same = _equal(views, state["views"])
         console.print(f"views     {'the same bits' if same else 'NOT those of the run'}")

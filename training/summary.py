@@ -11,7 +11,8 @@ from torch import nn
 
 from sslops.training.config import TrainConfig
 from sslops.training.console import Console, duration
-from sslops.training.data import Dataset, Split
+from sslops.training.data import Dataset, Split, Waves
+from sslops.training.evaluate.factors import factor_table, factor_titles
 from sslops.training.evaluate.table import align, arms, table
 from sslops.training.loop import Loop
 from sslops.training.methods import Method
@@ -41,12 +42,11 @@ def print_banner(
 ) -> None:
     """What is about to be trained, on what, and where it goes."""
     config, world = loop.config, loop.world
-    shape = "x".join(str(side) for side in split.images.shape[1:])
     spent = f", resumed after step {loop.step}" if loop.step else ""
     console.banner(
         f"sslops train {name}",
         {
-            "data": f"{data.name}, {len(split.images):,} images {shape} ({data.licence})",
+            "data": f"{data.name}, {len(split):,} {_kind(split)} ({data.licence})",
             "encoder": f"{config.arch}, {count_parameters(method.encoder):,} parameters,"
             f" {method.encoder.dim} features",
             "batch": f"{config.batch}, loss at chance {method.chance:.2f}{_saving(config)}",
@@ -67,11 +67,20 @@ def _saving(config: TrainConfig) -> str:
     return parts + (", activations computed twice" if config.checkpointing else "")
 
 
+def _kind(split: Split) -> str:
+    if isinstance(split.images, Waves):
+        minutes = float(split.images.lengths.sum()) / split.images.rate / 60
+        return f"recordings, {minutes:.0f} minutes at {split.images.rate:,} Hz"
+    return "images " + "x".join(str(side) for side in split.images.shape[1:])
+
+
 def print_closing(name: str, folder: Path, results: dict[str, Any], console: Console) -> None:
     """Results beside controls, cost, where things lie, what to try next."""
     cost = results["cost"]
     if arms(results):
         console.print("\n" + table(results))
+        if by_factor := factor_table(results):
+            console.print("\n" + by_factor)
     console.print(
         f"\ncost      {duration(cost['seconds'])} of training, {cost['images_per_second']:,.0f}"
         f" images/s, {cost['peak_memory_gb']:.1f} GB at most,"
@@ -101,7 +110,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     summary: dict[str, Any] = {}
     for name in [*arms(results[0]), "cost"]:
-        flat = [_flatten(run[name]) for run in results]
+        flat = [_flatten(run[name]) for run in results if name in run]
         summary[name] = {
             key: {
                 "mean": statistics.fmean(run[key] for run in flat),
@@ -134,7 +143,25 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         nmi = arm.get("nmi")
         cells.append("-" if nmi is None else f"{nmi['mean']:.3f} ± {nmi['sd']:.3f}")
         lines.append([name, *cells])
+    return "\n\n".join(filter(None, [align(lines), _factor_table(rows)]))
+
+
+def _factor_table(rows: Mapping[str, Any]) -> str:
+    """Numbers of evaluate/factors.py: the median over the seeds, and the lowest and highest."""
+    titles = factor_titles({name: {"dim": 0, **arm} for name, arm in rows.items()})
+    if not titles:
+        return ""
+    lines = [["median (lowest, highest)", *titles.values()]]
+    for name, arm in rows.items():
+        lines.append(
+            [name, *(_median(arm[key]["values"]) if key in arm else "-" for key in titles)]
+        )
     return align(lines)
+
+
+def _median(values: Sequence[float]) -> str:
+    middle, low, high = (100 * f(values) for f in (statistics.median, min, max))
+    return f"{middle:.1f} ({low:.1f}, {high:.1f})"
 
 
 def _few(key: str) -> int:

@@ -1,7 +1,8 @@
-"""Data sets as uint8 tensors in memory: one file a source, `load` finds them by name."""
+"""Data sets in memory, images as uint8, sound as int16; `load` finds them by name."""
 
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.registry import load, names
 from sslops.training.data.split import split_validation, subset
+from sslops.training.data.waves import Waves
 
-__all__ = ["Dataset", "Split", "load", "names", "split_validation", "subset"]
+__all__ = ["Dataset", "Split", "Waves", "load", "names", "split_validation", "subset"]

@@ -1,31 +1,41 @@
-"""What a data set is: two splits of uint8 images, class names, licence and source."""
+"""What a data set is: two splits of images or recordings, class names, licence and source."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
+
+from sslops.training.data.waves import Waves
 
 __all__ = ["Dataset", "Split"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split, decoded and resident in memory.
+    """Images of one split, or recordings in their place, decoded and resident in memory.
 
     Attributes:
-        images: [N, C, H, W] uint8 on the CPU, contiguous; C is 1 or 3.
+        images: [N, C, H, W] uint8 on the CPU, contiguous; C is 1 or 3. Of sound: N recordings.
         labels: [N] int64, or None for an unlabelled folder.
+        factors: [N] int64 each, further labels by name (speaker).
     """
 
-    images: Tensor
+    images: Any  # Tensor or Waves
     labels: Tensor | None
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return self.images.shape[0]
+        return len(self.images)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named data set; `classes[label]` names a label, and is empty without labels."""
+    """A named data set.
+
+    `classes[label]` names a label, and is empty without labels; `factors` names those of a split's
+    factors.
+    """
 
     name: str
     train: Split
@@ -33,13 +43,22 @@ class Dataset:
     classes: tuple[str, ...]
     licence: str
     source: str
+    factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def channels(self) -> int:
-        """1 for grey, 3 for colour."""
-        return self.train.images.shape[1]
+        """1 for grey, 3 for colour; 1 for sound."""
+        images = self.train.images
+        return 1 if isinstance(images, Waves) else int(images.shape[1])
 
     @property
     def image_size(self) -> int:
-        """The shorter side in pixels."""
-        return min(self.train.images.shape[2:])
+        """The shorter side in pixels; 0 for sound."""
+        images = self.train.images
+        return 0 if isinstance(images, Waves) else int(min(images.shape[2:]))
+
+    @property
+    def rate(self) -> int:
+        """Samples a second of sound; 0 for images."""
+        images = self.train.images
+        return images.rate if isinstance(images, Waves) else 0

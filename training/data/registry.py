@@ -5,18 +5,21 @@ from pathlib import Path
 
 import torch.nn.functional as F
 
+from sslops.training.data.audio_folder import holds_audio, load_audio_folder
 from sslops.training.data.cifar10 import load_cifar10
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.digits import load_digits
 from sslops.training.data.fashion_mnist import load_fashion_mnist
 from sslops.training.data.folder import load_folder
+from sslops.training.data.fsdd import load_fsdd
+from sslops.training.data.tones import load_tones
 
 __all__ = ["load", "names"]
 
 
 def names() -> list[str]:
     """The registered data sets; `load` takes the path of a folder as well."""
-    return ["digits", "fashion-mnist", "cifar10"]
+    return ["digits", "fashion-mnist", "cifar10", "tones", "fsdd"]
 
 
 def load(
@@ -26,10 +29,11 @@ def load(
     size: int | None = None,
     download: bool = False,
 ) -> Dataset:
-    """Load a data set by name, or any folder of images.
+    """Load a data set by name, or any folder of images or recordings.
 
     Args:
-        data: one of `names()`, or the path of a folder (or a tar) of images.
+        data: one of `names()`, or the path of a folder (or a tar) of images, or of a folder of wav
+            or flac files.
         root: where the files of a named set lie; before $SSLOPS_DATA and the usual places.
         size: resize images to size x size.
         download: allow fetching files that no place has.
@@ -47,6 +51,12 @@ def load(
         return _resized(load_fashion_mnist(root, download=download), size)
     if data == "cifar10":
         return _resized(load_cifar10(root), size)
+    if data == "tones":
+        return load_tones()
+    if data == "fsdd":
+        return load_fsdd(root, download=download)
+    if holds_audio(Path(data).expanduser()):
+        return load_audio_folder(data)
     if Path(data).expanduser().exists():
         return load_folder(data, size=size)
     raise ValueError(

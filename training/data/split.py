@@ -9,8 +9,10 @@ __all__ = ["split_validation", "stratified", "subset", "take"]
 
 
 def take(split: Split, index: Tensor) -> Split:
-    """The images (and labels) at `index` [n], in that order."""
-    return Split(split.images[index], None if split.labels is None else split.labels[index])
+    """The images (with labels and factors) at `index` [n], in that order."""
+    labels = None if split.labels is None else split.labels[index]
+    factors = {name: values[index] for name, values in split.factors.items()}
+    return Split(split.images[index], labels, factors)
 
 
 def stratified(labels: Tensor, n: int, seed: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sslops.training.data import Dataset, Split, subset
 from sslops.training.evaluate import cluster, few_labels, knn, linear
+from sslops.training.evaluate.factors import measure_factors, measure_frames
 from sslops.training.evaluate.features import extract, pixels, spread
 
 __all__ = ["evaluate"]
@@ -30,7 +31,7 @@ def evaluate(
     """Measure frozen features of every arm on the same images with the same rules.
 
     Args:
-        encoders: arm -> encoder; None stands for raw pixels.
+        encoders: arm -> encoder; None stands for raw pixels, which sound has not.
         data: labels of the training part choose and fit, those of the test part only score.
         seed: of subsets, folds, draws and k-means.
         labels_per_class: of the few-label curve; numbers a class has not are left out.
@@ -41,8 +42,9 @@ def evaluate(
 
     Returns:
         arm -> {"dim", "feature_std", "rank", and with labels "knn", "knn_k", "linear",
-        "linear_C", "few", "nmi", "ari", "cluster_accuracy", "seconds"}, and "protocol" with
-        every setting. Accuracies are shares of 1. Everything can be written as JSON.
+        "linear_C", "few", "nmi", "ari", "cluster_accuracy", "seconds"}, for sound also the
+        numbers that evaluate/factors.py names; and "protocol" with every setting. Accuracies are
+        shares of 1. Everything can be written as JSON.
     """
     if not encoders:
         raise ValueError("evaluate: needs at least one arm, got none")
@@ -76,6 +78,9 @@ def evaluate(
                 draws,
                 per_feature=encoder is not None,
             )
+        if data.rate and encoder is not None and "failed" not in result:
+            result |= measure_factors(data, train, test, x, x_test, seed=seed)
+            result |= measure_frames(encoder, data, train, test, seed=seed, device=device)
         results[arm] = {**result, "seconds": round(time.perf_counter() - start, 2)}
     results["protocol"] = {
         "data": data.name,

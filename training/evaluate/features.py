@@ -1,11 +1,17 @@
 """Features of a frozen encoder, computed once, with proof that it stayed frozen."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-__all__ = ["extract", "pixels", "spread"]
+from sslops.training.data import Waves
+
+__all__ = ["extract", "extract_frames", "pixels", "spread"]
+
+FRAMES = 8  # of each recording that probes of single frames see, evenly spread
 
 MAX_PIXEL_SIDE = 32  # raw pixels of larger images are averaged to this side first
 
@@ -13,17 +19,18 @@ MAX_PIXEL_SIDE = 32  # raw pixels of larger images are averaged to this side fir
 @torch.no_grad()
 def extract(
     encoder: nn.Module,
-    images: Tensor,
+    images: Tensor | Waves,
     *,
-    batch: int = 512,
+    batch: int | None = None,
     device: str | torch.device | None = None,
 ) -> Tensor:
     """Encode all images in evaluation mode, without gradient.
 
     Args:
-        encoder: [B, C, H, W] float32 in [0, 1] -> [B, dim]; left in the mode it came in.
-        images: [N, C, H, W] uint8.
-        batch: images at a time; changes nothing but memory.
+        encoder: [B, C, H, W] float32 in [0, 1] -> [B, dim]; left in the mode it came in. Of sound
+            ([B, samples], lengths [B]) -> [B, dim].
+        images: [N, C, H, W] uint8, or recordings.
+        batch: images at a time, 512 if None, or recordings, 64; changes nothing but memory.
         device: where to run; default where the encoder's weights are.
 
     Returns:
@@ -35,10 +42,57 @@ def extract(
         RuntimeError: a weight or buffer changed on the way (a batch norm that kept counting,
             say), so the features belong to no single encoder.
     """
+    if isinstance(images, Waves):
+        return _run_waves(encoder, encoder, images, batch or 64, device)
     if images.dtype != torch.uint8:
         raise TypeError(f"extract: images must be uint8, got {images.dtype}")
     if images.ndim != 4 or not len(images):
         raise ValueError(f"extract: needs images [N, C, H, W], got {tuple(images.shape)}")
+    chunks = ((chunk,) for chunk in torch.split(images, batch or 512))
+    return _run(encoder, lambda x: encoder(x.float().div_(255)), chunks, device)
+
+
+@torch.no_grad()
+def extract_frames(
+    encoder: nn.Module, waves: Waves, *, device: str | torch.device | None = None
+) -> Tensor:
+    """Frames of all recordings, by `encoder.frames`: [N, 8, D] float32 on the CPU.
+
+    Of each recording 8 frames, evenly spread over it; a very short one gives some twice.
+    """
+
+    def some(x: Tensor, lengths: Tensor) -> Tensor:
+        frames: Tensor = encoder.frames(x, lengths)  # type: ignore[operator]
+        counts = (lengths // encoder.hop).clamp(1, frames.shape[1])  # type: ignore[operator]
+        place = (torch.arange(FRAMES, device=x.device) + 0.5) / FRAMES * counts[:, None]
+        index = place.long()[..., None].expand(-1, -1, frames.shape[2])
+        return frames.gather(1, index).flatten(1)
+
+    rows = _run_waves(encoder, some, waves, 64, device)
+    return rows.view(len(rows), FRAMES, -1)
+
+
+def _run_waves(
+    encoder: nn.Module,
+    call: Callable[..., Tensor],
+    waves: Waves,
+    batch: int,
+    device: str | torch.device | None,
+) -> Tensor:
+    """Recordings of like length together, so that few zeros are encoded; rows in their order."""
+    order = waves.lengths.argsort(stable=True)
+    parts = (waves[index] for index in torch.split(order, batch))
+    rows = _run(encoder, call, ((part.whole(), part.lengths) for part in parts), device)
+    return torch.empty_like(rows).index_copy_(0, order, rows)
+
+
+def _run(
+    encoder: nn.Module,
+    call: Callable[..., Tensor],
+    chunks: Iterator[tuple[Tensor, ...]],
+    device: str | torch.device | None,
+) -> Tensor:
+    """Rows that `call` makes of the chunks, while the weights and buffers stay as they are."""
     state = encoder.state_dict()
     if device is None:
         device = next((value.device for value in state.values()), torch.device("cpu"))
@@ -48,8 +102,8 @@ def extract(
     encoder.eval()
     try:
         rows = []
-        for chunk in torch.split(images, batch):
-            out = encoder(chunk.to(device).float().div_(255))
+        for chunk in chunks:
+            out = call(*(part.to(device) for part in chunk))
             if out.ndim != 2:
                 raise ValueError(f"extract: encoder must return [B, dim], got {tuple(out.shape)}")
             rows.append(out.float().cpu())

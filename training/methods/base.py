@@ -13,9 +13,12 @@ __all__ = ["Batch", "ContrastiveMethod", "DataShape", "Method"]
 
 
 class Batch(NamedTuple):
-    """Images [B, C, H, W] uint8 and labels [B] int64 (None if there are none), on the device."""
+    """Images [B, C, H, W] uint8 and labels [B] int64 (None if there are none), on the device.
 
-    images: Tensor
+    Recordings, in the place of images, stay on the host: only windows of them are wanted.
+    """
+
+    images: Any  # Tensor or Waves
     labels: Tensor | None
 
 
@@ -25,6 +28,7 @@ class DataShape(NamedTuple):
     channels: int
     image_size: int
     classes: int
+    rate: int = 0  # of sound, whose channels and image_size say nothing
 
 
 class Method(nn.Module, ABC):

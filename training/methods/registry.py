@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import DataShape, Method
+from sslops.training.methods.cpc_audio import CPCAudio, CPCAudioConfig
+from sslops.training.methods.cpc_image import CPCImage, CPCImageConfig
 from sslops.training.methods.moco import MoCo, MoCoConfig
 from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
@@ -19,6 +21,7 @@ class Entry(NamedTuple):
     config: type[TrainConfig]
     build: Callable[[Any, DataShape], Method]
     summary: str
+    sound: bool = False  # learns from recordings, not from images
 
 
 METHODS: dict[str, Entry] = {
@@ -35,6 +38,17 @@ METHODS: dict[str, Entry] = {
         MoCo,
         "match a view to its key among a queue of keys, v1 and v2 (He et al. 2020,"
         " arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297)",
+    ),
+    "cpc-audio": Entry(
+        CPCAudioConfig,
+        CPCAudio,
+        "predict the next frames of sound (van den Oord et al. 2018, arXiv:1807.03748)",
+        sound=True,
+    ),
+    "cpc-image": Entry(
+        CPCImageConfig,
+        CPCImage,
+        "predict the rows of patches below (van den Oord et al. 2018, arXiv:1807.03748)",
     ),
     "supervised": Entry(
         TrainConfig, Supervised, "cross-entropy with labels: the control, not a method to learn by"

@@ -1,7 +1,19 @@
 """Encoders and heads."""
 
+from sslops.training.models.audio import AudioEncoder
 from sslops.training.models.heads import Projector, plain_head
+from sslops.training.models.log_mel import LogMel
+from sslops.training.models.patches import PatchEncoder
 from sslops.training.models.registry import build_encoder, encoder_names
 from sslops.training.models.vit import ViT
 
-__all__ = ["Projector", "ViT", "build_encoder", "encoder_names", "plain_head"]
+__all__ = [
+    "AudioEncoder",
+    "LogMel",
+    "PatchEncoder",
+    "Projector",
+    "ViT",
+    "build_encoder",
+    "encoder_names",
+    "plain_head",
+]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sslops.training.models.cnn import CNN
+from sslops.training.models.patches import PatchEncoder
 from sslops.training.models.resnet import ResNet
 from sslops.training.models.vit import ViT
 
@@ -22,6 +23,10 @@ def _cnn_tiny(channels: int, image_size: int, *, width: int = 32, pool: int = 1)
 
 def _cnn4(channels: int, image_size: int, *, width: int = 32, pool: int = 1) -> nn.Module:
     return CNN(channels, (width, 2 * width, 4 * width, 8 * width), (2, 1, 2, 2), pool)
+
+
+def _patches(channels: int, image_size: int, *, width: int = 32, patch: int = 8) -> nn.Module:
+    return PatchEncoder(channels, width=width, patch=patch)
 
 
 def _resnet(depth: int) -> Callable[..., nn.Module]:
@@ -56,6 +61,7 @@ def _vit(width: int, heads: int) -> Callable[..., nn.Module]:
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "cnn-tiny": _cnn_tiny,
     "cnn4": _cnn4,
+    "cpc-patches": _patches,
     "resnet18": _resnet(18),
     "resnet50": _resnet(50),
     "vit-tiny": _vit(192, 3),
@@ -75,17 +81,17 @@ def build_encoder(
     """Build an encoder with random weights: [B, C, H, W] in [0, 1] -> [B, encoder.dim].
 
     Args:
-        arch: "cnn-tiny" for 8x8 images, "cnn4" for 28 to 32 px, "resnet18" or "resnet50" (CIFAR
-            stem up to 64 px, ImageNet stem above), "vit-tiny", "vit-small" or "vit-base" (patches
-            of 16 px; 4 up to 64 px, 2 up to 16).
+        arch: "cnn-tiny" for 8x8 images, "cnn4" for 28 to 32 px, "cpc-patches" of CPC, "resnet18"
+            or "resnet50" (CIFAR stem up to 64 px, ImageNet stem above), "vit-tiny", "vit-small" or
+            "vit-base" (patches of 16 px; 4 up to 64 px, 2 up to 16).
         channels: C, 1 or 3.
         image_size: shorter side in pixels; chooses the stem or the patch. Any size can be encoded,
             by a vit any multiple of its patch.
         seed: of the weights; None takes them from torch's global generator.
         **options: `width` of the first layer; `pool`, cells a side that the cnn's features keep
             (1 is global average pooling), or that a vit's patch tokens are averaged to (its
-            features are the class token without it); `zero_init` of resnets; `patch`, `depth` and
-            `heads` of vits.
+            features are the class token without it); `zero_init` of resnets; `patch` of
+            cpc-patches and vits, `depth` and `heads` of vits.
 
     Raises:
         ValueError: unknown `arch` or option, `channels` not 1 or 3, or an image that cannot be cut

@@ -6,6 +6,7 @@ DATA/METHOD-VERSION for a version of it that is not its default.
 
 from pathlib import Path
 
+from sslops.training.recipes.cpc import CPC
 from sslops.training.recipes.images import IMAGES
 from sslops.training.recipes.moco import MOCO
 from sslops.training.recipes.mocov3 import MOCOV3
@@ -18,6 +19,7 @@ RECIPES: dict[str, Recipe] = {
     **IMAGES,
     **MOCO,
     **MOCOV3,
+    **CPC,
 }
 
 

@@ -50,7 +50,8 @@ def write_pictures(
     if views is not None:
         (folder / "views.png").write_bytes(pairs_png(views))
     trained = [name for name, encoder in encoders.items() if encoder is not None]
-    after = next((name for name in trained if name not in ("random-init", "supervised")), None)
+    controls = ("random-init", "log-mel", "supervised")
+    after = next((name for name in trained if name not in controls), None)
     stages = {"neighbours-before": "random-init", "neighbours": after or ""}
     networks = {file: encoders[name] for file, name in stages.items() if name in trained}
     gallery = data.train if len(data.train) <= GALLERY else subset(data.train, GALLERY, seed)
@@ -62,14 +63,18 @@ def write_pictures(
     arrays: dict[str, NDArray[np.generic]] = {}
     for file, encoder in networks.items():
         assert encoder is not None
-        png = neighbours_png(encoder, data.test, queries, gallery)
-        (folder / f"{file}.png").write_bytes(png)
+        if not data.rate:
+            png = neighbours_png(encoder, data.test, queries, gallery)
+            (folder / f"{file}.png").write_bytes(png)
         if len(shown) >= 4:
             arm = "after" if file == "neighbours" else "before"
             arrays[arm] = tsne(extract(encoder, shown.images), seed)
     if shown.labels is not None:
         arrays["labels"] = shown.labels.numpy()
     arrays["classes"] = np.array(data.classes, dtype=np.str_)
+    for name, values in data.factors.items():
+        arrays[f"labels_{name}"] = shown.factors[name].numpy()
+        arrays[f"classes_{name}"] = np.array(values, dtype=np.str_)
     np.savez_compressed(Path(run_dir) / "features.npz", **arrays)  # type: ignore[arg-type]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sslops import __version__
 from sslops.training.report.charts import method_charts
+from sslops.training.report.factors import factor_numbers
 from sslops.training.report.page import definitions, missing, page, section
 from sslops.training.report.results import headline, label_curve, numbers
 from sslops.training.report.run_folder import Run, read_run
@@ -18,8 +19,9 @@ from sslops.training.report.views import feature_space, method_pictures, neighbo
 __all__ = ["render", "write_report"]
 
 CONTROLS_TEXT = (
-    "Controls: raw pixels, the same network untrained (same architecture and pooling), and the "
-    "same network trained with labels. Every arm is measured by the same rules on the same images."
+    "Controls: raw pixels (of sound log-mel), the same network untrained (same architecture and "
+    "pooling), and the same network trained with labels. Every arm is measured by the same rules "
+    "on the same images."
 )
 SCALE_TEXT = (
     "These numbers are not comparable with published ones: those come from other data, larger "
@@ -53,6 +55,7 @@ def render(run: Run) -> str:
             headline(run),
             label_curve(run) if run.arms else "",
             numbers(run),
+            factor_numbers(run),
             feature_space(run),
             neighbours(run),
             curves(run),

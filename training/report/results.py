@@ -23,7 +23,7 @@ def arm_style(run: Run, arm: str) -> str:
 
 
 def arm_name(arm: str) -> str:
-    """How an arm is called in charts."""
+    """How an arm is called in charts and tables."""
     return NAMES.get(arm, arm)
 
 

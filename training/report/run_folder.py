@@ -14,7 +14,7 @@ from sslops.training.evaluate.table import arms
 
 __all__ = ["CONTROLS", "Run", "read_run"]
 
-CONTROLS = ("random-init", "pixels", "supervised")
+CONTROLS = ("random-init", "pixels", "log-mel", "supervised")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ class Run:
     def data(self) -> str:
         """Name of the data set; of a folder of images its last part."""
         return Path(str(self.config.get("data", "unknown data"))).name
+
+    @property
+    def sound(self) -> bool:
+        """Whether the encoder hears, and there is nothing to look at."""
+        return "rate" in self.encoder
 
     @property
     def arms(self) -> dict[str, Mapping[str, Any]]:

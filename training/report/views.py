@@ -13,16 +13,22 @@ LEGEND_CLASSES = 20
 
 
 def feature_space(run: Run) -> str:
-    """t-SNE before and after."""
-    title = "The feature space, before and after"
+    """t-SNE before and after; once more in the colours of each factor, such as the speaker."""
+    factors = [name.removeprefix("labels_") for name in run.points if name.startswith("labels_")]
+    return "".join(_feature_space(run, factor) for factor in ["", *factors])
+
+
+def _feature_space(run: Run, factor: str) -> str:
+    title = "The feature space, before and after" + (f": {factor}" if factor else "")
+    suffix = f"_{factor}" if factor else ""
     pairs = [(name, run.points[name]) for name in ("before", "after") if name in run.points]
     pairs = [(name, xy) for name, xy in pairs if xy.ndim == 2 and xy.shape[1] == 2 and len(xy)]
     if not pairs:
         return section(title, missing("No t-SNE coordinates were saved (features.npz)."))
-    labels = run.points.get("labels")
+    labels = run.points.get(f"labels{suffix}")
     if labels is not None and any(len(labels) != len(xy) for _, xy in pairs):
         labels = None
-    names = _class_names(run, labels)
+    names = _class_names(run, labels, suffix)
     heads = {"before": "Untrained encoder", "after": f"After {run.method}"}
     figures = "".join(
         figure(
@@ -40,14 +46,14 @@ def feature_space(run: Run) -> str:
     if labels is not None and 0 < len(names) <= LEGEND_CLASSES:
         present = np.unique(labels)
         key = legend({names[i]: f"c{i % 20}" for i in present if i < len(names)}, dotted=True)
-    coloured = "" if labels is None else " coloured by class"
+    coloured = "" if labels is None else f" coloured by {factor or 'class'}"
     if coloured and run.method != "supervised":
         coloured += ", which neither network was shown"
     return section(
         title,
         key,
         f'<div class="charts">{figures}</div>',
-        lead=f"t-SNE of {len(pairs[0][1]):,} test images{coloured}. Neighbourhoods mean "
+        lead=f"t-SNE of {len(pairs[0][1]):,} test samples{coloured}. Neighbourhoods mean "
         "something; distances between islands and their sizes do not.",
     )
 
@@ -56,6 +62,8 @@ def neighbours(run: Run) -> str:
     """Nearest training images of test queries."""
     title = "Nearest neighbours"
     shown = [(name, text) for name, text in NEIGHBOURS.items() if name in run.pictures]
+    if not shown and run.sound:
+        return ""
     if not shown:
         return section(title, missing("No picture of neighbours was saved."))
     framed = len(shown) == 2
@@ -75,6 +83,8 @@ def neighbours(run: Run) -> str:
 def method_pictures(run: Run) -> str:
     """What the method looked at, and whatever else it drew."""
     names = [name for name in run.pictures if name not in NEIGHBOURS]
+    if not names and run.sound:
+        return ""
     if not names:
         return section("What the method sees", missing("No picture of augmented images was saved."))
     figures = []
@@ -90,9 +100,9 @@ def method_pictures(run: Run) -> str:
     return section("What the method sees", f'<div class="charts">{"".join(figures)}</div>')
 
 
-def _class_names(run: Run, labels: object) -> list[str]:
+def _class_names(run: Run, labels: object, suffix: str) -> list[str]:
     if labels is None:
         return []
-    if "classes" in run.points:
-        return [str(name) for name in run.points["classes"]]
+    if f"classes{suffix}" in run.points:
+        return [str(name) for name in run.points[f"classes{suffix}"]]
     return [str(name) for name in run.protocol.get("class_names", ())]

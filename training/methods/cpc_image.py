@@ -1,0 +1,160 @@
+"""CPC on images: the rows of patches seen so far should tell which patches come below.
+
+van den Oord et al. 2018, arXiv:1807.03748, section 3.2 and figure 4:
+
+    for a batch of B images
+        cut each into overlapping patches, a grid of rows          encoder.grid
+        z_rc = g_enc(patch): each patch by itself                  encoder.grid
+        c_rc = g_ar(rows up to r): a masked convolution or GRU     context
+        W_k c_rc must pick z_(r+k)c among the patches of the batch predictor, cpc_loss
+
+Features of an image are the mean of its patches' z.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from sslops import chance, cpc_loss
+from sslops.distributed import all_gather_with_grad
+from sslops.training.augment import RECIPES, make_views
+from sslops.training.chart import Chart
+from sslops.training.config import TrainConfig, closest
+from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
+from sslops.training.methods.cpc_charts import step_charts
+from sslops.training.models import PatchEncoder, build_encoder
+from sslops.training.models.context import RowContext
+
+__all__ = ["CPCImage", "CPCImageConfig"]
+
+
+@dataclass(frozen=True)
+class CPCImageConfig(TrainConfig):
+    """CPC's own knobs."""
+
+    arch: str = "cpc-patches"
+    patch: int = 8  # side in pixels; patches overlap by half
+    context: Literal["conv", "gru"] = "conv"  # masked convolutions, or a GRU down each column
+    pred_steps: int = 3  # K, rows below
+    skip: int = 1  # rows left out first, as the next one overlaps with what was seen
+    negatives: Literal["all", "other"] | int = "all"  # patches, as of sslops.cpc_loss
+    normalize: bool = False  # compare by cosine; the paper's score is the plain product
+    temperature: float | None = None  # the square root of the latents' size if unset
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("patch", 2), ("pred_steps", 1), ("skip", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"config: {name} must be at least {least}, got {getattr(self, name)}"
+                )
+
+    def encoder_options(self) -> dict[str, int]:
+        """Options of `PatchEncoder`."""
+        options = {"width": self.width, "patch": self.patch}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+class CPCImage(ContrastiveMethod):
+    """Encoder of patches, context, one linear predictor a step, and the loss over all steps.
+
+    Args:
+        config: hyper-parameters.
+        shape: of the data set.
+    """
+
+    hints: ClassVar[Mapping[str, str]] = {
+        "chance": "the learning rate (--lr), and that patches are large enough to tell apart"
+        " (--patch)",
+        "shortcut": "that rows which overlap with what was seen are skipped (--skip)",
+    }
+
+    def __init__(self, config: CPCImageConfig, shape: DataShape) -> None:
+        super().__init__()
+        if config.views not in RECIPES:
+            raise ValueError(
+                f"cpc-image: no such views, got {config.views!r}{closest(config.views, RECIPES)}"
+            )
+        self.recipe = RECIPES[config.views]
+        self.encoder: PatchEncoder = cast(
+            PatchEncoder,
+            build_encoder(
+                config.arch, shape.channels, shape.image_size, **config.encoder_options()
+            ),
+        )
+        side = self.recipe.size or shape.image_size
+        rows = (side - config.patch) // self.encoder.stride + 1 if side >= config.patch else 0
+        K, self.skip = config.pred_steps, config.skip
+        if K + config.skip >= rows:
+            raise ValueError(
+                f"cpc-image: pred_steps + skip must be below the {rows} rows of patches of {side}"
+                f" pixels, got {K} + {config.skip}"
+            )
+        dim = self.encoder.dim
+        self.steps = K
+        self.rows: RowContext = RowContext(dim, kind=config.context)
+        self.predictor = nn.Linear(dim, K * dim, bias=False)  # every W_k
+        self.negatives = config.negatives
+        self.normalize = config.normalize
+        self.temperature = dim**0.5 if config.temperature is None else config.temperature
+        # A column of an image is a sequence: what lies below.
+        columns = config.batch * rows
+        self.chance = chance(
+            "cpc_loss", batch=columns, length=rows - self.skip, negatives=config.negatives
+        )
+
+    def views(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """One view of each image, [1, B, C, H, W]."""
+        return make_views(batch.images, self.recipe, 1, generator)
+
+    def embed(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions [B, columns, K, T, D] and targets [B, columns, T, D], T = rows - skip.
+
+        Position t stands for context row t and target row t + skip, so that step k predicts row
+        t + skip + k.
+        """
+        z = self.encoder.grid(views[0])  # [B, rows, columns, D]
+        c = self.rows(z)
+        T = z.shape[1] - self.skip
+        predictions = self.predictor(c[:, :T]).unflatten(3, (self.steps, -1))
+        return predictions.permute(0, 2, 3, 1, 4), z[:, self.skip :].transpose(1, 2)
+
+    def contrast(self, embeddings: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """The loss over all steps; every column of every image is a sequence."""
+        predictions, targets = map(all_gather_with_grad, embeddings)
+        loss, stats = cpc_loss(
+            predictions.flatten(0, 1).transpose(0, 1),
+            targets.flatten(0, 1).to(predictions.dtype),
+            negatives=self.negatives,
+            normalize=self.normalize,
+            temperature=self.temperature,
+            return_stats=True,
+        )
+        return {
+            "loss": loss,
+            "accuracy": stats.accuracy.mean(),
+            "accuracy_next": stats.accuracy[0],
+            "accuracy_last": stats.accuracy[-1],
+        }
+
+    def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Images above their views: [2, B, C, H, W]."""
+        views = self.views(batch, generator)
+        if views.shape[2:] != batch.images.shape[1:]:
+            return {"views": views}
+        return {"views": torch.cat([batch.images.float().div(255)[None], views])}
+
+    def figures(self, batch: Batch, generator: torch.Generator) -> dict[str, Chart | Tensor]:
+        """How well each step is predicted, and which rows each prediction resembles."""
+        some = Batch(batch.images[:64], None)
+        predictions, targets = self.embed(self.views(some, generator))
+        return step_charts(
+            predictions.flatten(0, 1).transpose(0, 1),
+            targets.flatten(0, 1),
+            negatives=self.negatives,
+            normalize=self.normalize,
+            temperature=self.temperature,
+        )
