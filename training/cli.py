@@ -222,7 +222,7 @@ def _list(argv: list[str]) -> int:
     for title, entries in sections.items():
         print(title)
         for name, text in entries.items():
-            print(f"  {name:<18}{text}".rstrip())
+            print(f"  {name:<26}{text}".rstrip())
     return 0
 
 

@@ -25,11 +25,6 @@ class Entry(NamedTuple):
 
 
 METHODS: dict[str, Entry] = {
-    "mocov3": Entry(
-        MoCoV3Config,
-        MoCoV3,
-        "predict a slow copy's keys, in-batch negatives (Chen et al. 2021, arXiv:2104.02057)",
-    ),
     "simclr": Entry(
         SimCLRConfig, SimCLR, "contrast two views of an image (Chen et al. 2020, arXiv:2002.05709)"
     ),
@@ -38,6 +33,11 @@ METHODS: dict[str, Entry] = {
         MoCo,
         "match a view to its key among a queue of keys, v1 and v2 (He et al. 2020,"
         " arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297)",
+    ),
+    "mocov3": Entry(
+        MoCoV3Config,
+        MoCoV3,
+        "predict a slow copy's keys, in-batch negatives (Chen et al. 2021, arXiv:2104.02057)",
     ),
     "cpc-audio": Entry(
         CPCAudioConfig,
