@@ -272,7 +272,9 @@ def test_subset_and_validation_errors(n: int) -> None:
 
 
 def test_unknown_name_and_size() -> None:
-    with pytest.raises(ValueError, match="data: must be one of digits, fashion-mnist, cifar10 or"):
+    with pytest.raises(
+        ValueError, match="data: must be one of digits, fashion-mnist, cifar10, tones, fsdd or"
+    ):
         data.load("mnits")
     with pytest.raises(ValueError, match="data: size must be at least 1, got 0"):
         data.load("digits", size=0)
