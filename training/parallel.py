@@ -34,9 +34,10 @@ def parallelise(method: nn.Module, world: World, how: Literal["ddp", "fsdp"]) ->
         from sslops.training.sharding import shard  # imports much that few need
 
         return shard(method, world)
+    replicated = nn.parallel.DistributedDataParallel(method)
     if local:
-        return nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
-    return nn.parallel.DistributedDataParallel(method)
+        replicated.broadcast_buffers = False  # the argument of this name is deprecated
+    return replicated
 
 
 def whole(method: Method, config: TrainConfig, shape: DataShape, world: World) -> nn.Module:

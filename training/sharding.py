@@ -30,7 +30,16 @@ def shard(method: nn.Module, world: World) -> nn.Module:
     """Divide a method's parameters: a unit for each block of a network, each network, the rest.
 
     A unit's parameters are whole only while it computes.
+
+    Raises:
+        ValueError: a recurrent network, whose second list of its weights FSDP2 does not follow.
     """
+    for name, module in method.named_modules():
+        if isinstance(module, nn.RNNBase):
+            raise ValueError(
+                "train: --parallel fsdp needs networks without recurrent layers, got"
+                f" {type(module).__name__} in {name}; use --parallel ddp"
+            )
     mesh = init_device_mesh(world.device.type, (world.size,))
     for parameter in method.parameters():  # channels-last ones cannot be divided
         parameter.data = parameter.data.contiguous()

@@ -41,10 +41,11 @@ class PatchEncoder(nn.Module):
         dim_in = channels
         for factor, step in ((1, 1), (2, 2), (4, 2)):
             conv = nn.Conv2d(dim_in, factor * width, 3, step, 1)
-            self.layers.extend([conv, _PlaceNorm(factor * width), nn.ReLU(inplace=True)])
+            norm = _PlaceNorm(factor * width)
+            self.layers.append(nn.Sequential(conv, norm, nn.ReLU(inplace=True)))
             dim_in = factor * width
         init_kaiming(self)
-        for layer in self.layers:
+        for layer in self.layers.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.zeros_(cast(Tensor, layer.bias))
 
