@@ -27,7 +27,7 @@ def step_charts(
         temperature: as of `cpc_loss`.
         loss: its other arguments.
     """
-    predictions, targets = predictions.float(), targets.float()
+    predictions, targets = predictions.detach().float(), targets.detach().float()
     _, stats = cpc_loss(
         predictions, targets, normalize=normalize, temperature=temperature, return_stats=True,
         generator=torch.Generator().manual_seed(0), **loss,
