@@ -221,19 +221,26 @@ def worker(process, port, folder):
     world = join("cpu")
     for n, case in enumerate([*CONTRASTIVE, SUPERVISED]):
         for how in ("ddp", "fsdp"):
-            method, views, config = setting(*case, bn=False)
-            if how == "fsdp" and recurrent(method):
-                with pytest.raises(ValueError, match="without recurrent layers, got GRU in "):
-                    parallelise(method, world, how)
-                continue
-            share = method.parts(views, B // 2)[process]
-            model = parallelise(method, world, how)
-            for _ in range(2):  # the second update finds the reducer ready
-                out, grads = stepped(method, share, config, MICRO, model, B // 2)
-            whole = [g.full_tensor() if isinstance(g, DTensor) else g for g in grads]
-            torch.save((out["loss"].detach(), whole), f"{folder}/{n}-{how}-{process}.pt")
+            found = updates(case, how, world)
+            if found is not None:
+                torch.save(found, f"{folder}/{n}-{how}-{process}.pt")
     wait(world)  # a process that ends while the other computes may abort it
     leave()
+
+
+def updates(case, how, world):
+    """Loss and whole gradients of the second of two updates."""
+    method, views, config = setting(*case, bn=False)
+    if how == "fsdp" and recurrent(method):
+        with pytest.raises(ValueError, match="without recurrent layers, got GRU in "):
+            parallelise(method, world, how)
+        return None
+    share = method.parts(views, B // 2)[world.rank]
+    model = parallelise(method, world, how)
+    for _ in range(2):  # the second update finds the reducer ready
+        out, grads = stepped(method, share, config, MICRO, model, B // 2)
+    whole = [g.full_tensor() if isinstance(g, DTensor) else g.clone() for g in grads]
+    return out["loss"].detach().clone(), whole
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")

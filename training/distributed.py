@@ -1,5 +1,6 @@
 """The processes of a run: set-up under torchrun, seeds."""
 
+import gc
 import os
 import random
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ def join(device: str = "auto") -> World:
 def leave() -> None:
     """End the process group, if there is one."""
     if dist.is_initialized():
+        gc.collect()  # what holds the group must go before it, or its threads outlive the process
         dist.destroy_process_group()
 
 
