@@ -71,9 +71,9 @@ CPC: dict[str, Recipe] = {
         },
     ),
     "fsdd/cpc-audio": Recipe(
-        "chosen here: learning rate, window, padding and score by trials of 200 or 300 steps, scored"
-        " on 270 of the training takes (seed 0), never on test takes; four minutes on a shared CPU"
-        " core",
+        "chosen here: learning rate, window, padding and score by trials of 200 or 300 steps,"
+        " scored on 270 of the training takes (seed 0), never on test takes; four minutes on a"
+        " shared CPU core",
         _FSDD,
     ),
     "librispeech/cpc-audio": Recipe(
