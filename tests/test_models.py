@@ -136,7 +136,7 @@ def test_standardisation_is_inside_and_fixed() -> None:
 @pytest.mark.parametrize(
     "arch,channels,options,message",
     [
-        ("vgg", 3, {}, "arch must be one of cnn-tiny, cnn4, resnet18, resnet50, vit-.*, got 'vgg'"),
+        ("vgg", 3, {}, "arch must be one of cnn-tiny, cnn4, .*resnet18, .*, got 'vgg'"),
         ("cnn4", 3, {"widht": 3}, "options of cnn4 are width, pool, got widht"),
         ("resnet18", 3, {"pool": 2}, "options of resnet18 are width, zero_init, got pool"),
         ("cnn4", 2, {}, "channels must be 1 or 3, got 2"),
