@@ -107,7 +107,7 @@ class Loop:
         )
 
     def run(self) -> None:
-        """Train to the end, from wherever `load_state_dict` has put the loop.
+        """Train to the end, from wherever `resume` has put the loop.
 
         Raises:
             NonFiniteLoss: before the update it would have spoilt; the batch is saved.
