@@ -81,5 +81,8 @@ def test_logs_exports_and_reports(tmp_path, name, fields):
         for chart in json.loads((result.dir / "figures.json").read_text()).values():
             Chart(**chart)
     assert f"<h1>{name} " in write_report(result.dir).read_text()
+    scores = json.loads((result.dir / "results.json").read_text())["pretext"]
+    assert scores
+    assert all(math.isfinite(value) for value in scores.values())
     weights = load_encoder(result.dir).state_dict()
     assert_same(dict(weights), dict(result.encoder.state_dict()))

@@ -1,12 +1,17 @@
 """LARS against a slow formula; groups; the schedule at its closed-form points."""
 
 import copy
+import io
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from sslops.training import train
+from sslops.training.checkpoint import load
+from sslops.training.console import Console
+from sslops.training.methods.simclr import SimCLR
 from sslops.training.optim import (
     LARS,
     learning_rate,
@@ -140,3 +145,35 @@ def test_lr_scaling():
     assert scaled_lr(0.3, 4096, "none") == 0.3
     with pytest.raises(ValueError, match="linear, sqrt or none, got 'cubic'"):
         scaled_lr(0.3, 256, "cubic")
+
+
+def test_parts_of_a_method_have_settings_of_their_own():
+    whole = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    parts = [{"module": whole[1], "lr_scale": 10.0, "betas": (0.5, 0.999)}, {"module": whole}]
+    groups = parameter_groups(parts, 0.1)
+    assert [(len(g["params"]), g["weight_decay"], g.get("lr_scale")) for g in groups] == [
+        (1, 0.1, 10.0),
+        (1, 0.0, 10.0),
+        (1, 0.1, None),
+        (1, 0.0, None),
+    ]
+    optimizer = make_optimizer("adamw", parts, lr=0.1, weight_decay=0.1, momentum=0.9)
+    assert [group["betas"][0] for group in optimizer.param_groups] == [0.5, 0.5, 0.9, 0.9]
+
+
+def test_the_loop_scales_the_learning_rate_of_a_part(tmp_path, monkeypatch):
+    """With lr_scale 0 the projector stays as it began, and the rest does not."""
+    fields = {"out": tmp_path, "steps": 2, "batch": 64, "width": 8, "evaluate": False}
+    start = {}
+
+    def groups(self):
+        start.update({name: value.clone() for name, value in self.state_dict().items()})
+        return [{"module": self.projector, "lr_scale": 0.0}, {"module": self}]
+
+    monkeypatch.setattr(SimCLR, "optimizer_groups", groups)
+    train("simclr", console=Console(io.StringIO()), knn_every=0, **fields)
+    end = load(tmp_path / "checkpoint" / "last.pt")["method"]
+    moved = {name for name, value in start.items() if not torch.equal(value, end[name])}
+    weights = {name for name in moved if name.endswith("weight")}
+    assert any(name.startswith("encoder.") for name in weights)
+    assert not any(name.startswith("projector.") for name in weights)

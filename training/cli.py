@@ -1,10 +1,7 @@
 """The `sslops` command."""
 
 import argparse
-import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, make_dataclass
@@ -12,18 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import sslops
+from sslops.training import commands
+from sslops.training.commands import need
 from sslops.training.config import RunOptions, TrainConfig, closest
 from sslops.training.guard import EvaluationFailed, Interrupted, NonFiniteLoss, ProcessLost
 
 __all__ = ["COMMANDS", "main"]
-
-EXTRAS = {
-    "PIL": "pillow",
-    "safetensors": "safetensors",
-    "tyro": "tyro",
-    "sklearn": "scikit-learn",
-    "matplotlib": "matplotlib",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +77,7 @@ def _train(argv: list[str]) -> int:
     if method == "--replay":
         return _replay(flags)
     entry = find_method(method)
-    _need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
+    need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--data", "--recipe", "--version", "--out"):
         first.add_argument(name)
@@ -134,7 +125,7 @@ def _ablate(argv: list[str]) -> int:
     from sslops.training.run import default_config
 
     entry = find_method(chosen.method)
-    _need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
+    need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--data")
     first.add_argument("--recipe")
@@ -172,7 +163,7 @@ def _plan(argv: list[str]) -> int:
         print("sslops plan METHOD [--help] [--memory GIB] [--arch A] [--image PX] [--batch B] ...")
         return 0 if argv else 2
     method, *flags = argv
-    _need("tyro", "sklearn")
+    need("tyro", "sklearn")
     from sslops.training.plan.command import run
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -182,106 +173,17 @@ def _plan(argv: list[str]) -> int:
     return run(method, {k: v for k, v in vars(chosen).items() if v is not None}, flags)
 
 
-def _eval(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("sslops eval", description="Evaluate a run again.")
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--device", default="auto")
-    chosen = parser.parse_args(argv)
-    _need("sklearn", "safetensors", "PIL", "matplotlib")
-    from sslops.training.console import Console
-    from sslops.training.run import evaluate_again
-
-    evaluate_again(chosen.run, chosen.device, Console())
-    return 0
-
-
-def _compare(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("sslops compare", description="One table of several runs.")
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
-    chosen = parser.parse_args(argv)
-    _need("sklearn", "PIL")
-    from sslops.training.report import compare
-
-    print(compare(chosen.runs))
-    return 0
-
-
-def _list(argv: list[str]) -> int:
-    argparse.ArgumentParser("sslops list", description="What there is.").parse_args(argv)
-    from sslops.training import augment, data, models
-    from sslops.training.methods import METHODS
-    from sslops.training.recipes import RECIPES
-
-    sections = {
-        "methods": {name: entry.summary for name, entry in METHODS.items()},
-        "data": dict.fromkeys([*data.names(), "PATH/TO/FOLDER"], ""),
-        "recipes": {name: recipe.source for name, recipe in RECIPES.items()},
-        "views": dict.fromkeys(augment.RECIPES, ""),
-        "encoders": dict.fromkeys(models.encoder_names(), ""),
-    }
-    for title, entries in sections.items():
-        print(title)
-        for name, text in entries.items():
-            print(f"  {name:<26}{text}".rstrip())
-    return 0
-
-
-def _doctor(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("sslops doctor", description="What this machine can run.")
-    parser.parse_args(argv)
-    from sslops.doctor import report
-
-    print(report())
-    return 0
-
-
-def _bench(argv: list[str]) -> int:
-    root = Path(__file__).resolve().parents[1]
-    if not (root / "bench" / "__init__.py").is_file():
-        print(
-            "sslops bench: the benchmarks are in the repository, not in the installed package:"
-            " clone it, `pip install -e .` there, and run `sslops bench` or `make bench`",
-            file=sys.stderr,
-        )
-        return 1
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "bench", *argv]
-    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
-
-
-def _export(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        "sslops export", description="Write the encoder of a checkpoint as .safetensors and .json."
-    )
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--checkpoint", default="last", choices=["last", "best"])
-    parser.add_argument("--to", type=Path, help="file to write; RUN/encoder.safetensors if unset")
-    chosen = parser.parse_args(argv)
-    _need("safetensors")
-    from sslops.training.run import export_checkpoint
-
-    path = chosen.to or chosen.run / "encoder.safetensors"
-    print(export_checkpoint(chosen.run, chosen.checkpoint, path))
-    return 0
-
-
-def _need(*modules: str) -> None:
-    missing = [EXTRAS[name] for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise FileNotFoundError(
-            f"sslops: training needs packages that are not installed, got no {', '.join(missing)};"
-            ' install them with: pip install "sslops[train]"'
-        )
-
-
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train a method, evaluate it against controls, write a report"),
     "plan": (_plan, "memory and time of a configuration, and what makes it fit a device"),
     "ablate": (_ablate, "train with several values of one setting, compare them in one table"),
-    "eval": (_eval, "evaluate a run folder again"),
-    "compare": (_compare, "one table of several run folders"),
-    "list": (_list, "methods, data sets, recipes"),
-    "export": (_export, "the encoder of a checkpoint as .safetensors"),
-    "doctor": (_doctor, "versions, kernels, what each op runs on this machine"),
-    "bench": (_bench, "measure ops against other packages (from a clone of the repository)"),
+    "eval": (commands.eval_command, "evaluate a run folder again"),
+    "compare": (commands.compare_command, "one table of several run folders"),
+    "list": (commands.list_command, "methods, data sets, recipes"),
+    "export": (commands.export_command, "the encoder of a checkpoint as .safetensors"),
+    "doctor": (commands.doctor_command, "versions, kernels, what each op runs on this machine"),
+    "bench": (
+        commands.bench_command,
+        "measure ops against other packages (from a clone of the repository)",
+    ),
 }

@@ -73,7 +73,7 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     name, config = read_config(folder)
     data, train, _ = load_data(config)
     shape = shape_of(data)
-    cost = read_json(folder / "results.json").get("cost", {})
+    before = read_json(folder / "results.json")
 
     trained = export.load_encoder(folder).to(world.device)
     untrained = build_method(name, config, shape, world).encoder.eval()
@@ -89,9 +89,12 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
         max_train=config.eval_train,
         max_test=config.eval_test,
         device=world.device,
+        stages=config.eval_stages,
     )
     forget_seen(results, config)
-    results["cost"] = {**cost, "evaluation_seconds": time.perf_counter() - started}
+    spent = time.perf_counter() - started
+    results["cost"] = {**before.get("cost", {}), "evaluation_seconds": spent}
+    results["pretext"] = before.get("pretext", {})
     write_json(folder / "results.json", results)
 
     write_pictures(folder, data, arms, None, config.seed, points=config.tsne_images)

@@ -77,7 +77,7 @@ class Loop:
         self._model = parallelise(method, world, config.parallel)  # may make new parameters
         self.optimizer = make_optimizer(
             config.optimizer,
-            method,
+            method.optimizer_groups(),
             lr=self.peak_lr,
             weight_decay=config.weight_decay,
             momentum=config.momentum,
@@ -88,7 +88,7 @@ class Loop:
         self.generator = SharedGenerator()
         self.generator.manual_seed(config.seed * 1_000_003)
         self.generator.rank, self.generator.size = world.rank, world.size
-        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.step, self.seconds, self.best, self.lr = 0, 0.0, -math.inf, 0.0
         self.window = Window()
         self.diagnosis = Diagnosis(self.steps, self.warmup, method.hints)
         self._noted: set[str] = set()
@@ -133,7 +133,7 @@ class Loop:
                         raise Interrupted(number, self.step)
 
     def _update(self, clock: Clock) -> dict[str, Tensor]:
-        lr = learning_rate(
+        self.lr = learning_rate(
             self.step,
             total=self.steps,
             warmup=self.warmup,
@@ -141,7 +141,7 @@ class Loop:
             schedule=self.config.schedule,
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = self.lr * group.get("lr_scale", 1.0)
         with clock.waiting():
             batch = self.feed(self.sampler.indices(self.step))
         self.before = random_state(self.generator, self.world.device)
@@ -176,7 +176,7 @@ class Loop:
             "epoch": self.step / self.sampler.steps_per_epoch,
             **self.window.read(self.world),
             "chance": self.method.chance,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.lr,
             **(spread(out["features"]) if "features" in out else {}),
             **clock.lap(images),
             "memory_gb": peak_memory_gb(self.world.device),

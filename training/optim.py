@@ -1,7 +1,7 @@
 """Optimisers, parameter groups and the learning-rate schedule."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -91,13 +91,32 @@ class LARS(torch.optim.Optimizer):
         param.sub_(buffer)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    parts: nn.Module | Iterable[Mapping[str, Any]], weight_decay: float
+) -> list[dict[str, Any]]:
     """Two groups: matrices and kernels with decay; biases, norms and other 1-d tensors without.
 
     Both carry `adapt`, which only LARS reads.
+
+    Args:
+        parts: a module, or several with settings of their own, as `Method.optimizer_groups` says.
+        weight_decay: of the first group.
     """
-    params = [param for param in module.parameters() if param.requires_grad]
-    groups = [
+    groups, seen = [], set[Tensor]()
+    for part in [{"module": parts}] if isinstance(parts, nn.Module) else parts:
+        settings = {name: value for name, value in part.items() if name != "module"}
+        params = [
+            param
+            for param in part["module"].parameters()
+            if param.requires_grad and param not in seen
+        ]
+        seen.update(params)
+        groups += [{**group, **settings} for group in _by_decay(params, weight_decay)]
+    return [group for group in groups if group["params"]]
+
+
+def _by_decay(params: list[Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    return [
         {
             "params": [param for param in params if param.ndim > 1],
             "weight_decay": weight_decay,
@@ -109,12 +128,11 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             "adapt": False,
         },
     ]
-    return [group for group in groups if group["params"]]
 
 
 def make_optimizer(
     name: Literal["adamw", "sgd", "lars"],
-    module: nn.Module,
+    parts: nn.Module | Iterable[Mapping[str, Any]],
     *,
     lr: float,
     weight_decay: float,
@@ -126,7 +144,7 @@ def make_optimizer(
     Raises:
         ValueError: unknown name.
     """
-    groups = parameter_groups(module, weight_decay)
+    groups = parameter_groups(parts, weight_decay)
     if name == "lars":
         return LARS(groups, lr, momentum=momentum, trust=trust)
     for group in groups:

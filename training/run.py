@@ -25,6 +25,7 @@ from sslops.training.machine import environment, peak_memory_gb
 from sslops.training.methods import Method, find_method
 from sslops.training.monitor import make_monitor
 from sslops.training.parallel import whole
+from sslops.training.pretext import measure_pretext
 from sslops.training.saving import has_checkpoint, load_run
 from sslops.training.summary import (
     count_parameters,
@@ -204,8 +205,10 @@ def _one(
     facts = {"method": name, "data": config.data, "steps": loop.step}
     export.save_encoder(folder / "encoder.safetensors", encoder, config, shape, **facts)
     results: dict[str, Any] = {"cost": _cost(method, loop)}
-    write_json(folder / "results.json", results)
     if not loop.sharded:  # one process alone has no weights then
+        results["pretext"] = measure_pretext(method, data, config, world)
+    write_json(folder / "results.json", results)
+    if not loop.sharded:
         draw_figures(method, split, folder, world)
     if config.evaluate:
         results = _evaluate(folder, alone, console)

@@ -13,6 +13,7 @@ from sslops.training.config import TrainConfig
 from sslops.training.console import Console, duration
 from sslops.training.data import Dataset, Split, Waves
 from sslops.training.evaluate.factors import factor_table, factor_titles
+from sslops.training.evaluate.stages import stage_table
 from sslops.training.evaluate.table import align, arms, table
 from sslops.training.loop import Loop
 from sslops.training.methods import Method
@@ -79,8 +80,12 @@ def print_closing(name: str, folder: Path, results: dict[str, Any], console: Con
     cost = results["cost"]
     if arms(results):
         console.print("\n" + table(results))
-        if by_factor := factor_table(results):
-            console.print("\n" + by_factor)
+        for more in (factor_table(results), stage_table(results)):
+            if more:
+                console.print("\n" + more)
+    if scores := results.get("pretext"):
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        console.print(f"\npretext   {listed} on test images")
     console.print(
         f"\ncost      {duration(cost['seconds'])} of training, {cost['images_per_second']:,.0f}"
         f" images/s, {cost['peak_memory_gb']:.1f} GB at most,"
@@ -106,10 +111,11 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over runs, arm by arm.
 
     Returns:
-        {arm: {number: {"mean", "sd", "values"}}}; few labels are called "few.1", "few.5", ...
+        {arm: {number: {"mean", "sd", "values"}}}; few labels are called "few.1", "few.5", ...,
+        linear probes of stages "stage.1", "stage.2", ...
     """
     summary: dict[str, Any] = {}
-    for name in [*arms(results[0]), "cost"]:
+    for name in [*arms(results[0]), "pretext", "cost"]:
         flat = [_flatten(run[name]) for run in results if name in run]
         summary[name] = {
             key: {
@@ -129,12 +135,14 @@ def _flatten(arm: Mapping[str, Any]) -> dict[str, float]:
         for key, value in arm.items()
         if isinstance(value, int | float) and math.isfinite(value)
     }
-    return numbers | {f"few.{n}": cell["mean"] for n, cell in arm.get("few", {}).items()}
+    few = {f"few.{n}": cell["mean"] for n, cell in arm.get("few", {}).items()}
+    stages = {f"stage.{each['stage']}": each["linear"] for each in arm.get("stages", [])}
+    return numbers | few | stages
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:
     """The arms of `summarise` as rows, each number as mean ± sd over the seeds."""
-    rows = {name: arm for name, arm in summary.items() if name != "cost"}
+    rows = {name: arm for name, arm in summary.items() if name not in ("pretext", "cost")}
     few = sorted({key for arm in rows.values() for key in arm if key.startswith("few.")}, key=_few)
     lines = [["", *[f"{_few(key)}/class" for key in few], "kNN", "linear", "NMI"]]
     for name, arm in rows.items():
@@ -143,7 +151,26 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         nmi = arm.get("nmi")
         cells.append("-" if nmi is None else f"{nmi['mean']:.3f} ± {nmi['sd']:.3f}")
         lines.append([name, *cells])
-    return "\n\n".join(filter(None, [align(lines), _factor_table(rows)]))
+    parts = [align(lines), _stage_table(rows), _factor_table(rows)]
+    return "\n\n".join(filter(None, [*parts, _pretext(summary.get("pretext", {}))]))
+
+
+def _stage_table(rows: Mapping[str, Any]) -> str:
+    keys = sorted({key for arm in rows.values() for key in arm if key.startswith("stage.")})
+    lines = [["linear probe of", *(key.replace(".", " ") for key in keys)]]
+    for name, arm in rows.items():
+        found = [arm.get(key) for key in keys]
+        if any(found):
+            lines.append([name, *(_percent(c["mean"], c["sd"]) if c else "-" for c in found)])
+    return align(lines) if keys else ""
+
+
+def _pretext(scores: Mapping[str, Any]) -> str:
+    if not scores:
+        return ""
+    lines = [["pretext task, test images", "mean ± sd"]]
+    lines += [[name, f"{each['mean']:.4g} ± {each['sd']:.2g}"] for name, each in scores.items()]
+    return align(lines)
 
 
 def _factor_table(rows: Mapping[str, Any]) -> str:

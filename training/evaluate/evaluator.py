@@ -11,6 +11,8 @@ from sslops.training.data import Dataset, Split, subset
 from sslops.training.evaluate import cluster, few_labels, knn, linear
 from sslops.training.evaluate.factors import measure_factors, measure_frames
 from sslops.training.evaluate.features import extract, pixels, spread
+from sslops.training.evaluate.stages import has_stages, measure_stages
+from sslops.training.evaluate.stages import protocol as stage_protocol
 
 __all__ = ["evaluate"]
 
@@ -27,6 +29,7 @@ def evaluate(
     max_train: int | None = None,
     max_test: int | None = None,
     device: str | torch.device | None = None,
+    stages: bool = True,
 ) -> dict[str, Any]:
     """Measure frozen features of every arm on the same images with the same rules.
 
@@ -39,6 +42,7 @@ def evaluate(
         max_train: training images to use at most, drawn with the seed; all if None.
         max_test: test images to use at most.
         device: where encoders run and classifiers are fitted; default where each encoder is.
+        stages: probe every stage of the encoders that show them (evaluate/stages.py).
 
     Returns:
         arm -> {"dim", "feature_std", "rank", and with labels "knn", "knn_k", "linear",
@@ -78,6 +82,11 @@ def evaluate(
                 draws,
                 per_feature=encoder is not None,
             )
+        if stages and classes and train.labels is not None and test.labels is not None:
+            if encoder is not None and has_stages(encoder):
+                result |= measure_stages(
+                    encoder, train, test, classes=classes, seed=seed, device=device
+                )
         if data.rate and encoder is not None and "failed" not in result:
             result |= measure_factors(data, train, test, x, x_test, seed=seed)
             result |= measure_frames(encoder, data, train, test, seed=seed, device=device)
@@ -95,6 +104,7 @@ def evaluate(
         "checked to be unchanged",
         "test_labels": "used only to score; every choice is made on training labels",
         **_protocol(usable, [n for n in wanted if n not in usable], draws),
+        **({"stages": stage_protocol()} if stages else {}),
     }
     return results
 

@@ -1,5 +1,6 @@
 """Features of a frozen encoder, computed once, with proof that it stayed frozen."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -9,9 +10,11 @@ from torch.distributed.tensor import DTensor
 
 from sslops.training.data import Waves
 
-__all__ = ["extract", "extract_frames", "pixels", "spread"]
+__all__ = ["extract", "extract_frames", "extract_stages", "pixels", "spread"]
 
 FRAMES = 8  # of each recording that probes of single frames see, evenly spread
+
+STAGE_FEATURES = 1024  # of each stage at most, so that none wins by its size
 
 MAX_PIXEL_SIDE = 32  # raw pixels of larger images are averaged to this side first
 
@@ -50,6 +53,51 @@ def extract(
         raise ValueError(f"extract: needs images [N, C, H, W], got {tuple(images.shape)}")
     chunks = ((chunk,) for chunk in torch.split(images, batch or 512))
     return _run(encoder, lambda x: encoder(x.float().div_(255)), chunks, device)
+
+
+@torch.no_grad()
+def extract_stages(
+    encoder: nn.Module,
+    images: Tensor,
+    *,
+    most: int = STAGE_FEATURES,
+    batch: int | None = None,
+    device: str | torch.device | None = None,
+) -> list[Tensor]:
+    """Features of every stage of an encoder, pooled to a comparable number.
+
+    Maps [B, c, h, w] are averaged to the largest s x s with c s^2 <= `most`, and to 1 x 1 where
+    even c is more.
+
+    Args:
+        encoder: with a method `feature_maps`.
+        images: [N, C, H, W] uint8.
+        most: features of a stage.
+        batch: images at a time, 512 if None.
+        device: where to run; default where the encoder's weights are.
+
+    Returns:
+        [N, c s^2] float32 on the CPU for each stage.
+
+    Raises:
+        RuntimeError: a weight or buffer changed on the way.
+    """
+    sizes: list[int] = []
+
+    def pooled(x: Tensor) -> Tensor:
+        maps: list[Tensor] = encoder.feature_maps(x.float().div_(255))  # type: ignore[operator]
+        rows = [F.adaptive_avg_pool2d(each, _side(each, most)).flatten(1) for each in maps]
+        sizes[:] = [row.shape[1] for row in rows]
+        return torch.cat(rows, 1)
+
+    chunks = ((chunk,) for chunk in torch.split(images, batch or 512))
+    return list(torch.split(_run(encoder, pooled, chunks, device), sizes, 1))
+
+
+def _side(features: Tensor, most: int) -> tuple[int, int]:
+    channels, height, width = features.shape[1:]
+    side = max(1, math.isqrt(most // channels))
+    return min(side, height), min(side, width)
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """What the loop, the evaluation and the report know about a method: this and nothing else."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -79,6 +80,15 @@ class Method(nn.Module, ABC):
             return list(torch.split(views, size, 1))
         return list(zip(*(self.parts(view, size) for view in views), strict=True))
 
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """Parts of the method that are optimised with other settings than the rest.
+
+        Each is {"module": nn.Module, "lr_scale": 1.0, ...} with settings of the optimiser, such as
+        "betas"; `lr_scale` multiplies the learning rate of the schedule. A parameter belongs to the
+        first that holds it.
+        """
+        return [{"module": self}]
+
     def before_step(self, step: int, steps: int) -> None:
         """What precedes the forward pass of update `step` of `steps` (target networks)."""
 
@@ -99,6 +109,19 @@ class Method(nn.Module, ABC):
         alone: no collective calls. `batch` has some hundred training images.
         """
         return {}
+
+    def measure(self, batches: Iterable[Batch], generator: torch.Generator) -> dict[str, float]:
+        """Scores of the pretext task on test images, by name, for results.json.
+
+        Called once when training is over, in eval mode, without gradient, by the main process
+        alone. By default the means of what `step` returns.
+        """
+        totals: dict[str, list[float]] = defaultdict(list)
+        for batch in batches:
+            for name, value in self.step(self.views(batch, generator)).items():
+                if value.ndim == 0:
+                    totals[name].append(float(value))
+        return {name: sum(values) / len(values) for name, values in totals.items()}
 
     def notes(self, record: Mapping[str, Any]) -> dict[str, str]:
         """What looks odd in a record of metrics.jsonl but is as it should be, by name.

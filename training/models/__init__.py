@@ -1,6 +1,7 @@
 """Encoders and heads."""
 
 from sslops.training.models.audio import AudioEncoder
+from sslops.training.models.decoder import Decoder
 from sslops.training.models.heads import Projector, plain_head
 from sslops.training.models.log_mel import LogMel
 from sslops.training.models.patches import PatchEncoder
@@ -9,6 +10,7 @@ from sslops.training.models.vit import ViT
 
 __all__ = [
     "AudioEncoder",
+    "Decoder",
     "LogMel",
     "PatchEncoder",
     "Projector",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslops.training.models.layers import Standardise, conv_bn_relu, init_kaiming
+from sslops.training.models.layers import Standardise, conv_bn_relu, init_kaiming, run_stages
 
 __all__ = ["CNN"]
 
@@ -32,6 +32,14 @@ class CNN(nn.Module):
             self.layers.append(conv_bn_relu(channels, width, stride=stride))
             channels = width
         init_kaiming(self)
+
+    def stage_modules(self) -> list[nn.Module]:
+        """The convolutions with their BN and ReLU, one a stage."""
+        return list(self.layers)
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """[B, C, H, W] in [0, 1] -> the output of every stage, [B, c, h, w]."""
+        return run_stages(self.standardise(x), self.stage_modules())
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1] -> [B, dim]."""

@@ -1,9 +1,11 @@
 """Blocks that the encoders share: input standardisation, conv-BN-ReLU, initialisation."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Standardise", "conv_bn_relu", "init_kaiming"]
+__all__ = ["Standardise", "conv_bn_relu", "init_kaiming", "run_stages"]
 
 # Fixed, not fitted: a normalisation that follows the data would have to travel with every export.
 # 3: ImageNet's statistics, near those of most photographs; 1: between digits and Fashion-MNIST.
@@ -43,3 +45,12 @@ def init_kaiming(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def run_stages(x: Tensor, stages: Sequence[nn.Module]) -> list[Tensor]:
+    """What each stage makes of what the one before it made."""
+    maps = []
+    for stage in stages:
+        x = stage(x)
+        maps.append(x)
+    return maps

@@ -59,6 +59,14 @@ class PatchEncoder(nn.Module):
         z = F.adaptive_avg_pool2d(self.layers(patches), 1).flatten(1)
         return z.view(B, rows, columns, self.dim)
 
+    def stage_modules(self) -> list[nn.Module]:
+        """One stage: the network that encodes a patch."""
+        return [self.layers]
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """The latents: [B, C, H, W] in [0, 1] -> one map [B, dim, rows, columns]."""
+        return [self.grid(x).permute(0, 3, 1, 2)]
+
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, dim]."""
         return self.grid(x).mean((1, 2))

@@ -1,9 +1,11 @@
 """ResNet-18 and ResNet-50 without their classifier."""
 
+from itertools import accumulate
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslops.training.models.layers import Standardise, conv_bn_relu, init_kaiming
+from sslops.training.models.layers import Standardise, conv_bn_relu, init_kaiming, run_stages
 
 __all__ = ["ResNet"]
 
@@ -69,6 +71,7 @@ class ResNet(nn.Module):
         zero_init: bool = True,
     ) -> None:
         super().__init__()
+        self.depths = DEPTHS[depth]
         self.standardise = Standardise(channels)
         self.stem = conv_bn_relu(channels, width, kernel=3 if small_stem else 7,
                                  stride=1 if small_stem else 2)  # fmt: skip
@@ -76,7 +79,7 @@ class ResNet(nn.Module):
             self.stem.append(nn.MaxPool2d(3, 2, 1))
         self.stages = nn.Sequential()
         expansion, dim = EXPANSION[depth], width
-        for stage, blocks in enumerate(DEPTHS[depth]):
+        for stage, blocks in enumerate(self.depths):
             for index in range(blocks):
                 stride = 2 if stage and index == 0 else 1
                 self.stages.append(Block(dim, width << stage, stride, expansion))
@@ -86,6 +89,16 @@ class ResNet(nn.Module):
         for block in self.stages:
             if zero_init and isinstance(block, Block):
                 nn.init.zeros_(block.last_bn.weight)
+
+    def stage_modules(self) -> list[nn.Module]:
+        """The stem, and the blocks of each of the four resolutions."""
+        ends = list(accumulate(self.depths))
+        parts = [self.stages[end - n : end] for n, end in zip(self.depths, ends, strict=True)]
+        return [self.stem, *parts]
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """[B, C, H, W] in [0, 1] -> the output of every stage, [B, c, h, w]."""
+        return run_stages(self.standardise(x), self.stage_modules())
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1] -> [B, dim]."""

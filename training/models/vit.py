@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslops.training.models.layers import Standardise
+from sslops.training.models.layers import Standardise, run_stages
 
 __all__ = ["ViT", "sincos_positions"]
 
@@ -153,6 +153,24 @@ class ViT(nn.Module):
         rows, columns = _cells(x.shape[2], x.shape[3], self.patch)
         cells = tokens[:, 1:].transpose(1, 2).reshape(len(x), self.width, rows, columns)
         return F.adaptive_avg_pool2d(cells, self.pool).flatten(1)
+
+    def stage_modules(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+    def feature_maps(self, x: Tensor) -> list[Tensor]:
+        """[B, C, H, W] in [0, 1] -> the patch tokens after every block, [B, width, rows, columns].
+
+        Those of the last are normalised, as features are.
+        """
+        patches = self.patches(x)
+        token = self.class_token.to(patches.dtype).expand(len(patches), 1, -1)
+        *early, last = run_stages(torch.cat([token, patches], 1), self.stage_modules())
+        cells = _cells(x.shape[2], x.shape[3], self.patch)
+        return [
+            tokens[:, 1:].transpose(1, 2).unflatten(2, cells)
+            for tokens in (*early, self.norm(last))
+        ]
 
     @torch.no_grad()
     def attention(self, x: Tensor) -> Tensor:

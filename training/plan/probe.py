@@ -35,7 +35,11 @@ class Updates:
         self.config, self.shape, self.device = config, shape, world.device
         self.method = build_method(name, config, shape, world).train()
         self.optimizer = make_optimizer(
-            config.optimizer, self.method, lr=1e-4, weight_decay=0.0, momentum=config.momentum
+            config.optimizer,
+            self.method.optimizer_groups(),
+            lr=1e-4,
+            weight_decay=0.0,
+            momentum=config.momentum,
         )
         prepare_encoder(self.method.encoder, config)
         self.compute = Step(

@@ -13,6 +13,7 @@ from sslops.training.report.factors import factor_numbers
 from sslops.training.report.page import definitions, missing, page, section
 from sslops.training.report.results import headline, label_curve, numbers
 from sslops.training.report.run_folder import Run, read_run
+from sslops.training.report.stages import pretext_scores, stage_section
 from sslops.training.report.training_curves import cost, curves, setting_entries
 from sslops.training.report.views import feature_space, method_pictures, neighbours
 
@@ -55,10 +56,12 @@ def render(run: Run) -> str:
             headline(run),
             label_curve(run) if run.arms else "",
             numbers(run),
+            stage_section(run),
             factor_numbers(run),
             feature_space(run),
             neighbours(run),
             curves(run),
+            pretext_scores(run),
             method_charts(run),
             method_pictures(run),
             cost(run),

@@ -1,0 +1,125 @@
+"""The smaller commands of `sslops`: what comes after and beside training."""
+
+import argparse
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+__all__ = [
+    "bench_command",
+    "compare_command",
+    "doctor_command",
+    "eval_command",
+    "export_command",
+    "list_command",
+    "need",
+]
+
+EXTRAS = {
+    "PIL": "pillow",
+    "safetensors": "safetensors",
+    "tyro": "tyro",
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+}
+
+
+def eval_command(argv: list[str]) -> int:
+    """Evaluate a run folder again."""
+    parser = argparse.ArgumentParser("sslops eval", description="Evaluate a run again.")
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--device", default="auto")
+    chosen = parser.parse_args(argv)
+    need("sklearn", "safetensors", "PIL", "matplotlib")
+    from sslops.training.console import Console
+    from sslops.training.run import evaluate_again
+
+    evaluate_again(chosen.run, chosen.device, Console())
+    return 0
+
+
+def compare_command(argv: list[str]) -> int:
+    """One table of several runs."""
+    parser = argparse.ArgumentParser("sslops compare", description="One table of several runs.")
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders")
+    chosen = parser.parse_args(argv)
+    need("sklearn", "PIL")
+    from sslops.training.report import compare
+
+    print(compare(chosen.runs))
+    return 0
+
+
+def list_command(argv: list[str]) -> int:
+    """What there is."""
+    argparse.ArgumentParser("sslops list", description="What there is.").parse_args(argv)
+    from sslops.training import augment, data, models
+    from sslops.training.methods import METHODS
+    from sslops.training.recipes import RECIPES
+
+    sections = {
+        "methods": {name: entry.summary for name, entry in METHODS.items()},
+        "data": dict.fromkeys([*data.names(), "PATH/TO/FOLDER"], ""),
+        "recipes": {name: recipe.source for name, recipe in RECIPES.items()},
+        "views": dict.fromkeys(augment.RECIPES, ""),
+        "encoders": dict.fromkeys(models.encoder_names(), ""),
+    }
+    for title, entries in sections.items():
+        print(title)
+        for name, text in entries.items():
+            print(f"  {name:<26}{text}".rstrip())
+    return 0
+
+
+def doctor_command(argv: list[str]) -> int:
+    """What this machine can run."""
+    parser = argparse.ArgumentParser("sslops doctor", description="What this machine can run.")
+    parser.parse_args(argv)
+    from sslops.doctor import report
+
+    print(report())
+    return 0
+
+
+def bench_command(argv: list[str]) -> int:
+    """The benchmarks, from a clone."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "bench" / "__init__.py").is_file():
+        print(
+            "sslops bench: the benchmarks are in the repository, not in the installed package:"
+            " clone it, `pip install -e .` there, and run `sslops bench` or `make bench`",
+            file=sys.stderr,
+        )
+        return 1
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "bench", *argv]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}).returncode
+
+
+def export_command(argv: list[str]) -> int:
+    """An encoder from a checkpoint."""
+    parser = argparse.ArgumentParser(
+        "sslops export", description="Write the encoder of a checkpoint as .safetensors and .json."
+    )
+    parser.add_argument("run", type=Path, help="run folder")
+    parser.add_argument("--checkpoint", default="last", choices=["last", "best"])
+    parser.add_argument("--to", type=Path, help="file to write; RUN/encoder.safetensors if unset")
+    chosen = parser.parse_args(argv)
+    need("safetensors")
+    from sslops.training.run import export_checkpoint
+
+    path = chosen.to or chosen.run / "encoder.safetensors"
+    print(export_checkpoint(chosen.run, chosen.checkpoint, path))
+    return 0
+
+
+def need(*modules: str) -> None:
+    """Refuse to go on without packages that training needs."""
+    missing = [EXTRAS[name] for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FileNotFoundError(
+            f"sslops: training needs packages that are not installed, got no {', '.join(missing)};"
+            ' install them with: pip install "sslops[train]"'
+        )
