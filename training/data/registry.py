@@ -12,6 +12,7 @@ from sslops.training.data.digits import load_digits
 from sslops.training.data.fashion_mnist import load_fashion_mnist
 from sslops.training.data.folder import load_folder
 from sslops.training.data.fsdd import load_fsdd
+from sslops.training.data.photos import load_photos
 from sslops.training.data.tones import load_tones
 
 __all__ = ["load", "names"]
@@ -19,7 +20,7 @@ __all__ = ["load", "names"]
 
 def names() -> list[str]:
     """The registered data sets; `load` takes the path of a folder as well."""
-    return ["digits", "fashion-mnist", "cifar10", "tones", "fsdd"]
+    return ["digits", "fashion-mnist", "cifar10", "photos", "tones", "fsdd"]
 
 
 def load(
@@ -51,6 +52,8 @@ def load(
         return _resized(load_fashion_mnist(root, download=download), size)
     if data == "cifar10":
         return _resized(load_cifar10(root), size)
+    if data == "photos":
+        return load_photos(size)
     if data == "tones":
         return load_tones()
     if data == "fsdd":

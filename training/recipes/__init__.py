@@ -37,7 +37,7 @@ def pick_recipe(
     if name is None:
         known = data in RECIPES or f"{data}/{method}" in RECIPES
         name = data if known else "folder"
-        if not known and not Path(data).is_dir():
+        if not known and data != "photos" and not Path(data).is_dir():
             return Recipe("the defaults", {})  # an unknown data set: loading it says so
     keys = (f"{name}/{variant}", f"{name}/{method}", name)
     recipe = next((RECIPES[key] for key in keys if key in RECIPES), None)
