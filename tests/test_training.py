@@ -178,7 +178,8 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
 
 def test_a_failing_evaluation_keeps_the_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "sslops.training.run.evaluate_run", lambda *_: (_ for _ in ()).throw(KeyError("boom"))
+        "sslops.training.evaluation.evaluate_run",
+        lambda *_: (_ for _ in ()).throw(KeyError("boom")),
     )
     with pytest.raises(EvaluationFailed, match=r"KeyError.*encoder\.safetensors.*sslops eval"):
         run(tmp_path / "a", steps=1, evaluate=True)

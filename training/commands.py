@@ -31,12 +31,19 @@ def eval_command(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("sslops eval", description="Evaluate a run again.")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--eval-data", help="probe on the labels of this data set or folder instead of the run's"
+    )
+    parser.add_argument("--eval-root", help="where the files of that data set lie")
     chosen = parser.parse_args(argv)
     need("sklearn", "safetensors", "PIL", "matplotlib")
+    from sslops.training.afterwards import evaluate_again, evaluate_elsewhere
     from sslops.training.console import Console
-    from sslops.training.run import evaluate_again
 
-    evaluate_again(chosen.run, chosen.device, Console())
+    if chosen.eval_data:
+        evaluate_elsewhere(chosen.run, chosen.eval_data, chosen.eval_root, chosen.device, Console())
+    else:
+        evaluate_again(chosen.run, chosen.device, Console())
     return 0
 
 
@@ -44,11 +51,16 @@ def compare_command(argv: list[str]) -> int:
     """One table of several runs."""
     parser = argparse.ArgumentParser("sslops compare", description="One table of several runs.")
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
+    parser.add_argument(
+        "--out", type=Path, help="also write the table and its figure into this HTML file"
+    )
     chosen = parser.parse_args(argv)
     need("sklearn", "PIL")
-    from sslops.training.report import compare
+    from sslops.training.report import compare, write_comparison
 
     print(compare(chosen.runs))
+    if chosen.out is not None:
+        print(f"figure    {write_comparison(chosen.runs, chosen.out)}")
     return 0
 
 
@@ -108,7 +120,7 @@ def export_command(argv: list[str]) -> int:
     parser.add_argument("--to", type=Path, help="file to write; RUN/encoder.safetensors if unset")
     chosen = parser.parse_args(argv)
     need("safetensors")
-    from sslops.training.run import export_checkpoint
+    from sslops.training.afterwards import export_checkpoint
 
     path = chosen.to or chosen.run / "encoder.safetensors"
     print(export_checkpoint(chosen.run, chosen.checkpoint, path))

@@ -13,7 +13,7 @@ __all__ = ["RunOptions", "TrainConfig", "changed_fields", "closest", "make_confi
 # These may differ between a run and its resumption: none of them touches the trained numbers.
 _FREE_ON_RESUME = frozenset(
     "data_root log_every checkpoint_every tensorboard evaluate supervised_epochs eval_train"
-    " eval_test eval_stages tsne_images".split()
+    " eval_test eval_data eval_root eval_stages tsne_images".split()
 )
 
 
@@ -69,6 +69,8 @@ class TrainConfig:
     supervised_epochs: int | None = None  # of the supervised control; a quarter of epochs if unset
     eval_train: int | None = 10_000  # labelled images the probes may use
     eval_test: int | None = 10_000
+    eval_data: str | None = None  # probe on this data set or folder as well
+    eval_root: str | None = None  # where its files lie, if not where it looks itself
     eval_stages: bool = True  # a linear probe of every stage of the encoder, beside the last
     tsne_images: int = 1000  # test images in the t-SNE picture
 

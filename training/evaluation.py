@@ -14,10 +14,12 @@ from sslops.training.controls import plain_features, supervised_arms
 from sslops.training.data import Dataset, Split, load, split_validation, subset
 from sslops.training.distributed import World, seed_everything
 from sslops.training.folder import read_config, read_json, write_json
+from sslops.training.guard import EvaluationFailed, Interrupted
 from sslops.training.methods import DataShape, Method, find_method
 
 __all__ = [
     "build_method",
+    "evaluate_and_report",
     "evaluate_run",
     "forget_seen",
     "load_data",
@@ -98,6 +100,28 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     write_json(folder / "results.json", results)
 
     write_pictures(folder, data, arms, None, config.seed, points=config.tsne_images)
+    return results
+
+
+def evaluate_and_report(folder: Path, world: World, console: Console) -> dict[str, Any]:
+    """`evaluate_run`, then the report.
+
+    Raises:
+        EvaluationFailed: it raised; the weights are saved, and the message says so.
+    """
+    try:
+        results = evaluate_run(folder, world, console)
+        from sslops.training.report import write_report
+
+        write_report(folder)
+    except (Interrupted, KeyboardInterrupt):
+        console.print(f"the weights are saved; evaluate them with: sslops eval {folder}")
+        raise
+    except Exception as error:
+        raise EvaluationFailed(
+            f"train: the evaluation failed ({type(error).__name__}: {error}); the trained weights"
+            f" are in {folder / 'encoder.safetensors'}; try again with: sslops eval {folder}"
+        ) from error
     return results
 
 

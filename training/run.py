@@ -14,19 +14,19 @@ from sslops.training.distributed import World, join, leave, restarted, wait
 from sslops.training.drawing import draw_figures, draw_pictures
 from sslops.training.evaluation import (
     build_method,
-    evaluate_run,
+    evaluate_and_report,
     load_data,
     shape_of,
 )
 from sslops.training.folder import check_folder, open_folder, read_config, write_json
-from sslops.training.guard import EvaluationFailed, Interrupted, ProcessLost
+from sslops.training.guard import Interrupted, ProcessLost
 from sslops.training.loop import Loop
 from sslops.training.machine import environment, peak_memory_gb
 from sslops.training.methods import Method, find_method
 from sslops.training.monitor import make_monitor
 from sslops.training.parallel import whole
 from sslops.training.pretext import measure_pretext
-from sslops.training.saving import has_checkpoint, load_run
+from sslops.training.saving import has_checkpoint
 from sslops.training.summary import (
     count_parameters,
     print_banner,
@@ -34,13 +34,12 @@ from sslops.training.summary import (
     summarise,
     summary_table,
 )
+from sslops.training.transfer import transfer
 
 __all__ = [
     "Result",
     "default_config",
-    "evaluate_again",
     "execute",
-    "export_checkpoint",
     "train",
 ]
 
@@ -211,58 +210,11 @@ def _one(
     if not loop.sharded:
         draw_figures(method, split, folder, world)
     if config.evaluate:
-        results = _evaluate(folder, alone, console)
+        results = evaluate_and_report(folder, alone, console)
+        if config.eval_data is not None:
+            transfer(folder, config.eval_data, config.eval_root, alone, console)
     print_closing(name, folder, results, console)
     return Result(folder, results, encoder.eval())
-
-
-def evaluate_again(folder: Path, device: str, console: Console) -> Result:
-    """Evaluate a run's exported encoder, as at the end of its training.
-
-    Raises:
-        FileNotFoundError: it is no run folder, or its training is not over.
-        EvaluationFailed: the evaluation raised.
-    """
-    name, config = read_config(folder)
-    encoder = export.load_encoder(folder)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    results = _evaluate(folder, World(0, 1, join(device).device), console)
-    print_closing(name, folder, results, console)
-    return Result(folder, results, encoder)
-
-
-def export_checkpoint(folder: Path, which: str, path: Path) -> Path:
-    """Write the encoder of the checkpoint WHICH to `path`.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-    """
-    name, config = read_config(folder)
-    data, split, _ = load_data(config)
-    shape, world = shape_of(data), World(0, 1, torch.device("cpu"))
-    method = build_method(name, config, shape, world)
-    loop = Loop(method, split, config, world, console=Console(quiet=True))
-    load_run(folder / "checkpoint" / which, loop)
-    facts = {"method": name, "data": config.data, "steps": loop.step}
-    return export.save_encoder(path, method.encoder, config, shape, **facts)
-
-
-def _evaluate(folder: Path, world: World, console: Console) -> dict[str, Any]:
-    try:
-        results = evaluate_run(folder, world, console)
-        from sslops.training.report import write_report
-
-        write_report(folder)
-    except (Interrupted, KeyboardInterrupt):
-        console.print(f"the weights are saved; evaluate them with: sslops eval {folder}")
-        raise
-    except Exception as error:
-        raise EvaluationFailed(
-            f"train: the evaluation failed ({type(error).__name__}: {error}); the trained weights"
-            f" are in {folder / 'encoder.safetensors'}; try again with: sslops eval {folder}"
-        ) from error
-    return results
 
 
 def _cost(method: Method, loop: Loop) -> dict[str, Any]:

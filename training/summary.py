@@ -22,6 +22,7 @@ __all__ = [
     "count_parameters",
     "print_banner",
     "print_closing",
+    "print_tables",
     "summarise",
     "summary_table",
 ]
@@ -78,11 +79,7 @@ def _kind(split: Split) -> str:
 def print_closing(name: str, folder: Path, results: dict[str, Any], console: Console) -> None:
     """Results beside controls, cost, where things lie, what to try next."""
     cost = results["cost"]
-    if arms(results):
-        console.print("\n" + table(results))
-        for more in (factor_table(results), stage_table(results)):
-            if more:
-                console.print("\n" + more)
+    print_tables(results, console)
     if scores := results.get("pretext"):
         listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         console.print(f"\npretext   {listed} on test images")
@@ -101,6 +98,14 @@ def print_closing(name: str, folder: Path, results: dict[str, Any], console: Con
         f"          sslops train {name} --data PATH/TO/IMAGES\n"
         f"          sslops compare {folder.parent}/*"
     )
+
+
+def print_tables(results: Mapping[str, Any], console: Console) -> None:
+    """What `evaluate` measured."""
+    if arms(results):
+        for each in (table(results), factor_table(results), stage_table(results)):
+            if each:
+                console.print("\n" + each)
 
 
 def _percent(mean: float, sd: float) -> str:

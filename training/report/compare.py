@@ -1,65 +1,221 @@
-"""Several runs side by side, as text."""
+"""Several runs side by side: one table as text, and one page with the table and its figure."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sslops.training.evaluate.table import align
-from sslops.training.report.run_folder import read_run
+from sslops.training.report.page import cell_table, figure, legend, page, section
+from sslops.training.report.run_folder import Run, read_run
+from sslops.training.report.svg import Line, line_chart
 
-__all__ = ["compare"]
+__all__ = ["compare", "write_comparison"]
+
+FEW_TEXT = "Mean over draws of the labelled images, a logistic regression on frozen features."
+STAGE_TEXT = "Features of every stage, averaged to a comparable number of cells."
+BASIS_TEXT = "* measured on other data, images or seed than the first: not comparable with it"
+
+
+class Row(NamedTuple):
+    """A run as it was evaluated once: on its own data set, or on another."""
+
+    run: Run
+    probed: str  # name of the data set whose labels the probes had
+    results: Mapping[str, Any]
+    differs: bool
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        """The numbers of the method itself."""
+        return _mapping(self.results.get(self.run.method))
 
 
 def compare(run_dirs: Sequence[str | Path]) -> str:
-    """One row a run: its method's accuracies, clustering, loss, time and speed.
+    """One row a run, and one for each data set it was probed on besides its own.
 
-    Rows that were measured on other data or with other sample sizes are marked, as their numbers
-    cannot be set side by side.
+    Columns: pretext accuracy on test images, few labels, kNN, linear probe of the features and of
+    the best stage, what that adds to the same stage untrained, NMI, loss, time and speed. Rows
+    that were measured on other data or with other sample sizes than the first are marked, as their
+    numbers cannot be set side by side.
 
     Raises:
         ValueError: no folders.
         FileNotFoundError: a folder is no run folder.
     """
+    rows = _rows(run_dirs)
+    columns = _columns(rows)
+    lines = [["run", *columns]]
+    lines += [[_label(row), *(cell(row) for cell in columns.values())] for row in rows]
+    text = align(lines)
+    return f"{text}\n{BASIS_TEXT}" if any(row.differs for row in rows) else text
+
+
+def write_comparison(run_dirs: Sequence[str | Path], path: Path) -> Path:
+    """The table of `compare` and its figure, accuracy against labels and stages, as one HTML file.
+
+    Returns:
+        `path`.
+    """
+    rows = _rows(run_dirs)
+    columns = _columns(rows)
+    cells = [
+        [escape(_label(row)), *(escape(cell(row)) for cell in columns.values())] for row in rows
+    ]
+    charts = [
+        _chart(rows, _few_points, "Accuracy against labels a class", FEW_TEXT, log_x=True),
+        _chart(rows, _stage_points, "Linear probe of each stage", STAGE_TEXT),
+    ]
+    note = BASIS_TEXT if any(row.differs for row in rows) else ""
+    styles = {_name(row): _style(i) for i, row in enumerate(rows)}
+    body = [
+        "<header><h1>Comparison of runs</h1></header>",
+        section("All runs", cell_table(["run", *columns], cells), lead=note),
+        section("Figure", legend(styles), f'<div class="charts">{"".join(charts)}</div>'),
+    ]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(page("Comparison of runs", body), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _rows(run_dirs: Sequence[str | Path]) -> list[Row]:
     if not run_dirs:
         raise ValueError("compare: needs at least one run folder, got none")
     runs = [read_run(Path(folder)) for folder in run_dirs]
-    counts = sorted({int(n) for run in runs for n in run.arms.get(run.method, {}).get("few", {})})
-    header = ["run", "method", "data", *(f"{n} label{'s' * (n > 1)}" for n in counts)]
-    header += ["kNN", "linear", "NMI", "loss (chance)", "minutes", "images/s"]
-    first = _basis(runs[0].protocol)
-    lines, marked = [header], False
+    first = _basis(runs[0].results)
+    rows = []
     for run in runs:
-        own = run.arms.get(run.method, {})
-        differs = bool(own) and _basis(run.protocol) != first
-        marked |= differs
-        few = own.get("few", {})
-        loss, chance = run.last("loss"), run.last("chance")
-        seconds = run.cost.get("seconds")
-        rate = run.cost.get("images_per_second", run.last("images_per_second"))
-        lines.append(
-            [
-                str(run.folder) + (" *" if differs else ""),
-                run.method,
-                run.data,
-                *(
-                    f"{100 * few[str(n)]['mean']:.1f} ± {100 * few[str(n)]['sd']:.1f}"
-                    if str(n) in few
-                    else "-"
-                    for n in counts
-                ),
-                f"{100 * own['knn']:.1f}" if "knn" in own else "-",
-                f"{100 * own['linear']:.1f}" if "linear" in own else "-",
-                f"{own['nmi']:.3f}" if "nmi" in own else "-",
-                "-" if loss is None else f"{loss:.3f}" + (f" ({chance:.2f})" if chance else ""),
-                "-" if seconds is None else f"{seconds / 60:.1f}",
-                "-" if rate is None else f"{rate:,.0f}",
-            ]
-        )
-    text = align(lines)
-    if marked:
-        text += "\n* measured on other data, images or seed than the first: not comparable with it"
-    return text
+        for results in (run.results, *run.transfer.values()):
+            probed = str(_mapping(results.get("protocol")).get("data", run.data))
+            differs = run.method in results and _basis(results) != first
+            rows.append(Row(run, Path(probed).name, results, differs))
+    return rows
 
 
-def _basis(protocol: object) -> tuple[object, ...]:
-    get = getattr(protocol, "get", lambda name: None)
-    return tuple(get(name) for name in ("data", "train_images", "test_images"))
+def _label(row: Row) -> str:
+    return f"{row.run.folder}{' *' if row.differs else ''}"
+
+
+def _name(row: Row) -> str:
+    """What a legend calls the row; no two rows of a comparison share it."""
+    return str(row.run.folder) + ("" if row.probed == row.run.data else f" on {row.probed}")
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    """Title -> cell, without the optional columns that no run has."""
+    counts = sorted({int(n) for row in rows for n in row.own.get("few", {})})
+    columns: dict[str, Callable[[Row], str]] = {
+        "method": lambda row: row.run.method,
+        "data": lambda row: row.run.data,
+    }
+    if any(row.probed != row.run.data for row in rows):
+        columns["probed on"] = lambda row: row.probed
+    optional = {"pretext": _pretext, "best stage": _best_stage, "over untrained": _gain}
+    kept = {
+        title: cell for title, cell in optional.items() if any(cell(row) != "-" for row in rows)
+    }
+    if "pretext" in kept:
+        columns["pretext"] = kept.pop("pretext")
+    for n in counts:
+        columns[f"{n} label{'s' * (n > 1)}"] = _few(n)
+    return columns | {
+        "kNN": _percent("knn"),
+        "linear": _percent("linear"),
+        **kept,
+        "NMI": lambda row: f"{row.own['nmi']:.3f}" if "nmi" in row.own else "-",
+        "loss (chance)": _loss,
+        "minutes": _minutes,
+        "images/s": _rate,
+    }
+
+
+def _pretext(row: Row) -> str:
+    value = _mapping(row.run.results.get("pretext")).get("accuracy")
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _few(n: int) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        found = row.own.get("few", {}).get(str(n))
+        return f"{100 * found['mean']:.1f} ± {100 * found['sd']:.1f}" if found else "-"
+
+    return cell
+
+
+def _percent(key: str) -> Callable[[Row], str]:
+    return lambda row: f"{100 * row.own[key]:.1f}" if key in row.own else "-"
+
+
+def _best_stage(row: Row) -> str:
+    if "best_stage_linear" not in row.own:
+        return "-"
+    return f"{100 * row.own['best_stage_linear']:.1f} ({row.own['best_stage']})"
+
+
+def _gain(row: Row) -> str:
+    """Points that the best stage adds to the same stage of the untrained network."""
+    untrained = _mapping(row.results.get("random-init")).get("stages", [])
+    same = [each["linear"] for each in untrained if each["stage"] == row.own.get("best_stage")]
+    return f"{100 * (row.own['best_stage_linear'] - same[0]):+.1f}" if same else "-"
+
+
+def _loss(row: Row) -> str:
+    loss, chance = row.run.last("loss"), row.run.last("chance")
+    return "-" if loss is None else f"{loss:.3f}" + (f" ({chance:.2f})" if chance else "")
+
+
+def _minutes(row: Row) -> str:
+    seconds = row.run.cost.get("seconds")
+    return "-" if seconds is None else f"{seconds / 60:.1f}"
+
+
+def _rate(row: Row) -> str:
+    rate = row.run.cost.get("images_per_second", row.run.last("images_per_second"))
+    return "-" if rate is None else f"{rate:,.0f}"
+
+
+def _few_points(row: Row) -> list[tuple[float, float]]:
+    few = row.own.get("few", {})
+    return sorted((float(n), 100 * cell["mean"]) for n, cell in few.items())
+
+
+def _stage_points(row: Row) -> list[tuple[float, float]]:
+    return [(float(each["stage"]), 100 * each["linear"]) for each in row.own.get("stages", [])]
+
+
+def _chart(
+    rows: Sequence[Row],
+    points: Callable[[Row], list[tuple[float, float]]],
+    title: str,
+    caption: str,
+    *,
+    log_x: bool = False,
+) -> str:
+    found = [(_style(i), points(row)) for i, row in enumerate(rows)]
+    lines = [Line(each, style, markers=True) for style, each in found if each]
+    if not lines:
+        return ""
+    chart = line_chart(
+        lines,
+        title=f"{title}, test accuracy in percent",
+        x_label="labelled images a class" if log_x else "stage",
+        log_x=log_x,
+        x_ticks=sorted({x for line in lines for x, _ in line.points}),
+        y_format="{:g} %",
+    )
+    return figure(title, chart, caption)
+
+
+def _style(number: int) -> str:
+    return f"c{number % 20}"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _basis(results: Mapping[str, Any]) -> tuple[object, ...]:
+    protocol = _mapping(results.get("protocol"))
+    return tuple(protocol.get(name) for name in ("data", "train_images", "test_images"))

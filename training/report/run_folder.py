@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Run:
         pictures: PNG files by name without ending.
         encoder: encoder.json.
         figures: figures.json, the method's own charts by name.
+        transfer: transfer/*.json, results on other data sets by name.
     """
 
     folder: Path
@@ -42,6 +43,7 @@ class Run:
     pictures: Mapping[str, bytes]
     encoder: Mapping[str, Any]
     figures: Mapping[str, Any]
+    transfer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -114,6 +116,7 @@ def read_run(folder: Path) -> Run:
         },
         encoder=_json(folder / "encoder.json"),
         figures=_json(folder / "figures.json"),
+        transfer={path.stem: _json(path) for path in sorted((folder / "transfer").glob("*.json"))},
     )
 
 

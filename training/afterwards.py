@@ -1,0 +1,59 @@
+"""What can be done with a run folder once its training is over."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslops.training import export
+from sslops.training.console import Console
+from sslops.training.distributed import World, join
+from sslops.training.evaluation import build_method, evaluate_and_report, load_data, shape_of
+from sslops.training.folder import read_config
+from sslops.training.loop import Loop
+from sslops.training.saving import load_run
+from sslops.training.summary import print_closing
+from sslops.training.transfer import transfer
+
+__all__ = ["evaluate_again", "evaluate_elsewhere", "export_checkpoint"]
+
+
+def evaluate_again(folder: Path, device: str, console: Console) -> dict[str, Any]:
+    """Evaluate a run's exported encoder, as at the end of its training.
+
+    Raises:
+        FileNotFoundError: it is no run folder, or its training is not over.
+        EvaluationFailed: the evaluation raised.
+    """
+    name, config = read_config(folder)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    results = evaluate_and_report(folder, World(0, 1, join(device).device), console)
+    print_closing(name, folder, results, console)
+    return results
+
+
+def evaluate_elsewhere(
+    folder: Path, data: str, root: str | None, device: str, console: Console
+) -> dict[str, Any]:
+    """Probe a run's encoder on another data set; see `transfer`."""
+    _, config = read_config(folder)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return transfer(folder, data, root, World(0, 1, join(device).device), console)
+
+
+def export_checkpoint(folder: Path, which: str, path: Path) -> Path:
+    """Write the encoder of the checkpoint WHICH to `path`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
+    name, config = read_config(folder)
+    data, split, _ = load_data(config)
+    shape, world = shape_of(data), World(0, 1, torch.device("cpu"))
+    method = build_method(name, config, shape, world)
+    loop = Loop(method, split, config, world, console=Console(quiet=True))
+    load_run(folder / "checkpoint" / which, loop)
+    facts = {"method": name, "data": config.data, "steps": loop.step}
+    return export.save_encoder(path, method.encoder, config, shape, **facts)

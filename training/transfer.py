@@ -1,0 +1,103 @@
+"""The transfer table: features learned on one data set, probed on the labels of another."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslops.training import export
+from sslops.training.augment.colour import LUMA
+from sslops.training.console import Console
+from sslops.training.data import Dataset, Split, load
+from sslops.training.distributed import World
+from sslops.training.evaluation import build_method, load_data, shape_of
+from sslops.training.folder import read_config, write_json
+from sslops.training.summary import print_tables
+
+__all__ = ["match_channels", "transfer"]
+
+
+def transfer(
+    folder: Path, data: str, root: str | None, world: World, console: Console
+) -> dict[str, Any]:
+    """Evaluate a run's encoder on another data set; say it, and write transfer/DATA.json.
+
+    The arms are the method, the same encoder untrained, raw pixels, and the encoder trained with
+    the labels of the first data set where the run has one. Probes are fitted on the training part
+    of the other data set. Its images are brought to the size and the channels of the encoder.
+
+    Args:
+        folder: of a run that is over.
+        data: name or folder, as of `--data`.
+        root: where the data set's files lie, if not where it looks itself.
+        world: gives the device.
+        console: where to report.
+
+    Returns:
+        As `evaluate`, with the name of the first data set under "trained_on".
+
+    Raises:
+        FileNotFoundError: no complete run, or no such data.
+        ValueError: sound against images, or data without labels.
+    """
+    from sslops.training.evaluate import evaluate
+
+    name, config = read_config(folder)
+    trained = export.load_encoder(folder).to(world.device)
+    source = shape_of(load_data(config)[0])
+    other = load(data, root=root, size=source.image_size or None)
+    if bool(other.rate) != bool(source.rate) or source.rate:
+        raise ValueError(
+            f"eval: --eval-data needs images for an encoder of images, got {other.name} for {name}"
+            f" on {config.data}"
+        )
+    if other.train.labels is None or other.test.labels is None:
+        raise ValueError(f"eval: --eval-data needs labels, got none in {other.name}")
+    other = match_channels(other, source.channels)
+    arms: dict[str, nn.Module | None] = {
+        name: trained,
+        "random-init": build_method(name, config, source, world).encoder.eval(),
+        "pixels": None,
+    }
+    supervised = folder / "checkpoint" / "supervised.safetensors"
+    if supervised.is_file() and name != "supervised":
+        arms["supervised"] = export.load_encoder(supervised).to(world.device)
+    console.print(f"probing {', '.join(arms)} on {other.name} ...")
+    results: dict[str, Any] = evaluate(
+        arms,
+        other,
+        seed=config.seed,
+        max_train=config.eval_train,
+        max_test=config.eval_test,
+        device=world.device,
+        stages=config.eval_stages,
+    )
+    results["trained_on"] = Path(config.data).name
+    (folder / "transfer").mkdir(exist_ok=True)
+    write_json(folder / "transfer" / f"{other.name}.json", results)
+    print_tables(results, console)
+    return results
+
+
+def match_channels(data: Dataset, channels: int) -> Dataset:
+    """The data set in grey, or its grey three times, as an encoder of `channels` wants it."""
+    if data.channels == channels:
+        return data
+
+    def convert(split: Split) -> Split:
+        return replace(split, images=_convert(split.images, channels))
+
+    return replace(data, train=convert(data.train), test=convert(data.test))
+
+
+def _convert(images: Tensor, channels: int) -> Tensor:
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1).contiguous()
+    weights = torch.tensor(LUMA)[:, None, None]
+    parts = [
+        (part.float() * weights).sum(1, keepdim=True).round().to(torch.uint8)
+        for part in torch.split(images, 4096)
+    ]
+    return torch.cat(parts)
