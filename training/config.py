@@ -12,8 +12,8 @@ __all__ = ["RunOptions", "TrainConfig", "changed_fields", "closest", "make_confi
 
 # These may differ between a run and its resumption: none of them touches the trained numbers.
 _FREE_ON_RESUME = frozenset(
-    "data_root log_every checkpoint_every tensorboard evaluate supervised_epochs eval_train"
-    " eval_test eval_data eval_root eval_stages tsne_images".split()
+    "data_root log_every checkpoint_every tensorboard evaluate supervised_epochs simclr_control"
+    " eval_train eval_test eval_data eval_root eval_stages tsne_images".split()
 )
 
 
@@ -67,6 +67,7 @@ class TrainConfig:
 
     evaluate: bool = True  # against controls, when training is over
     supervised_epochs: int | None = None  # of the supervised control; a quarter of epochs if unset
+    simclr_control: bool = False  # SimCLR with the same encoder and epochs as a control, too
     eval_train: int | None = 10_000  # labelled images the probes may use
     eval_test: int | None = 10_000
     eval_data: str | None = None  # probe on this data set or folder as well

@@ -1,12 +1,14 @@
 """What a method is measured beside: plain features, its encoder untrained and with labels."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from sslops.training import export
-from sslops.training.config import TrainConfig
+from sslops.training.config import TrainConfig, make_config
 from sslops.training.console import Console
 from sslops.training.data import Dataset, Split
 from sslops.training.data.split import take
@@ -14,11 +16,18 @@ from sslops.training.distributed import World, seed_everything
 from sslops.training.loop import Loop
 from sslops.training.methods import DataShape, Method
 from sslops.training.methods.cpc_audio import CPCAudioConfig
+from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.supervised import Supervised, supervised_config
 from sslops.training.methods.supervised_audio import SupervisedAudio
 from sslops.training.models import LogMel
 
-__all__ = ["plain_features", "supervised_arms", "train_supervised"]
+# What SimCLR's recipe decides in the control; the rest is the run's.
+OWN_OF_SIMCLR = (
+    "views optimizer lr lr_scaling warmup_epochs schedule weight_decay momentum trust clip"
+    " temperature num_views proj_hidden proj_dim proj_layers"
+).split()
+
+__all__ = ["plain_features", "simclr_arm", "supervised_arms", "train_supervised"]
 
 
 def plain_features(data: Dataset) -> dict[str, nn.Module | None]:
@@ -75,6 +84,37 @@ def supervised_arms(
             export.save_encoder(path, encoder, config, size, method="supervised", data=config.data)
         encoders[name] = export.load_encoder(path).to(world.device)
     return encoders
+
+
+def simclr_arm(
+    folder: Path,
+    config: TrainConfig,
+    train: Split,
+    shape: DataShape,
+    world: World,
+    console: Console,
+) -> nn.Module:
+    """The same encoder trained by SimCLR on the same images for as many epochs of the same batch.
+
+    Views, optimiser and projector are those of SimCLR's own recipe for the data. It is kept in
+    the folder, so that a second evaluation trains none again.
+    """
+    path = folder / "checkpoint" / "simclr.safetensors"
+    if not path.is_file():
+        console.print("training the SimCLR control ...")
+        own = make_config(SimCLRConfig, "simclr", {"data": config.data, "recipe": config.recipe})
+        changed = {name: getattr(own, name) for name in OWN_OF_SIMCLR}
+        # Of both classes, so that the encoder's options are those that the method gives it.
+        both: Any = dataclass(frozen=True)(type("Control", (SimCLRConfig, type(config)), {}))
+        control = both(**{**asdict(own), **asdict(config), **changed, "knn_every": 0})
+        seed_everything(config.seed)
+        method = SimCLR(control, shape).to(world.device)
+        if config.channels_last:
+            method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        updating = Console(console.stream, quiet=console.quiet or not console.live)
+        Loop(method, train, control, world, console=updating).run()
+        export.save_encoder(path, method.encoder, control, shape, method="simclr", data=config.data)
+    return export.load_encoder(path).to(world.device)
 
 
 def _without(split: Split, data: Dataset, held_out: str) -> Split:

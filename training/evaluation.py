@@ -10,7 +10,7 @@ from torch import nn
 from sslops.training import export
 from sslops.training.config import TrainConfig
 from sslops.training.console import Console
-from sslops.training.controls import plain_features, supervised_arms
+from sslops.training.controls import plain_features, simclr_arm, supervised_arms
 from sslops.training.data import Dataset, Split, load, split_validation, subset
 from sslops.training.distributed import World, seed_everything
 from sslops.training.folder import read_config, read_json, write_json
@@ -83,6 +83,8 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     arms |= plain_features(data)
     if name != "supervised":
         arms |= supervised_arms(folder, config, data, train, shape, world, console)
+    if config.simclr_control and name != "simclr" and not shape.rate:
+        arms["simclr"] = simclr_arm(folder, config, train, shape, world, console)
     console.print(f"evaluating {', '.join(arms)} ...")
     results: dict[str, Any] = evaluate(
         arms,

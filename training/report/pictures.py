@@ -50,8 +50,8 @@ def write_pictures(
     if views is not None:
         (folder / "views.png").write_bytes(pairs_png(views))
     trained = [name for name, encoder in encoders.items() if encoder is not None]
-    controls = ("random-init", "log-mel", "supervised")
-    after = next((name for name in trained if name not in controls), None)
+    plain = ("random-init", "log-mel")
+    after = next((name for name in trained if name not in plain), None)
     stages = {"neighbours-before": "random-init", "neighbours": after or ""}
     networks = {file: encoders[name] for file, name in stages.items() if name in trained}
     gallery = data.train if len(data.train) <= GALLERY else subset(data.train, GALLERY, seed)

@@ -12,7 +12,7 @@ __all__ = ["arm_style", "headline", "label_curve", "numbers"]
 
 Get = Callable[[Mapping[str, Any]], float | None]
 
-NAMES = {"random-init": "untrained", "pixels": "raw pixels", "supervised": "supervised"}
+NAMES = {"random-init": "untrained", "pixels": "raw pixels", "simclr": "SimCLR"}
 
 
 def arm_style(run: Run, arm: str) -> str:

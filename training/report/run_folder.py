@@ -14,7 +14,7 @@ from sslops.training.evaluate.table import arms
 
 __all__ = ["CONTROLS", "Run", "read_run"]
 
-CONTROLS = ("random-init", "pixels", "log-mel", "supervised")
+CONTROLS = ("random-init", "pixels", "log-mel", "supervised", "simclr")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ _ARMS = {
     "random-init": ("#8b929d", "#8d96a3"),
     "pixels": ("#b96f00", "#e2a53a"),
     "supervised": ("#0b8457", "#4cc38f"),
+    "simclr": ("#00798c", "#4fc3d6"),
     "other": ("#a03fa5", "#d58ad9"),
 }
 _CLASSES = (
