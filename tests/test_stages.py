@@ -9,6 +9,7 @@ from sslops.training.evaluate import evaluate, stage_table
 from sslops.training.evaluate.features import extract, extract_stages
 from sslops.training.evaluate.stages import MOST, measure_stages
 from sslops.training.models import Decoder, build_encoder
+from sslops.training.summary import summarise, summary_table
 
 ENCODERS = [
     ("cnn-tiny", {"width": 4}, 3),
@@ -109,6 +110,18 @@ def test_evaluate_measures_stages_where_there_are_any():
     without = evaluate(arms, data, seed=0, labels_per_class=(1,), draws=1, stages=False)
     assert "stages" not in without["net"]
     assert stage_table(without) == ""
+
+
+def test_tables_of_several_seeds_show_stages_and_no_factors():
+    arm = {"dim": 3, "linear": 0.5, "few": {"1": {"mean": 0.25, "sd": 0.0}}}
+    arm |= {"stages": [{"stage": 1, "linear": 0.75}, {"stage": 2, "linear": 0.5}]}
+    runs = [{"net": arm, "cost": {}, "pretext": {"accuracy": value}} for value in (0.5, 0.7)]
+    text = summary_table(summarise(runs))
+    assert "stage 1     stage 2" in text
+    assert "75.0 ± 0.0" in text
+    assert "accuracy" in text
+    assert "0.6 ± 0.14" in text
+    assert "median" not in text
 
 
 def test_deep_networks_are_probed_at_some_stages_and_the_last():

@@ -180,7 +180,12 @@ def _pretext(scores: Mapping[str, Any]) -> str:
 
 def _factor_table(rows: Mapping[str, Any]) -> str:
     """Numbers of evaluate/factors.py: the median over the seeds, and the lowest and highest."""
-    titles = factor_titles({name: {"dim": 0, **arm} for name, arm in rows.items()})
+    plain = ("few.", "stage.")  # flattened here, and shown in tables of their own
+    kept = {
+        name: {key: value for key, value in arm.items() if not key.startswith(plain)}
+        for name, arm in rows.items()
+    }
+    titles = factor_titles({name: {"dim": 0, **arm} for name, arm in kept.items()})
     if not titles:
         return ""
     lines = [["median (lowest, highest)", *titles.values()]]
