@@ -122,6 +122,8 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for name in [*arms(results[0]), "pretext", "cost"]:
         flat = [_flatten(run[name]) for run in results if name in run]
+        if not flat:
+            continue
         summary[name] = {
             key: {
                 "mean": statistics.fmean(run[key] for run in flat),
