@@ -1,8 +1,10 @@
 """Checkpoints are whole or absent, hold every generator, and load without running code."""
 
+import os
 import random
 import resource
 import signal
+import stat
 
 import numpy as np
 import pytest
@@ -125,3 +127,28 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(checkpoint.StorageError, match=r"needs room to write .*last\.pt"):
         checkpoint.save(tmp_path / "file" / "last.pt", {"step": 1})
+
+
+def test_the_new_file_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    """Content, then name, then the folder that holds the name: a power cut finds one of the two."""
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(handle):
+        events.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "content")
+        fsync(handle)
+
+    def note_replace(source, target):
+        events.append("name")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"step": 1})
+    assert events == ["content", "name", "folder"]
+    before = path.read_bytes()
+    with path.open("rb") as reader:  # whoever reads the old file goes on reading the old file
+        checkpoint.save(path, {"step": 2})
+        assert reader.read() == before
+    assert checkpoint.load(path) == {"step": 2}
