@@ -19,7 +19,7 @@ from sslops.training.config import TrainConfig
 from sslops.training.console import Console
 from sslops.training.data import Split
 from sslops.training.data.split import subset, take
-from sslops.training.distributed import World, seed_everything
+from sslops.training.distributed import World, join, seed_everything
 from sslops.training.evaluate.few_labels import draw_labels, feasible
 from sslops.training.evaluate.table import align
 from sslops.training.evaluation import build_method, load_data, shape_of
@@ -28,7 +28,7 @@ from sslops.training.loop import Loop
 from sslops.training.methods.base import DataShape
 from sslops.training.methods.supervised import Supervised
 
-__all__ = ["HalfFrozen", "RotNetOptions", "freeze_first", "rotnet", "rotnet_table"]
+__all__ = ["HalfFrozen", "RotNetOptions", "freeze_first", "rotnet", "rotnet_table", "run_rotnet"]
 
 SCRATCH = "from scratch"
 WARMUP = 0.1  # of the steps
@@ -44,6 +44,13 @@ class RotNetOptions:
     batch: int = 128
     lr: float = 3e-3  # of AdamW, peak of a cosine schedule
     weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rotnet: {name} must be at least 1, got {getattr(self, name)}")
+        if not self.labels or min(self.labels) < 1:
+            raise ValueError(f"rotnet: labels must be numbers from 1 on, got {self.labels}")
 
 
 class HalfFrozen(Supervised):
@@ -218,3 +225,19 @@ def rotnet_table(results: dict[str, Any]) -> str:
         title = arm if arm == SCRATCH else f"{arm}, first {freeze} blocks frozen"
         lines.append([title, *(f"{100 * each[arm]:.1f}" for each in accuracy.values())])
     return align(lines)
+
+
+def run_rotnet(
+    folder: Path, options: RotNetOptions, device: str, console: Console
+) -> dict[str, Any]:
+    """The protocol on a run folder: its table, its rotnet.json, and the report anew."""
+    from sslops.training.report import write_report
+
+    _, config = read_config(folder)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    results = rotnet(folder, options, World(0, 1, join(device).device), console)
+    console.print("\n" + rotnet_table(results))
+    console.print(f"\nnumbers   {folder / 'rotnet.json'}")
+    console.print(f"report    {write_report(folder).resolve()}")
+    return results
