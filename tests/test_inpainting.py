@@ -191,9 +191,7 @@ def test_gradients_of_the_two_networks_never_meet(mask):
     made, real = (inpainting._shown(each, truth, hole) for each in (z, truth))
     adversarial, own = inpainting._play(made, real)
     for loss, mine, others in ((adversarial, ours, theirs), (own, theirs, ours)):
-        found = torch.autograd.grad(
-            loss, [*others.values()], retain_graph=True, allow_unused=True
-        )
+        found = torch.autograd.grad(loss, [*others.values()], retain_graph=True, allow_unused=True)
         assert all(each is None for each in found)  # no path at all: exactly zero
         found = torch.autograd.grad(loss, [*mine.values()], retain_graph=True, allow_unused=True)
         assert any(each is not None and each.abs().sum() > 0 for each in found)
@@ -222,12 +220,12 @@ def test_one_backward_pass_gives_each_network_its_own_gradient():
 
 
 def test_generator_wants_to_be_taken_for_real():
-    """A step against the adversarial gradient raises the discriminator's logit, saturated or not."""
+    """A step down the adversarial gradient raises the logit, however sure it is."""
     inpainting = method(adversarial=1.0)
     made = torch.zeros(2, 3, 16, 16, requires_grad=True)
     with torch.no_grad():
         inpainting.discriminator.layers[-1].bias.fill_(-30.0)  # sure that it is made
-    adversarial, own = inpainting._play(made, torch.zeros_like(made))
+    adversarial, _ = inpainting._play(made, torch.zeros_like(made))
     assert adversarial.item() == pytest.approx(30, abs=1)
     (grad,) = torch.autograd.grad(adversarial, made)
     assert grad.abs().sum() > 0  # log(1 - D) would be flat here

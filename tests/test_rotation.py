@@ -139,7 +139,7 @@ def test_refuses_what_is_not_square():
     images = Batch(torch.zeros(2, 1, 16, 20, dtype=torch.uint8), None)
     with pytest.raises(ValueError, match="rotation: images must be square, got 16 x 20"):
         method().views(images, generator())
-    with pytest.raises(ValueError, match="no such views, got 'crop-flop'; did you mean 'crop-flip'"):
+    with pytest.raises(ValueError, match="got 'crop-flop'; did you mean 'crop-flip'"):
         method(views="crop-flop")
 
 

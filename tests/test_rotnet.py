@@ -70,7 +70,9 @@ def test_frozen_blocks_stay_to_the_bit(arch, options):
         loss.backward()
         optimizer.step()
     assert torch.equal(method.encoder.feature_maps(image)[1], frozen_map)
-    changed = {name for name, value in state(method).items() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in state(method).items() if not torch.equal(value, before[name])
+    }
     trained = {name for name, p in method.named_parameters() if p.requires_grad}
     assert changed >= trained
     of_blocks = {id(each) for block in method.encoder.stage_modules()[2:] for each in [
