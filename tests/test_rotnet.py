@@ -1,4 +1,4 @@
-"""The semi-supervised protocol of RotNet: what is frozen stays so, both arms are alike but for it."""
+"""The semi-supervised protocol of RotNet: what is frozen stays, the rest is alike in both arms."""
 
 import io
 import json
@@ -70,16 +70,15 @@ def test_frozen_blocks_stay_to_the_bit(arch, options):
         loss.backward()
         optimizer.step()
     assert torch.equal(method.encoder.feature_maps(image)[1], frozen_map)
-    changed = {
-        name for name, value in state(method).items() if not torch.equal(value, before[name])
-    }
+    after = state(method)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
     trained = {name for name, p in method.named_parameters() if p.requires_grad}
     assert changed >= trained
     of_blocks = {id(each) for block in method.encoder.stage_modules()[2:] for each in [
         *block.parameters(), *block.buffers()]}  # fmt: skip
-    after = {"encoder.norm.weight", "encoder.norm.bias"}  # of a vit
+    last = {"encoder.norm.weight", "encoder.norm.bias"}  # of a vit
     for name, value in method.state_dict(keep_vars=True).items():
-        late = id(value) in of_blocks or name in after or name.startswith("classifier")
+        late = id(value) in of_blocks or name in last or name.startswith("classifier")
         assert (name in changed) == late, name
 
 

@@ -28,7 +28,7 @@ class FillScores:
         )
 
     def result(self) -> dict[str, float]:
-        """ "l1NAME" and "psnrNAME" of every fill."""
+        """l1NAME and psnrNAME of every fill."""
         scores = {f"l1{name}": total / n for name, (total, _, n) in self._sums.items()}
         for name, (_, square, n) in self._sums.items():
             scores[f"psnr{name}"] = -10 * math.log10(max(square / n, 1e-12))
