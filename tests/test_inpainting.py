@@ -348,14 +348,14 @@ def stripes(n, seed, size=16):
 
 def test_learns_to_continue_what_is_around_the_hole():
     """Below every fill that looks at the mean or at the nearest pixel only."""
-    inpainting = method(channels=1, width=16, cells=4)
+    inpainting = method(channels=1, arch="cnn4", width=16, cells=4)
     optimizer = make_optimizer(
         "adamw", inpainting.optimizer_groups(), lr=5e-3, weight_decay=0.0, momentum=0.9
     )
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)
     inpainting.train()
-    for step in range(120):
+    for step in range(150):
         x = stripes(32, step).images.float().div(255)
         loss = inpainting.step((x, inpainting._holes(x, generator(step))))["loss"]
         optimizer.zero_grad()
@@ -363,13 +363,13 @@ def test_learns_to_continue_what_is_around_the_hole():
         optimizer.step()
     scores = inpainting.eval().measure([stripes(128, 1000)], generator(5))
     for name in ("_mean_fill", "_own_mean_fill", "_nearest_fill"):
-        assert scores["l1"] < 0.6 * scores[f"l1{name}"]
+        assert scores["l1"] < 0.7 * scores[f"l1{name}"]
         assert scores["psnr"] > scores[f"psnr{name}"] + 2
 
 
 def test_trains_on_digits(tmp_path):
     scores = train(
-        "inpainting", data="digits", out=tmp_path / "a", console=Console(io.StringIO()), steps=150,
+        "inpainting", data="digits", out=tmp_path / "a", console=Console(io.StringIO()), steps=80,
         batch=64, width=16, knn_every=0, evaluate=False, threads=1,
     ).results["pretext"]  # fmt: skip
     assert scores["l1"] < min(scores["l1_own_mean_fill"], scores["l1_mean_fill"])

@@ -52,7 +52,7 @@ def random_regions(draw: Draw, H: int, W: int, *, area: float, cells: int) -> Te
         raise ValueError(f"random_regions: cells must be at least 2, got {cells}")
     coarse = draw.uniform(0, 1, 1, cells, cells)
     smooth = F.interpolate(coarse, (H, W), mode="bicubic", align_corners=True).flatten(1)
-    lowest = smooth.argsort(1, stable=True)[:, :pixels]
+    lowest = smooth.argsort(dim=1, stable=True)[:, :pixels]
     return torch.zeros_like(smooth, dtype=torch.bool).scatter_(1, lowest, True).view(-1, 1, H, W)
 
 

@@ -68,6 +68,7 @@ class HalfFrozen(Supervised):
     ) -> None:
         super().__init__(config, shape, encoder)
         self._frozen = tuple(frozen)
+        self.train()
 
     def train(self, mode: bool = True) -> "HalfFrozen":
         """As of any module, but the batch norm of frozen blocks never counts."""
