@@ -40,10 +40,11 @@ def interpolated_turns(x: Tensor, error: float) -> Tensor:
     Returns:
         [B, 4, C, S, S].
     """
+    side = x.shape[2]
     turned = []
     for k in range(TURNS):
         angle = k * math.radians(90 + error)
         cos, sin = math.cos(angle), math.sin(angle)
         theta = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]], device=x.device)
-        turned.append(warp(x, theta.expand(len(x), 2, 3), None, *x.shape[2:], "zeros"))
+        turned.append(warp(x, theta.expand(len(x), 2, 3), None, side, side, "zeros"))
     return torch.stack(turned, 1)

@@ -210,7 +210,9 @@ def _accuracy(method: Supervised, test: Split, device: torch.device) -> float:
     method.eval()
     assert test.labels is not None
     right = 0
-    for images, labels in zip(test.images.split(512), test.labels.split(512), strict=True):
+    for images, labels in zip(
+        *(torch.split(part, 512) for part in (test.images, test.labels)), strict=True
+    ):
         logits = method.classifier(method.encoder(images.to(device).float().div(255)))
         right += int((logits.argmax(1).cpu() == labels).sum())
     return right / len(test)

@@ -98,9 +98,8 @@ class Rotation(Method):
 
     def _logits(self, turned: Tensor) -> Tensor:
         """[B, 4, C, S, S] -> [B, 4 turns, 4 answers]."""
-        return cast(Tensor, self.head(self.encoder(turned.flatten(0, 1))).float()).unflatten(
-            0, turned.shape[:2]
-        )
+        logits: Tensor = self.head(self.encoder(turned.flatten(0, 1)))
+        return logits.float().view(len(turned), TURNS, TURNS)
 
     def step(self, views: Tensor) -> dict[str, Tensor]:
         """Cross-entropy over all images in all positions."""
