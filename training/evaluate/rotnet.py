@@ -19,7 +19,7 @@ from sslops.training.config import TrainConfig
 from sslops.training.console import Console
 from sslops.training.data import Split
 from sslops.training.data.split import subset, take
-from sslops.training.distributed import World, join, seed_everything
+from sslops.training.distributed import World, join
 from sslops.training.evaluate.few_labels import draw_labels, feasible
 from sslops.training.evaluate.table import align
 from sslops.training.evaluation import build_method, load_data, shape_of
@@ -189,7 +189,7 @@ def _build(
                 for each in tensors:
                     if id(each) in names:  # not what is never saved
                         each.copy_(weights[names[id(each)]])
-    seed_everything(config.seed)  # the linear layers of both arms begin alike
+    # build_method has set the seed: the linear layers of both arms begin alike.
     method = HalfFrozen(config, shape, encoder, frozen).to(world.device)
     if config.channels_last:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
