@@ -300,6 +300,13 @@ def test_measure_beside_plain_fills():
     assert first["l1_mean_fill"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_loss_begins_near_chance():
+    inpainting = method(arch="cnn4")
+    x = inpainting.fill + inpainting.encoder.standardise.std * torch.randn(32, 3, 16, 16)
+    out = inpainting.step((x, holes(32, 16)))
+    assert inpainting.chance < out["loss"].item() < 1.5 * inpainting.chance
+
+
 def test_parts_keep_holes_with_their_images():
     inpainting = method()
     x, hole = inpainting.views(photos(5), generator())

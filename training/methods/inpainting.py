@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from sslops.training.augment import RECIPES, Draw, make_views
@@ -100,6 +100,10 @@ class Inpainting(Method):
             last = self._maps(torch.zeros(1, channels, side, side))
             self.encoder.train()
         self.decoder = Decoder(last.shape[1], channels, math.ceil(math.log2(side / last.shape[2])))
+        final = cast(nn.Conv2d, self.decoder.layers[-1])
+        with torch.no_grad():  # predictions begin near the mean, not many times too large
+            final.weight.mul_(0.1)
+            cast(Tensor, final.bias).copy_(2 * torch.tensor(MEAN[channels]) - 1)
         self.discriminator: Discriminator | None = None
         if config.adversarial > 0:
             whole = config.mask == "random"
