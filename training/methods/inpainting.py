@@ -45,7 +45,8 @@ class InpaintingConfig(TrainConfig):
 
     mask: Literal["random", "centre"] = "random"  # blobs anywhere, or the middle square
     area: float = 0.25  # share of the image in random regions
-    cells: int = 5  # a side of the grid that random regions are made from; more: smaller blobs
+    cells: int = 4  # a side of the grid that random regions are made from; more: smaller blobs
+    decoder_width: int = 64  # channels after its first doubling, halved by each further one
     overlap: int = 1  # pixels around the hole that are predicted as well
     overlap_weight: float = 10.0  # of their squared error
     adversarial: float = 0.001  # weight of the adversarial loss; the rest is the squared error's
@@ -56,7 +57,12 @@ class InpaintingConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("overlap", 0), ("overlap_weight", 0), ("cells", 2)):
+        for name, least in (
+            ("overlap", 0),
+            ("overlap_weight", 0),
+            ("cells", 2),
+            ("decoder_width", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(
                     f"config: {name} must be at least {least}, got {getattr(self, name)}"
@@ -99,7 +105,8 @@ class Inpainting(Method):
             self.encoder.eval()
             last = self._maps(torch.zeros(1, channels, side, side))
             self.encoder.train()
-        self.decoder = Decoder(last.shape[1], channels, math.ceil(math.log2(side / last.shape[2])))
+        doublings = math.ceil(math.log2(side / last.shape[2]))
+        self.decoder = Decoder(last.shape[1], channels, doublings, width=config.decoder_width)
         final = cast(nn.Conv2d, self.decoder.layers[-1])
         with torch.no_grad():  # predictions begin near the mean, not many times too large
             final.weight.mul_(0.1)
