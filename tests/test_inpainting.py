@@ -34,7 +34,7 @@ def photos(n=6, channels=3, size=16, seed=0):
     return Batch(images.to(torch.uint8), None)
 
 
-def holes(n, size, seed=0, area=0.25, cells=5):
+def holes(n, size, seed=0, area=0.25, cells=4):
     return random_regions(Draw(n, generator(seed)), size, size, area=area, cells=cells)
 
 
