@@ -24,4 +24,7 @@ METHOD_CASES = [
     ),
     ("cpc-audio", {"data": "tones", "width": 8, "context": 8, "window": 0.2}),
     ("cpc-image", {"data": "digits", "width": 4, "patch": 2, "pred_steps": 2}),
+    ("rotation", {"data": "digits", "width": 4}),
+    ("inpainting", {"data": "digits", "width": 4}),
+    ("inpainting", {"data": "digits", "width": 4, "mask": "centre", "adversarial": 0.0}),
 ]

@@ -35,12 +35,28 @@ def eval_command(argv: list[str]) -> int:
         "--eval-data", help="probe on the labels of this data set or folder instead of the run's"
     )
     parser.add_argument("--eval-root", help="where the files of that data set lie")
+    parser.add_argument(
+        "--protocol",
+        default="frozen",
+        choices=["frozen", "rotnet"],
+        help="frozen features against controls, or few labels on frozen first blocks (RotNet)",
+    )
+    rotnet = parser.add_argument_group("of --protocol rotnet")
+    rotnet.add_argument("--freeze", type=int, default=2, help="blocks that stay as they are")
+    rotnet.add_argument("--labels", type=int, nargs="+", default=[20, 100, 400, 1000, 5000],
+                        help="labels a class")  # fmt: skip
+    rotnet.add_argument("--steps", type=int, default=400, help="of every arm")
     chosen = parser.parse_args(argv)
     need("sklearn", "safetensors", "PIL", "matplotlib")
     from sslops.training.afterwards import evaluate_again, evaluate_elsewhere
     from sslops.training.console import Console
 
-    if chosen.eval_data:
+    if chosen.protocol == "rotnet":
+        from sslops.training.evaluate.rotnet import RotNetOptions, run_rotnet
+
+        options = RotNetOptions(chosen.freeze, tuple(chosen.labels), chosen.steps)
+        run_rotnet(chosen.run, options, chosen.device, Console())
+    elif chosen.eval_data:
         evaluate_elsewhere(chosen.run, chosen.eval_data, chosen.eval_root, chosen.device, Console())
     else:
         evaluate_again(chosen.run, chosen.device, Console())

@@ -122,6 +122,8 @@ RECIPES = {
     "colour": _COLOUR,
     # The same with larger crops for short runs: probe 59.7 against 58.3 % after 16 epochs.
     "colour-mild": replace(_COLOUR, crop_scale=(0.2, 1.0)),
+    # Pretext tasks that colour, or the want of it, must not make easier or harder.
+    "crop-flip": ViewRecipe(crop_scale=(0.5, 1.0), flip=0.5),
     # CPC's patches: large crops, as a small one blurs every patch of its image alike.
     "patches": ViewRecipe(crop_scale=(0.5, 1.0), flip=0.5, grey=0.25),
     "imagenet": _IMAGENET,

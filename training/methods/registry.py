@@ -7,8 +7,10 @@ from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import DataShape, Method
 from sslops.training.methods.cpc_audio import CPCAudio, CPCAudioConfig
 from sslops.training.methods.cpc_image import CPCImage, CPCImageConfig
+from sslops.training.methods.inpainting import Inpainting, InpaintingConfig
 from sslops.training.methods.moco import MoCo, MoCoConfig
 from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
+from sslops.training.methods.rotation import Rotation, RotationConfig
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.supervised import Supervised
 
@@ -49,6 +51,17 @@ METHODS: dict[str, Entry] = {
         CPCImageConfig,
         CPCImage,
         "predict the rows of patches below (van den Oord et al. 2018, arXiv:1807.03748)",
+    ),
+    "rotation": Entry(
+        RotationConfig,
+        Rotation,
+        "tell by how many quarter turns an image is rotated (Gidaris et al. 2018,"
+        " arXiv:1803.07728)",
+    ),
+    "inpainting": Entry(
+        InpaintingConfig,
+        Inpainting,
+        "fill holes from what lies around them (Pathak et al. 2016, arXiv:1604.07379)",
     ),
     "supervised": Entry(
         TrainConfig, Supervised, "cross-entropy with labels: the control, not a method to learn by"

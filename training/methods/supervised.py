@@ -22,18 +22,22 @@ class Supervised(Method):
     Args:
         config: hyper-parameters.
         shape: of the data set.
+        encoder: instead of a fresh one of `config.arch`.
     """
 
     mean_loss: ClassVar[bool] = True
 
-    def __init__(self, config: TrainConfig, shape: DataShape) -> None:
+    def __init__(
+        self, config: TrainConfig, shape: DataShape, encoder: nn.Module | None = None
+    ) -> None:
         super().__init__()
         if shape.classes < 2:
             raise ValueError(f"supervised: needs labels of 2 classes, got {shape.classes}")
         self.recipe = RECIPES[config.views]
-        self.encoder = build_encoder(
-            config.arch, shape.channels, shape.image_size, **config.encoder_options()
-        )
+        if encoder is None:
+            options = config.encoder_options()
+            encoder = build_encoder(config.arch, shape.channels, shape.image_size, **options)
+        self.encoder = encoder
         self.classifier = nn.Linear(cast(int, self.encoder.dim), shape.classes)
         self.chance = math.log(shape.classes)
 

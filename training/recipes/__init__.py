@@ -8,9 +8,11 @@ from pathlib import Path
 
 from sslops.training.recipes.cpc import CPC
 from sslops.training.recipes.images import IMAGES
+from sslops.training.recipes.inpainting import INPAINTING
 from sslops.training.recipes.moco import MOCO
 from sslops.training.recipes.mocov3 import MOCOV3
 from sslops.training.recipes.recipe import Recipe
+from sslops.training.recipes.rotation import ROTATION
 
 __all__ = ["RECIPES", "Recipe", "pick_recipe"]
 
@@ -20,6 +22,8 @@ RECIPES: dict[str, Recipe] = {
     **MOCO,
     **MOCOV3,
     **CPC,
+    **ROTATION,
+    **INPAINTING,
 }
 
 

@@ -12,6 +12,7 @@ from sslops.training.report.charts import method_charts
 from sslops.training.report.factors import factor_numbers
 from sslops.training.report.page import definitions, missing, page, section
 from sslops.training.report.results import headline, label_curve, numbers
+from sslops.training.report.rotnet import rotnet_curve
 from sslops.training.report.run_folder import Run, read_run
 from sslops.training.report.stages import pretext_scores, stage_section
 from sslops.training.report.training_curves import cost, curves, setting_entries
@@ -57,6 +58,7 @@ def render(run: Run) -> str:
             label_curve(run) if run.arms else "",
             numbers(run),
             stage_section(run),
+            rotnet_curve(run),
             factor_numbers(run),
             feature_space(run),
             neighbours(run),

@@ -32,6 +32,7 @@ class Run:
         encoder: encoder.json.
         figures: figures.json, the method's own charts by name.
         transfer: transfer/*.json, results on other data sets by name.
+        rotnet: rotnet.json, of the semi-supervised protocol.
     """
 
     folder: Path
@@ -44,6 +45,7 @@ class Run:
     encoder: Mapping[str, Any]
     figures: Mapping[str, Any]
     transfer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    rotnet: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -117,6 +119,7 @@ def read_run(folder: Path) -> Run:
         encoder=_json(folder / "encoder.json"),
         figures=_json(folder / "figures.json"),
         transfer={path.stem: _json(path) for path in sorted((folder / "transfer").glob("*.json"))},
+        rotnet=_json(folder / "rotnet.json"),
     )
 
 

@@ -1,0 +1,232 @@
+"""Inpainting (Context Encoder): fill a hole from what lies around it.
+
+Pathak et al. 2016, arXiv:1604.07379, section 3:
+
+    for a batch of B images x, holes M
+        F(x) = decoder(encoder(x with the hole filled by a constant))
+        L_rec: squared error inside the hole, ten times as much on the rim around it
+        D's loss: tell x from F(x), which is detached               two optimisers' groups,
+        L_adv: -log D(F(x)), D's weights held fixed                 one backward pass
+        .999 L_rec + .001 L_adv
+
+Pixels are in [-1, 1] in all losses, as in the paper's code. The constant is the mean of the
+channels that encoders subtract anyway (near those of most photographs), so that a hole is zero
+after standardisation. For features holes are of random form: in the middle of every image they
+teach one position only.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from sslops.training.augment import RECIPES, Draw, make_views
+from sslops.training.augment.masks import centre_hole, nearest_fill, random_regions, rim
+from sslops.training.chart import Chart
+from sslops.training.config import TrainConfig, closest
+from sslops.training.methods.base import Batch, DataShape, Method
+from sslops.training.methods.inpainting_scores import FillScores
+from sslops.training.models import build_encoder
+from sslops.training.models.decoder import Decoder
+from sslops.training.models.discriminator import Discriminator
+from sslops.training.models.layers import MEAN, STD
+
+__all__ = ["Inpainting", "InpaintingConfig"]
+
+
+@dataclass(frozen=True)
+class InpaintingConfig(TrainConfig):
+    """The Context Encoder's own knobs."""
+
+    mask: Literal["random", "centre"] = "random"  # blobs anywhere, or the middle square
+    area: float = 0.25  # share of the image in random regions
+    cells: int = 4  # a side of the grid that random regions are made from; more: smaller blobs
+    decoder_width: int = 64  # channels after its first doubling, halved by each further one
+    overlap: int = 1  # pixels around the hole that are predicted as well
+    overlap_weight: float = 10.0  # of their squared error
+    adversarial: float = 0.001  # weight of the adversarial loss; the rest is the squared error's
+    lr_ratio: float = 10.0  # the generator's learning rate (lr) over the discriminator's
+    beta1: float = 0.5  # of both optimisers, Adam's first
+
+    guards: ClassVar[dict[str, dict[str, Any]]] = {"random regions": {"mask": "centre"}}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (
+            ("overlap", 0),
+            ("overlap_weight", 0),
+            ("cells", 2),
+            ("decoder_width", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"config: {name} must be at least {least}, got {getattr(self, name)}"
+                )
+        if not 0 < self.area < 1:
+            raise ValueError(f"config: area must be in (0, 1), got {self.area}")
+        if not 0 <= self.adversarial <= 1:
+            raise ValueError(f"config: adversarial must be in [0, 1], got {self.adversarial}")
+        if not self.lr_ratio > 0:
+            raise ValueError(f"config: lr_ratio must be positive, got {self.lr_ratio}")
+
+
+class Inpainting(Method):
+    """Encoder, decoder, and a discriminator unless the adversarial weight is 0.
+
+    Args:
+        config: hyper-parameters.
+        shape: of the data set.
+    """
+
+    fill: Tensor
+    mean_loss: ClassVar[bool] = True
+    hints: ClassVar[Mapping[str, str]] = {
+        "chance": "the learning rate (--lr), that holes leave enough of the image (--area,"
+        " pictures/holes.png), and that the adversarial loss does not rule (--adversarial)",
+    }
+
+    def __init__(self, config: InpaintingConfig, shape: DataShape) -> None:
+        super().__init__()
+        if config.views not in RECIPES:
+            raise ValueError(
+                f"inpainting: no such views, got {config.views!r}{closest(config.views, RECIPES)}"
+            )
+        self.recipe, self.config = RECIPES[config.views], config
+        channels, side = shape.channels, self.recipe.size or shape.image_size
+        self.encoder = build_encoder(
+            config.arch, channels, shape.image_size, **config.encoder_options()
+        )
+        with torch.no_grad():  # in eval mode: batch norm must not count it
+            self.encoder.eval()
+            last = self._maps(torch.zeros(1, channels, side, side))
+            self.encoder.train()
+        doublings = math.ceil(math.log2(side / last.shape[2]))
+        self.decoder = Decoder(last.shape[1], channels, doublings, width=config.decoder_width)
+        final = cast(nn.Conv2d, self.decoder.layers[-1])
+        with torch.no_grad():  # predictions begin near the mean, not many times too large
+            final.weight.mul_(0.1)
+            cast(Tensor, final.bias).copy_(2 * torch.tensor(MEAN[channels]) - 1)
+        self.discriminator: Discriminator | None = None
+        if config.adversarial > 0:
+            whole = config.mask == "random"
+            self.discriminator = Discriminator(
+                channels, side if whole else side // 2 + 2 * config.overlap
+            )
+        self.register_buffer("fill", torch.tensor(MEAN[channels])[:, None, None])
+        self.weight = config.adversarial
+        # What the fill itself scores, and a discriminator that does not know.
+        variance = sum(std**2 for std in STD[channels]) / channels
+        self.chance = (1 - self.weight) * 4 * variance + self.weight * math.log(2)
+
+    def _maps(self, x: Tensor) -> Tensor:
+        """Output of the encoder's last block, [B, c, h, w]."""
+        return cast(Tensor, cast(Any, self.encoder).feature_maps(x)[-1])
+
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """The generator's learning rate is `lr`, the discriminator's a tenth of it."""
+        betas = (self.config.beta1, 0.999)
+        groups = [{"module": each, "betas": betas} for each in (self.encoder, self.decoder)]
+        if self.discriminator is not None:
+            scale = 1 / self.config.lr_ratio
+            groups.append({"module": self.discriminator, "lr_scale": scale, "betas": betas})
+        return groups
+
+    def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One view of each image, [B, C, H, W] in [0, 1], and its hole [B, 1, H, W] bool."""
+        x = make_views(batch.images, self.recipe, 1, generator)[0]
+        return x, self._holes(x, generator)
+
+    def _holes(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        B, _, H, W = x.shape
+        if self.config.mask == "centre":
+            return centre_hole(B, H, W).to(x.device)
+        holes = random_regions(
+            Draw(B, generator), H, W, area=self.config.area, cells=self.config.cells
+        )
+        return holes.to(x.device, non_blocking=True)
+
+    def parts(self, views: tuple[Tensor, Tensor], size: int) -> list[tuple[Tensor, Tensor]]:
+        """`size` images and their holes at a time."""
+        images, holes = views
+        return list(zip(torch.split(images, size), torch.split(holes, size), strict=True))
+
+    def _predict(self, x: Tensor, hole: Tensor) -> Tensor:
+        """The whole image in [-1, 1], from what lies outside the hole."""
+        H, W = x.shape[2:]
+        out = self.decoder(self._maps(torch.where(hole, self.fill, x)))
+        return cast(Tensor, out)[:, :, :H, :W].float()
+
+    def _shown(self, picture: Tensor, truth: Tensor, hole: Tensor) -> Tensor:
+        """What the discriminator gets: the middle patch, or the picture with its hole filled."""
+        if self.config.mask == "random":
+            return torch.where(hole, picture, truth)
+        (H, W), rest = picture.shape[2:], self.config.overlap
+        rows = slice(H // 4 - rest, H // 4 + H // 2 + rest)
+        return picture[:, :, rows, W // 4 - rest : W // 4 + W // 2 + rest]
+
+    def step(self, views: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Both networks' losses at once: neither's gradient reaches the other's weights.
+
+        The value of "loss" is the generator's; the discriminator's adds its gradient alone.
+        """
+        x, hole = views
+        truth, z = 2 * x - 1, self._predict(x, hole)
+        weight = hole.float()
+        if self.config.overlap:
+            weight = weight + self.config.overlap_weight * rim(hole, self.config.overlap)
+        error = (z - truth).square().mean(1, keepdim=True)  # [B, 1, H, W]
+        each = (weight * error).sum((1, 2, 3)) / weight.sum((1, 2, 3))  # [B]
+        loss = (1 - self.weight) * each.mean()
+        out = {"reconstruction": each.mean().detach()}
+        if self.discriminator is not None:
+            adversarial, own = self._play(self._shown(z, truth, hole),
+                                          self._shown(truth, truth, hole))  # fmt: skip
+            loss = loss + self.weight * adversarial + (own - own.detach())
+            out |= {"adversarial": adversarial.detach(), "discriminator": own.detach()}
+        return {"loss": loss, **out}
+
+    def _play(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """The generator's adversarial loss, which does not saturate, and the discriminator's."""
+        assert self.discriminator is not None
+        fixed = {name: each.detach() for name, each in self.discriminator.named_parameters()}
+        adversarial = F.softplus(-functional_call(self.discriminator, fixed, (made,)).float())
+        on_real = F.softplus(-self.discriminator(real).float())
+        on_made = F.softplus(self.discriminator(made.detach()).float())
+        return adversarial.mean(), on_real.mean() + on_made.mean()
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Batch], generator: torch.Generator) -> dict[str, float]:
+        """L1 and PSNR inside the holes of whole images, beside three plain fills."""
+        scores = FillScores()
+        for batch in batches:
+            x = batch.images.float().div(255)
+            hole = self._holes(x, generator)
+            seen = (~hole).float()
+            own = (x * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
+            scores.add("", self._filled(x, hole), x, hole)
+            scores.add("_mean_fill", self.fill.expand_as(x), x, hole)
+            scores.add("_own_mean_fill", own.expand_as(x), x, hole)
+            scores.add("_nearest_fill", nearest_fill(x, hole), x, hole)
+        return scores.result()
+
+    def _filled(self, x: Tensor, hole: Tensor) -> Tensor:
+        """The images with their holes filled by prediction, in [0, 1]."""
+        predicted = (self._predict(x, hole) / 2 + 0.5).clamp(0, 1)
+        return torch.where(hole, predicted, x)
+
+    def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Views, and below them what the encoder gets: [2, B, C, H, W]."""
+        x, hole = self.views(batch, generator)
+        return {"holes": torch.stack([x, torch.where(hole, self.fill, x)])}
+
+    def figures(self, batch: Batch, generator: torch.Generator) -> dict[str, Chart | Tensor]:
+        """Input, nearest fill, prediction and truth: [4, 12, C, H, W]."""
+        x = batch.images[:12].float().div(255)
+        hole = self._holes(x, generator)
+        rows = [torch.where(hole, self.fill, x), nearest_fill(x, hole), self._filled(x, hole), x]
+        return {"from-top-input-nearest-fill-prediction-truth": torch.stack(rows)}
