@@ -24,4 +24,6 @@ METHOD_CASES = [
     ),
     ("cpc-audio", {"data": "tones", "width": 8, "context": 8, "window": 0.2}),
     ("cpc-image", {"data": "digits", "width": 4, "patch": 2, "pred_steps": 2}),
+    ("relative-patch", {"data": "digits", "width": 4, "hidden": 16}),
+    ("jigsaw", {"data": "digits", "width": 4, "embed": 8, "hidden": 16}),
 ]

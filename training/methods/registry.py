@@ -7,8 +7,10 @@ from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import DataShape, Method
 from sslops.training.methods.cpc_audio import CPCAudio, CPCAudioConfig
 from sslops.training.methods.cpc_image import CPCImage, CPCImageConfig
+from sslops.training.methods.jigsaw import Jigsaw, JigsawConfig
 from sslops.training.methods.moco import MoCo, MoCoConfig
 from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
+from sslops.training.methods.relative_patch import RelativePatch, RelativePatchConfig
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.supervised import Supervised
 
@@ -49,6 +51,16 @@ METHODS: dict[str, Entry] = {
         CPCImageConfig,
         CPCImage,
         "predict the rows of patches below (van den Oord et al. 2018, arXiv:1807.03748)",
+    ),
+    "relative-patch": Entry(
+        RelativePatchConfig,
+        RelativePatch,
+        "tell which neighbour of a patch another one is (Doersch et al. 2015, arXiv:1505.05192)",
+    ),
+    "jigsaw": Entry(
+        JigsawConfig,
+        Jigsaw,
+        "tell the order of shuffled tiles (Noroozi & Favaro 2016, arXiv:1603.09246)",
     ),
     "supervised": Entry(
         TrainConfig, Supervised, "cross-entropy with labels: the control, not a method to learn by"

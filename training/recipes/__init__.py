@@ -10,6 +10,7 @@ from sslops.training.recipes.cpc import CPC
 from sslops.training.recipes.images import IMAGES
 from sslops.training.recipes.moco import MOCO
 from sslops.training.recipes.mocov3 import MOCOV3
+from sslops.training.recipes.patches import PATCHES
 from sslops.training.recipes.recipe import Recipe
 
 __all__ = ["RECIPES", "Recipe", "pick_recipe"]
@@ -20,6 +21,7 @@ RECIPES: dict[str, Recipe] = {
     **MOCO,
     **MOCOV3,
     **CPC,
+    **PATCHES,
 }
 
 
