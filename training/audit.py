@@ -92,6 +92,7 @@ def audit(
     world = World(0, 1, join(config.device).device)
     shape = shape_of(data)
     found = audit_splits(method, config, train, validation, shape, world, console, lens=lens)
+    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "audit.json", found)
     console.print(f"\n{audit_table(found)}\n\nnumbers   {out / 'audit.json'}")
     return found
@@ -170,9 +171,7 @@ def _pretext(method: Method, split: Split, config: TrainConfig, world: World) ->
     return method.measure((feed(rows) for rows in index), generator)["accuracy"]
 
 
-def _probe(
-    method: Method, config: TrainConfig, images: Images, world: World
-) -> dict[str, Any]:
+def _probe(method: Method, config: TrainConfig, images: Images, world: World) -> dict[str, Any]:
     """Linear probes of all stages, the best one chosen on training labels."""
     from sslops.training.evaluate.stages import measure_stages
 

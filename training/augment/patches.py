@@ -178,7 +178,8 @@ def mosaic(tiles: Tensor, line: int = 1) -> Tensor:
     n = round(count**0.5)
     framed = F.pad(tiles.clamp(0, 1), (0, line, 0, line))
     rows = framed.view(N, n, n, C, t + line, t + line).permute(0, 3, 1, 4, 2, 5)
-    return rows.reshape(N, C, n * (t + line), n * (t + line))[..., :-line, :-line]
+    side = n * (t + line)
+    return rows.reshape(N, C, side, side)[..., : side - line, : side - line]
 
 
 def _cut(images: Tensor, layout: Layout, start: Tensor, offset: Tensor) -> Tensor:
