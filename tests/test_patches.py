@@ -88,7 +88,7 @@ def test_refuses_recipes(fields, message):
 
 
 def test_refuses_what_is_no_batch_of_images():
-    with pytest.raises(TypeError, match="must be uint8 or floating, got torch.int64"):
+    with pytest.raises(TypeError, match=r"must be uint8 or floating, got torch\.int64"):
         make_tiles(photos(2, 3, 32).long(), TileRecipe(), generator())
     with pytest.raises(ValueError, match=r"got shape \(2, 2, 32, 32\)"):
         make_tiles(photos(2, 2, 32), TileRecipe(), generator())
@@ -150,9 +150,7 @@ def test_mirrors():
 @pytest.mark.parametrize("C", [1, 3])
 def test_every_channel_of_every_tile_is_normalised(C):
     """To what `Standardise` turns into mean 0 and deviation 1."""
-    images = (
-        photos(4, C, 32) // 8 + torch.arange(0, 200, 50, dtype=torch.uint8)[:, None, None, None]
-    )
+    images = photos(4, C, 32) // 8 + torch.arange(0, 200, 50).byte()[:, None, None, None]
     tiles = make_tiles(images, TileRecipe(), generator())
     x = Standardise(C)(tiles.flatten(0, 1))
     torch.testing.assert_close(x.mean((2, 3)), torch.zeros(36, C), atol=1e-5, rtol=0)

@@ -122,12 +122,12 @@ class Jigsaw(Method):
     def solve(self, tiles: Tensor, which: Tensor) -> Tensor:
         """Logits [B, M, P] of puzzles whose place p shows tile permutations[which][p]."""
         B, count = tiles.shape[:2]
-        z = self.embed(self.encoder(tiles.flatten(0, 1))).unflatten(0, (B, count))
+        z: Tensor = self.embed(self.encoder(tiles.flatten(0, 1))).view(B, count, -1)
         order = self.permutations[which]  # [B, M, n^2]
         image = torch.arange(B, device=z.device)[:, None, None]
         puzzles = z[image, order].flatten(2)  # [B, M, n^2 E]
         logits: Tensor = self.head(puzzles.flatten(0, 1))
-        return logits.unflatten(0, which.shape)
+        return logits.view(*which.shape, len(self.permutations))
 
     def step(self, views: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Cross-entropy of all puzzles of all images."""

@@ -108,11 +108,11 @@ class RelativePatch(Method):
 
     def locate(self, tiles: Tensor) -> Tensor:
         """Logits [B, 8, 8]: of neighbour k of an image to be in each place."""
-        z = self.encoder(tiles.flatten(0, 1)).unflatten(0, tiles.shape[:2])  # [B, 9, D]
+        z: Tensor = self.encoder(tiles.flatten(0, 1)).view(*tiles.shape[:2], -1)  # [B, 9, D]
         others = z[:, list(NEIGHBOURS)]
         pairs = torch.cat([z[:, CENTRE, None].expand_as(others), others], 2)  # [B, 8, 2 D]
         logits: Tensor = self.head(pairs.flatten(0, 1))
-        return logits.unflatten(0, others.shape[:2])
+        return logits.view(*others.shape[:2], len(NEIGHBOURS))
 
     def step(self, views: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of the eight pairs of every image."""
