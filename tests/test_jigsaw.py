@@ -152,7 +152,7 @@ def test_pictures_and_figures():
     assert pictures["puzzles"].shape == (3, 6, 3, 25, 25)
     figures = jigsaw.figures(batch(), generator())
     shown = figures["puzzles-put-back-solutions"]
-    assert shown.shape == (3, 6, 3, 25, 25)
+    assert shown.shape == (3, 8, 3, 25, 25)
     assert 0 <= shown.min() <= shown.max() <= 1
     bars = figures["tiles-in-their-place"].series["share of puzzles"]
     assert sum(share for _, share in bars) == pytest.approx(1)

@@ -108,7 +108,7 @@ def test_pictures_and_figures():
     relative = method().eval()
     assert relative.pictures(batch(), generator())["patches"].shape == (2, 6, 3, 26, 26)
     figures = relative.figures(batch(), generator())
-    assert figures["patches-put-in-place"].shape == (2, 6, 3, 26, 26)
+    assert figures["patches-put-in-place"].shape == (2, 8, 3, 26, 26)
     assert figures["places-taken-for"].shape == (1, 8, 1, 3, 3)
     assert not figures["places-taken-for"][0, :, 0, 1, 1].any()
     relative.locate = lambda tiles: 9 * torch.eye(8).expand(len(tiles), 8, 8)

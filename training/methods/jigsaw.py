@@ -161,9 +161,10 @@ class Jigsaw(Method):
         order, guess = self.permutations[which[:, 0]], self.permutations[named]
         placed = (order == guess).sum(1)
         count = tiles.shape[1]
-        plain = plain_tiles(batch.images[:SHOWN], self.recipe, twin)
+        shown = torch.linspace(0, len(tiles) - 1, SHOWN).long()  # data may be sorted by class
+        plain = plain_tiles(batch.images, self.recipe, twin)
         return {
-            "puzzles-put-back-solutions": _rows(plain, order[:SHOWN], guess[:SHOWN]),
+            "puzzles-put-back-solutions": _rows(plain[shown], order[shown], guess[shown]),
             "tiles-in-their-place": Chart(
                 "bars",
                 {

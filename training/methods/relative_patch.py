@@ -138,12 +138,13 @@ class RelativePatch(Method):
         twin.set_state(generator.get_state())
         share = self.locate(self.tiles(batch, generator)).float().softmax(2)  # [B, 8, 8]
         named = share.argmax(2)
-        plain = plain_tiles(batch.images[:SHOWN], self.recipe, twin)
+        shown = torch.linspace(0, len(share) - 1, SHOWN).long()  # data may be sorted by class
+        plain = plain_tiles(batch.images, self.recipe, twin)[shown]
         right = (named == torch.arange(8, device=named.device)).float().mean(0)
         places = [k - 0.5 for k in range(1, 9)]
         return {
             "patches-put-in-place": torch.stack(
-                [mosaic(plain), mosaic(_placed(plain, share[:SHOWN]))]
+                [mosaic(plain), mosaic(_placed(plain, share[shown]))]
             ),
             "places-taken-for": _heat(named),
             "right-by-place": Chart(

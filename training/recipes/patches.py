@@ -13,11 +13,11 @@ _CIFAR10: dict[str, Any] = {
     "views": "colour-mild",
     "train_images": 20_000,
     "batch": 128,
-    "epochs": 20,
+    "epochs": 8,
     "lr": 3e-3,
-    "warmup_epochs": 1.0,
-    "knn_every": 10,
-    "checkpoint_every": 10,
+    "warmup_epochs": 0.5,
+    "knn_every": 8,
+    "checkpoint_every": 4,
     "supervised_epochs": 4,
 }
 
