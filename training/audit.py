@@ -30,8 +30,9 @@ __all__ = ["LENS", "audit", "audit_splits", "guards_of"]
 
 LENS = 0.02  # strength of the aberration that is added to photographs
 STEPS = 600  # of each training, if nothing else is asked for
-LABELLED = 4000  # training images that a linear probe is fitted to
-LOCATED = 600  # images whose tiles tell their place, to fit and to score
+LABELLED = 2500  # training images that a linear probe is fitted to
+LOCATED = 500  # images whose tiles tell their place, to fit and to score
+STRENGTHS = (1.0, 100.0)  # C of the classifier that reads a tile's place
 PLAIN = TileRecipe(normalise=False, flip=0.0)  # tiles of methods that have none
 
 
@@ -202,7 +203,7 @@ def _position(
     x, y = _tile_features(method, _some(train, LOCATED, config.seed), generator, world)
     x_test, y_test = _tile_features(method, _some(validation, LOCATED, 0), generator, world)
     cells = int(y.max()) + 1
-    found = linear_probe(x, y, x_test, y_test, classes=cells, seed=config.seed)
+    found = linear_probe(x, y, x_test, y_test, classes=cells, seed=config.seed, strengths=STRENGTHS)
     return found.accuracy, cells
 
 

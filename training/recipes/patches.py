@@ -18,7 +18,8 @@ _CIFAR10: dict[str, Any] = {
     "warmup_epochs": 0.5,
     "knn_every": 8,
     "checkpoint_every": 4,
-    "supervised_epochs": 4,
+    "supervised_epochs": 2,
+    "eval_train": 5000,
 }
 
 _DIGITS: dict[str, Any] = {
