@@ -27,4 +27,6 @@ METHOD_CASES = [
     ("rotation", {"data": "digits", "width": 4}),
     ("inpainting", {"data": "digits", "width": 4}),
     ("inpainting", {"data": "digits", "width": 4, "mask": "centre", "adversarial": 0.0}),
+    ("relative-patch", {"data": "digits", "width": 4, "hidden": 16}),
+    ("jigsaw", {"data": "digits", "width": 4, "embed": 8, "hidden": 16}),
 ]

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, make_dataclass
+from dataclasses import asdict, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,22 +122,54 @@ def _ablate(argv: list[str]) -> int:
     from sslops.training.ablate import ablate, parse_value
     from sslops.training.console import Console
     from sslops.training.methods import find_method
-    from sslops.training.run import default_config
 
     entry = find_method(chosen.method)
     need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--data")
-    first.add_argument("--recipe")
-    known, _ = first.parse_known_args(flags)
-    given = {name: value for name, value in vars(known).items() if value is not None}
-    defaults = default_config(chosen.method, given, RunOptions())
+    defaults = _defaults(chosen.method, flags)
     config, options = _parse(chosen.method, entry.config, defaults, flags)
     field = chosen.field.removeprefix("--").replace("-", "_")
     out = Path(options.out or f"runs/{chosen.method}-{Path(config.data).name}-{field}")
     values = [parse_value(text) for text in chosen.values]
     ablate(chosen.method, field, values, config, out, options.seeds, Console())
     return 0
+
+
+def _audit(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "sslops audit",
+        description="Which guard of a pretext task closes which shortcut: short trainings with"
+        " each on and off. Takes train's flags too.",
+    )
+    parser.add_argument("method", help="one with guards, such as relative-patch")
+    parser.add_argument(
+        "--lens",
+        type=float,
+        help="chromatic aberration added to colour images, 0 for none (0.02 for tiles)",
+    )
+    chosen, flags = parser.parse_known_args(argv)
+    from sslops.training.audit import STEPS, audit, guards_of
+    from sslops.training.console import Console
+    from sslops.training.methods import find_method
+
+    guards_of(chosen.method)
+    need("tyro", "sklearn")
+    defaults = replace(_defaults(chosen.method, flags), steps=STEPS)
+    config, options = _parse(chosen.method, find_method(chosen.method).config, defaults, flags)
+    out = Path(options.out or f"runs/audit-{chosen.method}-{Path(config.data).name}")
+    audit(chosen.method, config, out, Console(), lens=chosen.lens)
+    return 0
+
+
+def _defaults(method: str, flags: list[str]) -> TrainConfig:
+    """The configuration that flags change: of the data set and the recipe among them."""
+    from sslops.training.run import default_config
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--data")
+    first.add_argument("--recipe")
+    known, _ = first.parse_known_args(flags)
+    given = {name: value for name, value in vars(known).items() if value is not None}
+    return default_config(method, given, RunOptions())
 
 
 def _parse(
@@ -177,6 +209,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train a method, evaluate it against controls, write a report"),
     "plan": (_plan, "memory and time of a configuration, and what makes it fit a device"),
     "ablate": (_ablate, "train with several values of one setting, compare them in one table"),
+    "audit": (_audit, "which guard of a pretext task closes which shortcut"),
     "eval": (commands.eval_command, "evaluate a run folder again"),
     "compare": (commands.compare_command, "one table of several run folders"),
     "list": (commands.list_command, "methods, data sets, recipes"),

@@ -11,6 +11,10 @@ from sslops.training.methods.inpainting import Inpainting, InpaintingConfig
 from sslops.training.methods.moco import MoCo, MoCoConfig
 from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
 from sslops.training.methods.rotation import Rotation, RotationConfig
+from sslops.training.methods.jigsaw import Jigsaw, JigsawConfig
+from sslops.training.methods.moco import MoCo, MoCoConfig
+from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
+from sslops.training.methods.relative_patch import RelativePatch, RelativePatchConfig
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.supervised import Supervised
 
@@ -62,6 +66,15 @@ METHODS: dict[str, Entry] = {
         InpaintingConfig,
         Inpainting,
         "fill holes from what lies around them (Pathak et al. 2016, arXiv:1604.07379)",
+    "relative-patch": Entry(
+        RelativePatchConfig,
+        RelativePatch,
+        "tell which neighbour of a patch another one is (Doersch et al. 2015, arXiv:1505.05192)",
+    ),
+    "jigsaw": Entry(
+        JigsawConfig,
+        Jigsaw,
+        "tell the order of shuffled tiles (Noroozi & Favaro 2016, arXiv:1603.09246)",
     ),
     "supervised": Entry(
         TrainConfig, Supervised, "cross-entropy with labels: the control, not a method to learn by"

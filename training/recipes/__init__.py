@@ -11,6 +11,7 @@ from sslops.training.recipes.images import IMAGES
 from sslops.training.recipes.inpainting import INPAINTING
 from sslops.training.recipes.moco import MOCO
 from sslops.training.recipes.mocov3 import MOCOV3
+from sslops.training.recipes.patches import PATCHES
 from sslops.training.recipes.recipe import Recipe
 from sslops.training.recipes.rotation import ROTATION
 
@@ -24,6 +25,7 @@ RECIPES: dict[str, Recipe] = {
     **CPC,
     **ROTATION,
     **INPAINTING,
+    **PATCHES,
 }
 
 

@@ -1,0 +1,234 @@
+"""Which guard of a pretext task closes which shortcut: short trainings with guards on and off.
+
+A shortcut is what makes the task easier without making the features better. So each guard is
+switched off in turn: where the accuracy of the task rises and that of a linear probe does not, the
+guard closes one. Two more readings say what the network went by: the accuracy of the same network
+once the guard is back, and how well a tile's features tell where in the image it lay.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslops.training.audit_table import audit_table, verdicts
+from sslops.training.augment.aberration import add_aberration
+from sslops.training.augment.patches import TileRecipe, make_tiles
+from sslops.training.config import TrainConfig
+from sslops.training.console import Console
+from sslops.training.data import Split, subset
+from sslops.training.distributed import World, join
+from sslops.training.evaluation import build_method, load_data, shape_of
+from sslops.training.feed import Feed
+from sslops.training.folder import write_json
+from sslops.training.loop import Loop
+from sslops.training.methods import METHODS, Batch, DataShape, Method, find_method
+
+__all__ = ["LENS", "audit", "audit_splits", "guards_of"]
+
+LENS = 0.02  # strength of the aberration that is added to photographs
+STEPS = 600  # of each training, if nothing else is asked for
+LABELLED = 2500  # training images that a linear probe is fitted to
+LOCATED = 500  # images whose tiles tell their place, to fit and to score
+STRENGTHS = (1.0, 100.0)  # C of the classifier that reads a tile's place
+PLAIN = TileRecipe(normalise=False, flip=0.0)  # tiles of methods that have none
+
+
+@dataclass(frozen=True)
+class Images:
+    """What all settings are trained and measured on."""
+
+    train: Split
+    validation: Split
+    plain: tuple[Split, Split] | None  # the same without the added aberration
+
+
+def guards_of(method: str) -> dict[str, dict[str, Any]]:
+    """What switches off each guard of a method.
+
+    Raises:
+        ValueError: no such method, or one without guards.
+    """
+    guards = getattr(find_method(method).config, "guards", None)
+    if not guards:
+        known = [name for name, entry in METHODS.items() if getattr(entry.config, "guards", None)]
+        raise ValueError(
+            f"audit: method must be one with guards ({', '.join(known)}), got {method!r}"
+        )
+    return dict(guards)
+
+
+def audit(
+    method: str, config: TrainConfig, out: Path, console: Console, *, lens: float | None = None
+) -> dict[str, Any]:
+    """Train with all guards, without each and without all; measure on validation images alone.
+
+    Args:
+        method: one with guards, see `guards_of`.
+        config: with all guards on; `steps` says how short.
+        out: folder for audit.json.
+        console: where to report.
+        lens: strength of the chromatic aberration added to all images (CIFAR-10 has little of its
+            own), 0 for none; 0.02 for colour images of a method that cuts tiles if None.
+
+    Returns:
+        What audit.json holds: "settings" (a row of numbers each), "verdicts" (a sentence for each
+        guard), and how it was made.
+
+    Raises:
+        ValueError: a method without guards, unlabelled data, or sound.
+    """
+    guards_of(method)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    # Some of the training images are always held out: test images choose nothing.
+    data, train, validation = load_data(replace(config, knn_every=max(1, config.knn_every)))
+    if validation is None:
+        raise ValueError(
+            "audit: needs labels and a validation part to probe features, got none of"
+            f" {config.data} with validation = {config.validation}"
+        )
+    world = World(0, 1, join(config.device).device)
+    shape = shape_of(data)
+    found = audit_splits(method, config, train, validation, shape, world, console, lens=lens)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "audit.json", found)
+    console.print(f"\n{audit_table(found)}\n\nnumbers   {out / 'audit.json'}")
+    return found
+
+
+def audit_splits(
+    method: str,
+    config: TrainConfig,
+    train: Split,
+    validation: Split,
+    shape: DataShape,
+    world: World,
+    console: Console,
+    *,
+    lens: float | None = None,
+) -> dict[str, Any]:
+    """`audit` on images at hand; writes nothing."""
+    guards = guards_of(method)
+    probe = build_method(method, config, shape, world)
+    if lens is None:
+        lens = LENS if shape.channels == 3 and hasattr(probe, "tiles") else 0.0
+    images = Images(train, validation, None)
+    if lens:
+        seen = tuple(replace(s, images=add_aberration(s.images, lens)) for s in (train, validation))
+        images = Images(seen[0], seen[1], (train, validation))
+    settings: dict[str, dict[str, Any]] = {"all guards on": {}}
+    settings |= {f"without {name}": fields for name, fields in guards.items()}
+    if len(guards) > 1:
+        settings["all guards off"] = {k: v for each in guards.values() for k, v in each.items()}
+    rows = {"untrained": _measure(probe.eval(), config, images, world, pretext=False)}
+    for name, fields in settings.items():
+        changed = replace(config, **fields)
+        trained = build_method(method, changed, shape, world)
+        quiet = Console(console.stream, quiet=True)
+        Loop(trained, images.train, changed, world, console=quiet).run()
+        rows[name] = _measure(trained.eval(), changed, images, world, pretext=True)
+        if fields:
+            guarded = build_method(method, config, shape, world).eval()
+            guarded.load_state_dict(trained.state_dict())
+            rows[name]["guarded"] = _pretext(guarded, images.validation, config, world)
+        console.print(f"{name}: task {rows[name]['pretext']:.1%}, probe {rows[name]['probe']:.1%}")
+    found = {
+        "method": method,
+        "config": asdict(config),
+        "guards": guards,
+        "lens": lens,
+        "train_images": len(train),
+        "validation_images": len(validation),
+        "settings": rows,
+    }
+    return {**found, "verdicts": verdicts(found)}
+
+
+@torch.no_grad()
+def _measure(
+    method: Method, config: TrainConfig, images: Images, world: World, *, pretext: bool
+) -> dict[str, Any]:
+    """The numbers of one setting."""
+    row: dict[str, Any] = {}
+    if pretext:
+        row["pretext"] = _pretext(method, images.validation, config, world)
+    row |= _probe(method, config, images, world)
+    row["position"], cells = _position(method, images.train, images.validation, config, world)
+    row["position_chance"] = 1 / cells
+    if images.plain is not None:
+        row["position_without_lens"] = _position(method, *images.plain, config, world)[0]
+    return row
+
+
+@torch.no_grad()
+def _pretext(method: Method, split: Split, config: TrainConfig, world: World) -> float:
+    """Accuracy of the task on whole batches of the split."""
+    feed, batch = Feed(split, world.device), min(config.batch, len(split))
+    index = torch.arange(len(split) // batch * batch).view(-1, batch)
+    generator = torch.Generator().manual_seed(config.seed)
+    return method.measure((feed(rows) for rows in index), generator)["accuracy"]
+
+
+def _probe(method: Method, config: TrainConfig, images: Images, world: World) -> dict[str, Any]:
+    """Linear probes of all stages, the best one chosen on training labels."""
+    from sslops.training.evaluate.stages import measure_stages
+
+    labelled = _some(images.train, LABELLED, config.seed)
+    assert labelled.labels is not None
+    found = measure_stages(
+        method.encoder,
+        labelled,
+        images.validation,
+        classes=int(labelled.labels.max()) + 1,
+        seed=config.seed,
+        device=world.device,
+    )
+    return {
+        "probe": found["best_stage_linear"],
+        "best_stage": found["best_stage"],
+        "stages": [each["linear"] for each in found["stages"]],
+    }
+
+
+def _position(
+    method: Method, train: Split, validation: Split, config: TrainConfig, world: World
+) -> tuple[float, int]:
+    """How often a linear classifier names a tile's cell from its features; number of cells."""
+    from sslops.training.evaluate.linear import linear_probe
+
+    generator = torch.Generator().manual_seed(config.seed)
+    x, y = _tile_features(method, _some(train, LOCATED, config.seed), generator, world)
+    x_test, y_test = _tile_features(method, _some(validation, LOCATED, 0), generator, world)
+    cells = int(y.max()) + 1
+    found = linear_probe(x, y, x_test, y_test, classes=cells, seed=config.seed, strengths=STRENGTHS)
+    return found.accuracy, cells
+
+
+def _tile_features(
+    method: Method, split: Split, generator: torch.Generator, world: World
+) -> tuple[Tensor, Tensor]:
+    """Features of every tile of the images, and its cell."""
+    feed = Feed(split, world.device)
+    features, cells = [], []
+    for rows in torch.split(torch.arange(len(split)), 256):
+        batch = feed(rows)
+        tiles = _tiles(method, batch, generator)
+        features.append(method.encoder(tiles.flatten(0, 1)).float())
+        cells.append(torch.arange(tiles.shape[1], device=tiles.device).repeat(len(tiles)))
+    return torch.cat(features), torch.cat(cells)
+
+
+def _tiles(method: Method, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Those that the method sees; of a method that sees whole images a plain grid."""
+    own = getattr(method, "tiles", None)
+    if own is None:
+        return make_tiles(batch.images, PLAIN, generator)
+    tiles: Tensor = own(batch, generator)
+    return tiles
+
+
+def _some(split: Split, n: int, seed: int) -> Split:
+    return split if n >= len(split) else subset(split, n, seed)
