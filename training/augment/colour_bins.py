@@ -9,8 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from sslops.training.augment.lab import rgb_to_lab
-
 __all__ = ["ab_bins", "annealed_mean", "lightness_bins", "rebalancing", "soft_encode"]
 
 GRID = 10.0  # from a bin's centre to the next

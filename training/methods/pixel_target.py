@@ -1,7 +1,7 @@
 """What colour methods predict of every pixel, and what a pixel by itself would tell."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
 import torch

@@ -42,9 +42,9 @@ class ChannelEncoder(nn.Module):
         """Those of the base network."""
         return cast(Any, self.base).feature_maps(self.channels(x))
 
-    def blocks(self) -> list[nn.Module]:
+    def stage_modules(self) -> list[nn.Module]:
         """Those of the base network."""
-        return cast(Any, self.base).blocks()
+        return cast(Any, self.base).stage_modules()
 
 
 class SplitEncoder(nn.Module):
@@ -71,9 +71,9 @@ class SplitEncoder(nn.Module):
         maps = (cast(ChannelEncoder, half).feature_maps(x) for half in self.halves)
         return [torch.cat(pair, 1) for pair in zip(*maps, strict=True)]
 
-    def blocks(self) -> list[nn.Module]:
+    def stage_modules(self) -> list[nn.Module]:
         """The halves' blocks, two and two."""
-        blocks = (cast(ChannelEncoder, half).blocks() for half in self.halves)
+        blocks = (cast(ChannelEncoder, half).stage_modules() for half in self.halves)
         return [nn.ModuleList(pair) for pair in zip(*blocks, strict=True)]
 
 

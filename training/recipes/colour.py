@@ -1,0 +1,34 @@
+"""Settings of the tasks on colour: colorization and split-brain."""
+
+from typing import Any
+
+from sslops.training.recipes.recipe import Recipe
+
+__all__ = ["COLOUR"]
+
+_CIFAR10: dict[str, Any] = {
+    "arch": "cnn4",
+    "width": 32,
+    "pool": 1,
+    "views": "flip",
+    "stride": 4,
+    "decoder_width": 64,
+    "train_images": 20_000,
+    "batch": 128,
+    "epochs": 5,
+    "lr": 3e-3,
+    "warmup_epochs": 0.5,
+    "knn_every": 5,
+    "checkpoint_every": 5,
+}
+
+COLOUR: dict[str, Recipe] = {
+    "cifar10/colorization": Recipe("first values tried here; not tuned", _CIFAR10),
+    "cifar10/split-brain": Recipe("first values tried here; not tuned", _CIFAR10),
+    "folder/colorization": Recipe(
+        "cifar10's, with the images brought to 32 x 32 pixels", {**_CIFAR10, "image_size": 32}
+    ),
+    "folder/split-brain": Recipe(
+        "cifar10's, with the images brought to 32 x 32 pixels", {**_CIFAR10, "image_size": 32}
+    ),
+}
