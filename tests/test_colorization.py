@@ -301,7 +301,10 @@ def test_refused(changes, message):
 
 
 def shapes(n, seed):
-    """Discs are red and rings green, of the same lightness: a pixel by itself tells nothing."""
+    """Discs are red and rings green, equally light: a pixel by itself tells nothing.
+
+    How light differs from picture to picture, or the rounding to bytes would give colours away.
+    """
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(2, (n,), generator=generator)
     centre = 7.5 + 3 * (torch.rand(n, 2, 1, 1, generator=generator) - 0.5)
@@ -309,7 +312,8 @@ def shapes(n, seed):
     radius = ((y - centre[:, 0]).square() + (x - centre[:, 1]).square()).sqrt()  # [n, 16, 16]
     inside = torch.where(label[:, None, None] == 0, radius < 4.5, (radius > 3) & (radius < 6))
     lab = torch.zeros(n, 3, 16, 16)
-    lab[:, 0] = torch.where(inside, 65.0, 40.0)
+    light = 58 + 12 * torch.rand(n, 1, 1, generator=generator)
+    lab[:, 0] = torch.where(inside, light, 40.0)
     colour = torch.tensor([[45.0, 25.0], [-45.0, 40.0]])[label][:, :, None, None]
     lab[:, 1:] = torch.where(inside[:, None], colour, 0.0)
     return Batch(lab_to_rgb(lab).clamp(0, 1).mul(255).round().to(torch.uint8), label)

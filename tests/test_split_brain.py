@@ -93,7 +93,8 @@ def test_chance_is_both_halves():
     assert model.chance == pytest.approx(math.log(313) + math.log(50))
     assert method(target="regression").chance == 2
     for decoder in model.decoders:
-        torch.nn.init.zeros_(decoder.layers[-1].weight)
+        for parameter in decoder.layers[-1].parameters():
+            torch.nn.init.zeros_(parameter)
     out = model.step(images()[None].float() / 255)
     assert out["loss"].item() == pytest.approx(model.chance, rel=1e-5)
     assert out["loss"] == out["loss_ab"] + out["loss_lightness"]

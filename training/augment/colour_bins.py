@@ -4,25 +4,46 @@ Source:
     Zhang et al. 2016, arXiv:1603.08511, sections 2.1 to 2.3.
 """
 
+import math
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from sslops.training.augment.lab import rgb_to_lab
+
 __all__ = ["ab_bins", "annealed_mean", "lightness_bins", "rebalancing", "soft_encode"]
 
-GRID = 10.0  # from a bin's centre to the next
+GRID, REACH = 10, 110  # from a bin's centre to the next; of the outermost
+DIRECTIONS = 720  # of the tangents that stand for the convex hull
 PIXELS = 1 << 14  # encoded at once: the distances to all bins stay below some 20 MB
 
 
 def ab_bins() -> Tensor:
-    """Centres of the bins of ab in sRGB's gamut, [313, 2] float32."""
+    """Centres of the bins of ab in sRGB's gamut, [313, 2] float32, in the published order.
+
+    The rule: points of the grid -110, -100, ..., 110 that are no further than 10, in a and in b,
+    from the convex hull of the colours of sRGB. It gives the 313 points that Zhang et al. publish
+    (pts_in_hull); cells that hold a colour themselves would be 261.
+    """
     return _ab_bins().clone()
 
 
 @cache
 def _ab_bins() -> Tensor:
-    raise NotImplementedError
+    # The hull of the gamut is that of the twelve edges of the RGB cube.
+    along = torch.linspace(0, 1, 257, dtype=torch.float64)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    edges = torch.cartesian_prod(along, ends, ends)
+    colours = torch.cat([edges.roll(i, 1) for i in range(3)]).T
+    ab = rgb_to_lab(colours[:, None])[1:, 0]  # [2, n]
+    grid = torch.arange(-REACH, REACH + 1, GRID, dtype=torch.float64)
+    centres = torch.cartesian_prod(grid, grid)
+    angle = torch.arange(DIRECTIONS, dtype=torch.float64) * (2 * math.pi / DIRECTIONS)
+    normals = torch.stack([angle.cos(), angle.sin()])  # [2, DIRECTIONS]
+    beyond = centres @ normals - (normals.T @ ab).amax(1)  # of the tangent with that normal
+    near = (beyond <= GRID * normals.abs().sum(0)).all(1)
+    return centres[near].float()
 
 
 def lightness_bins(bins: int) -> Tensor:

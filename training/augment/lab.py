@@ -47,16 +47,15 @@ def rgb_to_lab(rgb: Tensor) -> Tensor:
         >>> [round(value, 1) for value in rgb_to_lab(red).flatten().tolist()]
         [53.2, 80.1, 67.2]
     """
-    _check("rgb_to_lab", rgb)
-    x, y, z = (_root(each) for each in _mix(_linear(rgb), TO_XYZ))
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -3)
+    wide = _checked("rgb_to_lab", rgb)
+    x, y, z = (_root(each) for each in _mix(_linear(wide), TO_XYZ))
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -3).to(rgb.dtype)
 
 
 def lightness(rgb: Tensor) -> Tensor:
     """L alone: [..., 3, H, W] in [0, 1] -> [..., 1, H, W] in [0, 100]."""
-    _check("lightness", rgb)
-    (y,) = _mix(_linear(rgb), TO_XYZ[1:2])
-    return (116 * _root(y) - 16).unsqueeze(-3)
+    (y,) = _mix(_linear(_checked("lightness", rgb)), TO_XYZ[1:2])
+    return (116 * _root(y) - 16).unsqueeze(-3).to(rgb.dtype)
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
@@ -69,13 +68,12 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
         TypeError: `lab` is not floating.
         ValueError: it has not three channels.
     """
-    _check("lab_to_rgb", lab)
-    L, a, b = lab.unbind(-3)
+    L, a, b = _checked("lab_to_rgb", lab).unbind(-3)
     y = (L + 16) / 116
     xyz = torch.stack([_cube(y + a / 500), _cube(y), _cube(y - b / 200)], -3)
     linear = torch.stack(_mix(xyz, FROM_XYZ), -3)
     bent = 1.055 * linear.clamp(min=LINEAR_BELOW / SLOPE) ** (1 / 2.4) - 0.055
-    return torch.where(linear <= LINEAR_BELOW / SLOPE, linear * SLOPE, bent)
+    return torch.where(linear <= LINEAR_BELOW / SLOPE, linear * SLOPE, bent).to(lab.dtype)
 
 
 def in_gamut(lab: Tensor, slack: float = 1e-4) -> Tensor:
@@ -110,8 +108,10 @@ def _mix(x: Tensor, matrix: list[list[float]]) -> list[Tensor]:
     return [first * row[0] + second * row[1] + third * row[2] for row in matrix]
 
 
-def _check(name: str, x: Tensor) -> None:
+def _checked(name: str, x: Tensor) -> Tensor:
+    """`x` in float32 at least: in half precision the differences of roots would be noise."""
     if not x.is_floating_point():
         raise TypeError(f"{name}: colours must be floating, got {x.dtype}")
     if x.ndim < 3 or x.shape[-3] != 3:
         raise ValueError(f"{name}: colours must be [..., 3, H, W], got {tuple(x.shape)}")
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -43,16 +43,14 @@ def pixel_decoder(
     training = encoder.training
     last = cast(Any, encoder.eval()).feature_maps(torch.zeros(1, 3, side, side))[-1]
     encoder.train(training)
-    cells, doublings = int(last.shape[2]), 0
-    while stride * cells << doublings < side:
-        doublings += 1
-    if stride < 1 or stride * cells << doublings != side:
-        fits = ", ".join(str(side // (cells << n)) for n in range(side) if cells << n <= side)
+    cells = int(last.shape[2])
+    strides = [side // (cells << n) for n in range(side) if side % (cells << n) == 0]
+    if stride not in strides:
         raise ValueError(
-            f"{method}: stride must be one of {fits} for images of {side} pixels and a last map of"
-            f" {cells} x {cells}, got {stride}"
+            f"{method}: stride must be one of {', '.join(map(str, strides))} for images of {side}"
+            f" pixels and a last map of {cells} x {cells}, got {stride}"
         )
-    return Decoder(last.shape[1], outputs, doublings, width=width)
+    return Decoder(last.shape[1], outputs, strides.index(stride), width=width)
 
 
 def has_colour(ab: Tensor) -> Tensor:
