@@ -24,4 +24,10 @@ METHOD_CASES = [
     ),
     ("cpc-audio", {"data": "tones", "width": 8, "context": 8, "window": 0.2}),
     ("cpc-image", {"data": "digits", "width": 4, "patch": 2, "pred_steps": 2}),
+    ("colorization", {"data": "photos", "image_size": 16, "width": 8, "decoder_width": 16}),
+    (
+        "colorization",
+        {"data": "photos", "width": 8, "decoder_width": 16, "target": "regression", "stride": 2},
+    ),
+    ("split-brain", {"data": "photos", "image_size": 16, "width": 8, "decoder_width": 16}),
 ]

@@ -322,7 +322,7 @@ def shapes(n, seed):
 @pytest.mark.parametrize("kind", ["classes", "regression"])
 def test_learns_the_colours_of_shapes(kind):
     model = method(stride=2, target=kind, rebalance=False)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     generator = torch.Generator().manual_seed(0)
     train, test = shapes(512, 0), shapes(256, 1)
     for step in range(120):
