@@ -70,7 +70,7 @@ def soft_encode(
     """
     flat = values.movedim(1, 3)  # [B, H, W, d]
     indices, weights = [], []
-    for part in flat.reshape(-1, bins.shape[1]).split(PIXELS):
+    for part in torch.split(flat.reshape(-1, bins.shape[1]), PIXELS):
         distance = (part[:, :1] - bins[:, 0]).square()  # [n, Q]
         for axis in range(1, bins.shape[1]):
             distance += (part[:, axis, None] - bins[:, axis]).square()

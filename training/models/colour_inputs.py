@@ -40,11 +40,11 @@ class ChannelEncoder(nn.Module):
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """Those of the base network."""
-        return cast(Any, self.base).feature_maps(self.channels(x))
+        return cast(list[Tensor], cast(Any, self.base).feature_maps(self.channels(x)))
 
     def stage_modules(self) -> list[nn.Module]:
         """Those of the base network."""
-        return cast(Any, self.base).stage_modules()
+        return cast(list[nn.Module], cast(Any, self.base).stage_modules())
 
 
 class SplitEncoder(nn.Module):
