@@ -146,8 +146,9 @@ class Colorization(Method):
             painted = {"predicted": self.target.decode(prediction)}
         else:
             painted = {f"T={T:g}": self.target.decode(prediction, T) for T in TEMPERATURES}
-        some = images[:PICTURED]
-        rows = [self.paint(some, each[:PICTURED]) for each in (0 * ab, *painted.values())]
+        chosen = slice(None, None, max(1, len(images) // PICTURED))  # of all classes
+        some = images[chosen][:PICTURED]
+        rows = [self.paint(some, each[chosen][:PICTURED]) for each in (0 * ab, *painted.values())]
         chroma = {"true": ab, **painted}
         name = "-".join(["grey", *painted, "true"])
         return {

@@ -149,7 +149,8 @@ class SplitBrain(Method):
 
     def figures(self, batch: Batch, generator: torch.Generator) -> dict[str, Chart | Tensor]:
         """What each half sees and what it makes of it, and the truth."""
-        images = batch.images[:PICTURED].float().div(255)
+        spread = batch.images[:: max(1, len(batch.images) // PICTURED)]  # of all classes
+        images = spread[:PICTURED].float().div(255)
         lab = rgb_to_lab(images)
         L, ab = lab[:, :1], lab[:, 1:]
         told_ab, told_L = (

@@ -12,14 +12,14 @@ _CIFAR10: dict[str, Any] = {
     "pool": 1,
     "views": "flip",
     "stride": 4,
-    "decoder_width": 64,
+    "decoder_width": 32,
     "train_images": 20_000,
     "batch": 128,
-    "epochs": 5,
+    "epochs": 4,
     "lr": 3e-3,
     "warmup_epochs": 0.5,
-    "knn_every": 5,
-    "checkpoint_every": 5,
+    "knn_every": 4,
+    "checkpoint_every": 2,
 }
 
 COLOUR: dict[str, Recipe] = {
