@@ -10,6 +10,7 @@ from sslops.training.augment.lab import lab_to_rgb, rgb_to_lab
 from sslops.training.methods.base import Batch, DataShape
 from sslops.training.methods.split_brain import SplitBrain, SplitBrainConfig
 from sslops.training.models import build_encoder
+from sslops.training.step import blocks_of, prepare_encoder
 
 TINY = {"arch": "cnn4", "width": 16, "batch": 6, "decoder_width": 16}
 
@@ -86,6 +87,22 @@ def test_features_and_maps_stand_side_by_side():
         assert torch.equal(whole, torch.cat(pair, 1))
     half = build_encoder("cnn4", 1, 16, width=8)
     assert encoder.dim == 2 * half.dim
+
+
+def test_checkpointed_halves_give_the_same_gradients():
+    x = images()[None].float() / 255
+    grads, statistics = [], []
+    for checkpointing in (False, True):
+        model = method()
+        prepare_encoder(model.encoder, SplitBrainConfig(checkpointing=checkpointing))
+        model.step(x)["loss"].backward()
+        grads.append([p.grad for p in model.encoder.parameters()])
+        statistics.append(list(model.encoder.buffers()))
+    assert len(blocks_of(model.encoder)) == 8
+    for pair in zip(*grads, strict=True):
+        torch.testing.assert_close(*pair)
+    for pair in zip(*statistics, strict=True):
+        assert torch.equal(*pair)
 
 
 def test_chance_is_both_halves():

@@ -62,7 +62,7 @@ class Colorization(Method):
 
     mean_loss: ClassVar[bool] = True
     hints: ClassVar[Mapping[str, str]] = {
-        "chance": "the learning rate (--lr) and that the images have colour (pictures/seen.png)",
+        "chance": "the learning rate (--lr) and that the images have colour",
         "shortcut": "that the images have more than one colour (--mask-grey leaves out grey ones)",
     }
 
