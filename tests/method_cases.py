@@ -29,4 +29,10 @@ METHOD_CASES = [
     ("inpainting", {"data": "digits", "width": 4, "mask": "centre", "adversarial": 0.0}),
     ("relative-patch", {"data": "digits", "width": 4, "hidden": 16}),
     ("jigsaw", {"data": "digits", "width": 4, "embed": 8, "hidden": 16}),
+    ("colorization", {"data": "photos", "image_size": 16, "width": 8, "decoder_width": 16}),
+    (
+        "colorization",
+        {"data": "photos", "width": 8, "decoder_width": 16, "target": "regression", "stride": 2},
+    ),
+    ("split-brain", {"data": "photos", "image_size": 16, "width": 8, "decoder_width": 16}),
 ]

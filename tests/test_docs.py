@@ -44,6 +44,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
         "sslops.parallel.team",
         "sslops.queue",
         "sslops.queue_checkpoints",
+        "sslops.training.augment.lab",
     ],
 )
 def test_examples_in_docstrings_run(module):

@@ -13,6 +13,7 @@ from sslops import GradCache
 from sslops.grad_cache import kept_buffers
 from sslops.training.config import TrainConfig
 from sslops.training.methods import ContrastiveMethod, Method
+from sslops.training.models.colour_inputs import ChannelEncoder, SplitEncoder
 
 __all__ = ["Step", "blocks_of", "prepare_encoder"]
 
@@ -152,6 +153,10 @@ def prepare_encoder(encoder: nn.Module, config: TrainConfig) -> None:
 
 def blocks_of(encoder: nn.Module) -> list[nn.Module]:
     """What is checkpointed: the members of its containers, or a container of single layers."""
+    if isinstance(encoder, SplitEncoder):
+        return [block for half in encoder.halves for block in blocks_of(half)]
+    if isinstance(encoder, ChannelEncoder):
+        return blocks_of(encoder.base)
     blocks: list[nn.Module] = []
     for child in encoder.children():
         if isinstance(child, nn.Sequential | nn.ModuleList):

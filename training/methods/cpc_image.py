@@ -13,7 +13,7 @@ Features of an image are the mean of its patches' z.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class CPCImageConfig(TrainConfig):
                     f"config: {name} must be at least {least}, got {getattr(self, name)}"
                 )
 
-    def encoder_options(self) -> dict[str, int]:
+    def encoder_options(self) -> dict[str, Any]:
         """Options of `PatchEncoder`."""
         options = {"width": self.width, "patch": self.patch}
         return {name: value for name, value in options.items() if value is not None}

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import DataShape, Method
+from sslops.training.methods.colorization import Colorization, ColorizationConfig
 from sslops.training.methods.cpc_audio import CPCAudio, CPCAudioConfig
 from sslops.training.methods.cpc_image import CPCImage, CPCImageConfig
 from sslops.training.methods.inpainting import Inpainting, InpaintingConfig
@@ -16,6 +17,7 @@ from sslops.training.methods.moco import MoCo, MoCoConfig
 from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
 from sslops.training.methods.relative_patch import RelativePatch, RelativePatchConfig
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
+from sslops.training.methods.split_brain import SplitBrain, SplitBrainConfig
 from sslops.training.methods.supervised import Supervised
 
 __all__ = ["METHODS", "Entry", "find_method"]
@@ -75,6 +77,16 @@ METHODS: dict[str, Entry] = {
         JigsawConfig,
         Jigsaw,
         "tell the order of shuffled tiles (Noroozi & Favaro 2016, arXiv:1603.09246)",
+    "colorization": Entry(
+        ColorizationConfig,
+        Colorization,
+        "predict the colours of a picture from its lightness (Zhang et al. 2016, arXiv:1603.08511)",
+    ),
+    "split-brain": Entry(
+        SplitBrainConfig,
+        SplitBrain,
+        "predict colours from lightness and lightness from colours, with two halves of a network"
+        " (Zhang et al. 2017, arXiv:1611.09842)",
     ),
     "supervised": Entry(
         TrainConfig, Supervised, "cross-entropy with labels: the control, not a method to learn by"

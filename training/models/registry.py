@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sslops.training.models.cnn import CNN
+from sslops.training.models.colour_inputs import build_colour_encoder
 from sslops.training.models.patches import PatchEncoder
 from sslops.training.models.resnet import ResNet
 from sslops.training.models.vit import ViT
@@ -76,7 +77,13 @@ def encoder_names() -> list[str]:
 
 
 def build_encoder(
-    arch: str, channels: int, image_size: int, *, seed: int | None = None, **options: Any
+    arch: str,
+    channels: int,
+    image_size: int,
+    *,
+    seed: int | None = None,
+    inputs: str = "rgb",
+    **options: Any,
 ) -> nn.Module:
     """Build an encoder with random weights: [B, C, H, W] in [0, 1] -> [B, encoder.dim].
 
@@ -88,17 +95,22 @@ def build_encoder(
         image_size: shorter side in pixels; chooses the stem or the patch. Any size can be encoded,
             by a vit any multiple of its patch.
         seed: of the weights; None takes them from torch's global generator.
+        inputs: channels of colour images that the network sees: "rgb" (all of grey images too),
+            "lightness" or "ab" of Lab, or "split" for two networks of half the width, one of
+            each. The encoder takes RGB images in any case.
         **options: `width` of the first layer; `pool`, cells a side that the cnn's features keep
             (1 is global average pooling), or that a vit's patch tokens are averaged to (its
             features are the class token without it); `zero_init` of resnets; `patch` of
             cpc-patches and vits, `depth` and `heads` of vits.
 
     Raises:
-        ValueError: unknown `arch` or option, `channels` not 1 or 3, or an image that cannot be cut
-            into patches.
+        ValueError: unknown `arch` or option, `channels` not 1 or 3, or not 3 where `inputs` asks
+            for colour, or an image that cannot be cut into patches.
     """
     if arch not in BUILDERS:
         raise ValueError(f"build_encoder: arch must be one of {', '.join(BUILDERS)}, got {arch!r}")
+    if channels not in (1, 3):
+        raise ValueError(f"build_encoder: channels must be 1 or 3, got {channels}")
     build = BUILDERS[arch]
     known = [name for name in inspect.signature(build).parameters][2:]
     if unknown := sorted(set(options) - set(known)):
@@ -109,4 +121,6 @@ def build_encoder(
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
-        return build(channels, image_size, **options)
+        if inputs == "rgb":
+            return build(channels, image_size, **options)
+        return build_colour_encoder(build, inputs, channels, image_size, options)

@@ -6,6 +6,7 @@ DATA/METHOD-VERSION for a version of it that is not its default.
 
 from pathlib import Path
 
+from sslops.training.recipes.colour import COLOUR
 from sslops.training.recipes.cpc import CPC
 from sslops.training.recipes.images import IMAGES
 from sslops.training.recipes.inpainting import INPAINTING
@@ -26,6 +27,7 @@ RECIPES: dict[str, Recipe] = {
     **ROTATION,
     **INPAINTING,
     **PATCHES,
+    **COLOUR,
 }
 
 
