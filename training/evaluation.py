@@ -26,10 +26,12 @@ __all__ = [
     "shape_of",
 ]
 
+KINDS = {"image": "images", "sound": "sound", "video": "videos"}
+
 
 def load_data(config: TrainConfig) -> tuple[Dataset, Split, Split | None]:
     """The data set, and the training images divided into those trained on and those measured on."""
-    data = load(config.data, root=config.data_root, size=config.image_size)
+    data = load(config.data, root=config.data_root, size=config.image_size, kind=config.kind)
     train, validation = data.train, None
     if config.train_images is not None and config.train_images < len(train.images):
         train = subset(train, config.train_images, config.seed)
@@ -40,17 +42,16 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Split, Split | None]:
 
 def shape_of(data: Dataset) -> DataShape:
     """What networks need to know of a data set."""
-    return DataShape(data.channels, data.image_size, len(data.classes), data.rate)
+    return DataShape(data.channels, data.image_size, len(data.classes), data.rate, data.frames)
 
 
 def build_method(name: str, config: TrainConfig, shape: DataShape, world: World) -> Method:
     """A method with freshly drawn weights: the same ones for the same seed."""
     entry = find_method(name)
-    if entry.sound != (shape.rate > 0):
-        has = f"sound at {shape.rate:,} Hz" if shape.rate else "images"
-        raise ValueError(
-            f"{name}: needs {'sound' if entry.sound else 'images'}, got {has}: {config.data}"
-        )
+    kind = "sound" if shape.rate else "video" if shape.frames else "image"
+    if entry.kind != kind:
+        has = f"sound at {shape.rate:,} Hz" if shape.rate else KINDS[kind]
+        raise ValueError(f"{name}: needs {KINDS[entry.kind]}, got {has}: {config.data}")
     seed_everything(config.seed)
     method = entry.build(config, shape).to(world.device)
     method.name, method.shape = name, shape

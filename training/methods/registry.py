@@ -11,6 +11,7 @@ from sslops.training.methods.moco import MoCo, MoCoConfig
 from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.supervised import Supervised
+from sslops.training.methods.video_colorization import VideoColorization, VideoColorizationConfig
 
 __all__ = ["METHODS", "Entry", "find_method"]
 
@@ -21,7 +22,11 @@ class Entry(NamedTuple):
     config: type[TrainConfig]
     build: Callable[[Any, DataShape], Method]
     summary: str
-    sound: bool = False  # learns from recordings, not from images
+
+    @property
+    def kind(self) -> str:
+        """What it learns from: image, sound or video."""
+        return self.config.kind
 
 
 METHODS: dict[str, Entry] = {
@@ -43,12 +48,17 @@ METHODS: dict[str, Entry] = {
         CPCAudioConfig,
         CPCAudio,
         "predict the next frames of sound (van den Oord et al. 2018, arXiv:1807.03748)",
-        sound=True,
     ),
     "cpc-image": Entry(
         CPCImageConfig,
         CPCImage,
         "predict the rows of patches below (van den Oord et al. 2018, arXiv:1807.03748)",
+    ),
+    "video-colorization": Entry(
+        VideoColorizationConfig,
+        VideoColorization,
+        "copy a grey frame's colours from frames before it (Vondrick et al. 2018,"
+        " arXiv:1806.09594)",
     ),
     "supervised": Entry(
         TrainConfig, Supervised, "cross-entropy with labels: the control, not a method to learn by"
