@@ -16,6 +16,8 @@ from sslops.training.distributed import World, seed_everything
 from sslops.training.folder import read_config, read_json, write_json
 from sslops.training.guard import EvaluationFailed, Interrupted
 from sslops.training.methods import DataShape, Method, find_method
+from sslops.training.methods.video_colorization import VideoColorizationConfig
+from sslops.training.tracking import evaluate_tracking
 
 __all__ = [
     "build_method",
@@ -64,14 +66,12 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     """Evaluate the exported encoder of a run against controls; write results.json and pictures.
 
     The controls are raw pixels (of sound log-mel), the same encoder untrained, and the same
-    encoder trained with labels.
+    encoder trained with labels. On videos objects are followed, and the controls are the same
+    encoder untrained and the first mask in every frame.
 
     Returns:
         What results.json holds.
     """
-    from sslops.training.evaluate import evaluate
-    from sslops.training.report import write_pictures
-
     started = time.perf_counter()
     name, config = read_config(folder)
     data, train, _ = load_data(config)
@@ -81,11 +81,35 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     trained = export.load_encoder(folder).to(world.device)
     untrained = build_method(name, config, shape, world).encoder.eval()
     arms: dict[str, nn.Module | None] = {name: trained, "random-init": untrained}
-    arms |= plain_features(data)
-    if name != "supervised":
-        arms |= supervised_arms(folder, config, data, train, shape, world, console)
-    if config.simclr_control and name != "simclr" and not shape.rate:
-        arms["simclr"] = simclr_arm(folder, config, train, shape, world, console)
+    if isinstance(config, VideoColorizationConfig):
+        arms["identity"] = None
+        results = evaluate_tracking(arms, data, config, folder, world.device, console)
+    else:
+        arms |= plain_features(data)
+        if name != "supervised":
+            arms |= supervised_arms(folder, config, data, train, shape, world, console)
+        if config.simclr_control and name != "simclr" and not shape.rate:
+            arms["simclr"] = simclr_arm(folder, config, train, shape, world, console)
+        results = _evaluate_features(arms, data, config, folder, world, console)
+    spent = time.perf_counter() - started
+    results["cost"] = {**before.get("cost", {}), "evaluation_seconds": spent}
+    results["pretext"] = before.get("pretext", {})
+    write_json(folder / "results.json", results)
+    return results
+
+
+def _evaluate_features(
+    arms: dict[str, nn.Module | None],
+    data: Dataset,
+    config: TrainConfig,
+    folder: Path,
+    world: World,
+    console: Console,
+) -> dict[str, Any]:
+    """What features tell of labels, with pictures of the feature space."""
+    from sslops.training.evaluate import evaluate
+    from sslops.training.report import write_pictures
+
     console.print(f"evaluating {', '.join(arms)} ...")
     results: dict[str, Any] = evaluate(
         arms,
@@ -97,11 +121,6 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
         stages=config.eval_stages,
     )
     forget_seen(results, config)
-    spent = time.perf_counter() - started
-    results["cost"] = {**before.get("cost", {}), "evaluation_seconds": spent}
-    results["pretext"] = before.get("pretext", {})
-    write_json(folder / "results.json", results)
-
     write_pictures(folder, data, arms, None, config.seed, points=config.tsne_images)
     return results
 

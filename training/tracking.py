@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslops.training.console import Console
-from sslops.training.data import Clips, Dataset, Video
+from sslops.training.data import Dataset, Video
 from sslops.training.data.video_folder import read_videos
 from sslops.training.evaluate.propagate import Propagation
 from sslops.training.evaluate.tracking import follow, stand_still, track
@@ -65,7 +65,9 @@ def evaluate_tracking(
         " 10 % of the frame's shorter side, PCK05 within 5 %, of points visible in the first frame",
         "features": "encoder's last stage in evaluation mode; masks are averaged to its cells and"
         " brought back to pixels bilinearly, the largest wins",
-        "frame_size": {name or data.name: list(c.content.frames.shape[2:]) for name, c in sets.items()},
+        "frame_size": {
+            name or data.name: list(c.content.frames.shape[2:]) for name, c in sets.items()
+        },
     }
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)

@@ -1,8 +1,8 @@
 """Videos of unequal lengths in one piece of memory, in the place images have in a split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,10 +51,8 @@ class Clips:
     def of(cls, videos: Sequence[Video]) -> "Clips":
         """From videos with frames of one size, all with masks (points) or none."""
         lengths = torch.tensor([len(video.frames) for video in videos], dtype=torch.int64)
-        joined = (
-            None if parts[0] is None else torch.cat(parts) for parts in zip(*videos, strict=True)
-        )
-        return cls(Video(*joined), lengths.cumsum(0) - lengths, lengths)
+        content = _each(lambda *parts: torch.cat(parts), *videos)
+        return cls(content, lengths.cumsum(0) - lengths, lengths)
 
     @property
     def channels(self) -> int:
@@ -69,8 +67,14 @@ class Clips:
     def video(self, i: int) -> Video:
         """Video number `i`."""
         inside = slice(int(self.starts[i]), int(self.starts[i] + self.lengths[i]))
-        return Video(*(None if part is None else part[inside] for part in self.content))
+        return _each(lambda part: part[inside], self.content)
 
     def take(self, places: Tensor) -> Tensor:
         """Frames of each video at `places` [N, n] int64: [N, n, C, H, W] uint8."""
         return self.content.frames[self.starts[:, None] + places]
+
+
+def _each(call: Callable[..., Tensor], *videos: Video) -> Video:
+    """`call` on each part that the videos have."""
+    parts: list[Any] = [None if p[0] is None else call(*p) for p in zip(*videos, strict=True)]
+    return Video(*parts)

@@ -145,7 +145,7 @@ def _noise(generator: torch.Generator, cells: tuple[int, ...]) -> Tensor:
     for count in cells:
         coarse = torch.randn(1, 1, count, count, generator=generator)
         total += F.interpolate(coarse, (TEXELS, TEXELS), mode="bicubic")[0, 0]
-    return total / len(cells) ** 0.5
+    return total.div(len(cells) ** 0.5)
 
 
 class _Outline:
@@ -161,7 +161,8 @@ class _Outline:
         """Whether each place [..., 2] is inside."""
         x, y = (local / self.stretch).unbind(-1)
         reach = 1 + self.depth * (self.corners * torch.atan2(y, x)).cos()
-        return x.hypot(y) < reach
+        inside: Tensor = x.hypot(y) < reach
+        return inside
 
     def points(self, generator: torch.Generator) -> Tensor:
         """The centre and places half way out, [POINTS, 2], all inside."""

@@ -129,7 +129,9 @@ def _decode_all(videos: Sequence[Files], size: int | None) -> Arrays:
     box = None if size is None else _box(frames[0], size)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         pictures = list(pool.map(lambda file: _frame(file, box), frames))
-        wanted = [m for files, masks in videos for m in (masks or [None] * len(files))]
+        wanted: list[Path | None] = []
+        for files, masks in videos:
+            wanted += masks or [None] * len(files)
         objects = list(pool.map(lambda file: None if file is None else _mask(file, box), wanted))
     shapes = {picture.shape: file for picture, file in zip(pictures, frames, strict=True)}
     if len(shapes) > 1:
@@ -141,7 +143,9 @@ def _decode_all(videos: Sequence[Files], size: int | None) -> Arrays:
     side = pictures[0].shape[1:]
     for file, mask in zip(wanted, objects, strict=True):
         if mask is not None and mask.shape != side:
-            raise ValueError(f"video: a mask must be as large as its frame, got {file} {mask.shape}")
+            raise ValueError(
+                f"video: a mask must be as large as its frame, got {file} {mask.shape}"
+            )
     none = np.zeros(side, np.uint8)
     return {
         "frames": np.stack(pictures),

@@ -52,7 +52,7 @@ def propagate(features: Tensor, labels: Tensor, how: Propagation) -> Tensor:
         Jabri et al. 2020, arXiv:2006.14613, appendix: top-k, a radius, and a context of frames;
         Vondrick et al. 2018, arXiv:1806.09594, section 3.4.
     """
-    T, D, h, w = features.shape
+    T, _, h, w = features.shape
     if labels.shape[1:] != (h, w):
         raise ValueError(
             f"propagate: labels must be as large as features, {h} x {w}, got"

@@ -23,9 +23,19 @@ from sslops.training.evaluate.propagate import Propagation, propagate
 from sslops.training.evaluate.table import align, arms
 from sslops.training.evaluate.video_scores import boundary, jaccard, pck
 
-__all__ = ["Tracks", "follow", "score_tracks", "stand_still", "track", "tracking_table"]
+__all__ = [
+    "SCORES",
+    "Tracks",
+    "follow",
+    "score_names",
+    "score_tracks",
+    "stand_still",
+    "track",
+    "tracking_table",
+]
 
 WITHIN = {"PCK": 0.1, "PCK05": 0.05}
+SCORES = ("J", "F", *WITHIN)
 CHUNK = 16  # frames encoded at a time
 SPREAD = 0.5  # cells, of a key point's bump
 
@@ -117,7 +127,7 @@ def _features(encoder: nn.Module, frames: Tensor, device: torch.device) -> Tenso
 
 def _objects(mask: Tensor) -> Tensor:
     """Numbers of the objects in a mask, in order."""
-    numbers: Tensor = mask.unique()
+    numbers: Tensor = torch.unique(mask)  # type: ignore[no-untyped-call]
     return numbers[numbers > 0]
 
 
@@ -130,7 +140,7 @@ def _bumps(points: Tensor, h: int, w: int) -> Tensor:
 
 
 def _peaks(heat: Tensor) -> Tensor:
-    """Where each map [T, K, h, w] is highest, averaged over the cells around: [T, K, 2] in cells."""
+    """Where each map [T, K, h, w] is highest, to parts of a cell: [T, K, 2] in cells."""
     h, w = heat.shape[2:]
     best = heat.flatten(2).argmax(2)  # [T, K]
     row, column = best // w, best % w
@@ -160,4 +170,4 @@ def tracking_table(results: Mapping[str, Any]) -> str:
 def score_names(results: Mapping[str, Any]) -> list[str]:
     """The scores that any arm has, in order."""
     found = dict.fromkeys(name for row in arms(results).values() for name in row)
-    return [name for name in found if name.split()[-1] in ("J", "F", *WITHIN)]
+    return [name for name in found if name.split()[-1] in SCORES]

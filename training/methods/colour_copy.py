@@ -63,10 +63,10 @@ def copy_values(
 ) -> Tensor:
     r"""A mean of values, weighted by how much each place of a frame resembles those of others.
 
-    $$ y_i = \sum_j A_{ij} c_j, \quad A_{ij} = \exp(f_i^T f_j / \tau) / \sum_k \exp(f_i^T f_k / \tau) $$
+    $$ y_i = \sum_j A_{ij} c_j, \quad A_{ij} = \exp(f_i^T f_j / \tau) / Z_i $$
 
-    over all places j of all reference frames. The matrix A is not kept: memory grows with the
-    number of places, not with its square, in the backward pass too.
+    over all places j of all reference frames; Z_i makes the weights sum to 1. The matrix A is not
+    kept: memory grows with the number of places, not with its square, in the backward pass too.
 
     Args:
         queries: [B, D, h, w], features of the target frame.
@@ -87,7 +87,7 @@ def copy_values(
         raise ValueError(f"copy_values: needs values no wider than features, got {C} and {D}")
     if not temperature > 0:
         raise ValueError(f"copy_values: temperature must be positive, got {temperature}")
-    q = queries.float().flatten(2).transpose(1, 2)  # [B, h w, D]
+    q = queries.float().flatten(2).transpose(1, 2).contiguous()  # [B, h w, D]
     k, v = (x.float().permute(0, 1, 3, 4, 2).reshape(B, R * h * w, -1) for x in (keys, values))
     v = F.pad(v, (0, D - C))  # the fused kernels want one width
 
@@ -108,7 +108,7 @@ def copy_values(
             block = q[:, top * w : top * w + len(near)]
             parts.append(checkpoint(attend, block, k, v, near, use_reentrant=False))
         y = torch.cat(parts, 1)
-    return y[..., :C].transpose(1, 2).unflatten(2, (h, w))
+    return y[..., :C].transpose(1, 2).reshape(B, C, h, w)
 
 
 def _near(rows: Tensor, h: int, w: int, radius: int) -> Tensor:
@@ -131,7 +131,8 @@ def constant_copies(labels: Tensor, clusters: int, least: float) -> dict[str, Te
     target, references = labels[-1], labels[:-1]
     R, B = references.shape[:2]
     share = torch.bincount(target.flatten(), minlength=clusters) / target.numel()
-    there = one_hot(references.flatten(0, 1), clusters).unflatten(0, (R, B)).mean(0)
+    copies = one_hot(references.flatten(0, 1), clusters)  # [R B, clusters, h, w]
+    there = copies.view(R, B, *copies.shape[1:]).mean(0)
     everywhere = there.mean((2, 3), keepdim=True).expand_as(there)
 
     def cross_entropy(probability: Tensor) -> Tensor:

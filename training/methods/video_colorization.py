@@ -140,7 +140,8 @@ class VideoColorization(Method):
 
     def features(self, views: Tensor) -> Tensor:
         """[T, B, C, H, W] -> [T, B, D, h, w], each place of length 1 if they are compared so."""
-        f = self.encoder.feature_maps(views.flatten(0, 1))[-1].unflatten(0, views.shape[:2])
+        f = self.encoder.feature_maps(views.flatten(0, 1))[-1]
+        f = f.reshape(*views.shape[:2], *f.shape[1:])
         return F.normalize(f.float(), dim=2) if self.config.normalize else f
 
     @torch.no_grad()
@@ -148,7 +149,7 @@ class VideoColorization(Method):
         """The cluster of the colour at each place: [T, B, C, H, W] -> [T, B, h, w] int64."""
         height, width = (-(-side // self.encoder.stride) for side in views.shape[3:])
         found = cluster_colours(views.flatten(0, 1), self.centres, height, width)
-        return found.unflatten(0, views.shape[:2])
+        return found.view(*views.shape[:2], height, width)
 
     def copy(self, f: Tensor, labels: Tensor) -> Tensor:
         """Probability of each cluster at each place of the last frame, from all others.
@@ -160,11 +161,11 @@ class VideoColorization(Method):
         Returns:
             [B, clusters, h, w].
         """
-        values = one_hot(labels[:-1].flatten(0, 1), len(self.centres))
+        values = one_hot(labels[:-1].transpose(0, 1).flatten(0, 1), len(self.centres))
         return copy_values(
             f[-1],
             f[:-1].transpose(0, 1),
-            values.unflatten(0, labels[:-1].shape[:2]).transpose(0, 1),
+            values.view(f.shape[1], -1, *values.shape[1:]),
             temperature=self.config.temperature,
             radius=self.config.radius,
         )
@@ -194,7 +195,8 @@ class VideoColorization(Method):
         """
         views = self.views(batch, generator)
         target = views[-1]
-        return {"views": torch.stack([*views, self.grey(target), self.paint(target, self.labels(views)[-1])])}
+        painted = self.paint(target, self.labels(views)[-1])
+        return {"frames": torch.stack([*views, self.grey(target), painted])}
 
     def figures(self, batch: Batch, generator: torch.Generator) -> dict[str, Chart | Tensor]:
         """The first reference, the target in grey, in copied colours and in its own."""

@@ -87,9 +87,10 @@ def build_encoder(
     """Build an encoder with random weights: [B, C, H, W] in [0, 1] -> [B, encoder.dim].
 
     Args:
-        arch: "cnn-tiny" for 8x8 images, "cnn4" for 28 to 32 px, "cpc-patches" of CPC,
-            "frame-cnn" of video colorization, "resnet18" or "resnet50" (CIFAR stem up to 64 px, ImageNet stem above), "vit-tiny", "vit-small" or
-            "vit-base" (patches of 16 px; 4 up to 64 px, 2 up to 16).
+        arch: "cnn-tiny" for 8x8 images, "cnn4" for 28 to 32 px, "cpc-patches" of CPC, "frame-cnn"
+            of video colorization, "resnet18" or "resnet50" (CIFAR stem up to 64 px, ImageNet stem
+            above), "vit-tiny", "vit-small" or "vit-base" (patches of 16 px; 4 up to 64 px, 2 up to
+            16).
         channels: C, 1 or 3.
         image_size: shorter side in pixels; chooses the stem or the patch. Any size can be encoded,
             by a vit any multiple of its patch.

@@ -11,6 +11,7 @@ from sslops.training.recipes.images import IMAGES
 from sslops.training.recipes.moco import MOCO
 from sslops.training.recipes.mocov3 import MOCOV3
 from sslops.training.recipes.recipe import Recipe
+from sslops.training.recipes.video import VIDEO
 
 __all__ = ["RECIPES", "Recipe", "pick_recipe"]
 
@@ -20,6 +21,7 @@ RECIPES: dict[str, Recipe] = {
     **MOCO,
     **MOCOV3,
     **CPC,
+    **VIDEO,
 }
 
 
