@@ -11,13 +11,12 @@ from sslops.training.data import Clips
 __all__ = ["cluster_colours", "constant_copies", "copy_values", "fit_colours", "one_hot"]
 
 PIXELS = 20_000  # that the clusters are fitted to
+ITERATIONS = 30  # of k-means
 ROWS = 8  # rows of queries at a time where a radius masks the keys
 
 
 def fit_colours(clips: Clips, clusters: int, seed: int) -> Tensor:
     """Centres of k-means on the colours (a, b) of random pixels of the clips: [clusters, 2]."""
-    from sklearn.cluster import KMeans  # a second to import
-
     generator = torch.Generator().manual_seed(seed)
 
     def draw(n: int) -> Tensor:
@@ -29,8 +28,22 @@ def fit_colours(clips: Clips, clusters: int, seed: int) -> Tensor:
     height, width = frames.shape[2:]
     pixels = frames[frame, :, draw(height), draw(width)].float().div(255)  # [PIXELS, 3]
     ab = rgb_to_lab(pixels[..., None, None])[:, 1:, 0, 0]
-    fitted = KMeans(clusters, n_init=3, random_state=seed).fit(ab.double().numpy())
-    return torch.from_numpy(fitted.cluster_centers_).float()
+    return _k_means(ab, clusters, generator)
+
+
+def _k_means(x: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    """Centres of the rows of `x` [N, D]: starts far apart (k-means++), then Lloyd's iterations."""
+    centres = x[torch.randint(len(x), (1,), generator=generator)]
+    for _ in range(clusters - 1):
+        distance = torch.cdist(x, centres).square().amin(1) + 1e-12
+        chosen = torch.multinomial(distance, 1, generator=generator)
+        centres = torch.cat([centres, x[chosen]])
+    for _ in range(ITERATIONS):
+        nearest = torch.cdist(x, centres).argmin(1)
+        counts = nearest.bincount(minlength=clusters)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, nearest, x)
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+    return centres
 
 
 def _nearest(x: Tensor, rows: Tensor) -> Tensor:
