@@ -17,7 +17,7 @@ from sslops.training.folder import read_config, read_json, write_json
 from sslops.training.guard import EvaluationFailed, Interrupted
 from sslops.training.methods import DataShape, Method, find_method
 from sslops.training.methods.video_colorization import VideoColorizationConfig
-from sslops.training.tracking import evaluate_tracking
+from sslops.training.tracking import evaluate_tracking, video_sets
 
 __all__ = [
     "build_method",
@@ -83,7 +83,15 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     arms: dict[str, nn.Module | None] = {name: trained, "random-init": untrained}
     if isinstance(config, VideoColorizationConfig):
         arms["identity"] = None
-        results = evaluate_tracking(arms, data, config, folder, world.device, console)
+        sets = video_sets(data, config)
+        results = evaluate_tracking(arms, sets, config, folder, world.device, console)
+        results["protocol"] |= {
+            "data": data.name,
+            "licence": data.licence,
+            "source": data.source,
+            "train_images": len(data.train),
+            "test_images": len(data.test),
+        }
     else:
         arms |= plain_features(data)
         if name != "supervised":

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from sslops.training.console import Console
-from sslops.training.data import Dataset, Video
+from sslops.training.data import Clips, Dataset, Video
 from sslops.training.data.video_folder import read_videos
 from sslops.training.evaluate.propagate import Propagation
 from sslops.training.evaluate.tracking import follow, stand_still, track
 from sslops.training.methods.video_colorization import VideoColorizationConfig
 
-__all__ = ["evaluate_tracking"]
+__all__ = ["evaluate_tracking", "read_set", "video_sets"]
 
 SHOWN = 8  # frames of a video in a picture, evenly spread
 VIDEOS = 2  # test videos that are shown
@@ -22,30 +22,34 @@ COLOURS = ((0.9, 0.2, 0.2), (0.2, 0.8, 0.3), (0.25, 0.45, 1.0), (0.95, 0.8, 0.2)
 
 def evaluate_tracking(
     encoders: dict[str, nn.Module | None],
-    data: Dataset,
+    sets: dict[str, Clips],
     config: VideoColorizationConfig,
     folder: Path,
     device: torch.device,
     console: Console,
 ) -> dict[str, Any]:
-    """J, F and PCK of every arm on the test videos and on those of `config.eval_video`.
+    """J, F and PCK of every arm on sets of videos; pictures of the first ones.
 
     Args:
         encoders: arm -> encoder; None stands for the first mask, copied.
-        data: its test videos are followed.
-        config: how.
+        sets: name -> videos; scores of the set "" have plain names, those of others "NAME J", ...
+        config: how labels are taken along.
         folder: of the run, for pictures.
         device: where encoders run.
         console: where to report.
 
     Returns:
-        arm -> {"dim", "J", "F", "PCK", ...}, of other videos "NAME J", ...; and "protocol".
+        arm -> {"dim", "J", "F", "PCK", ...}; and "protocol" with every setting.
+
+    Raises:
+        ValueError: a set without masks.
     """
     how = propagation(config)
-    sets = {"": data.test.images}
-    if config.eval_video is not None:
-        path = Path(config.eval_video).expanduser()
-        sets[path.name] = read_videos(path, size=config.eval_size)
+    for name, clips in sets.items():
+        if not any(_has_objects(clips.video(i)) for i in range(len(clips))):
+            raise ValueError(
+                f"eval: needs a video whose first frame has a mask, got none in {name}"
+            )
     results: dict[str, Any] = {}
     for arm, encoder in encoders.items():
         console.print(f"following objects by {arm} ...")
@@ -55,28 +59,40 @@ def evaluate_tracking(
             scores |= {f"{name} {key}".strip(): value for key, value in found.items()}
         results[arm] = scores
     results["protocol"] = {
-        "data": data.name,
-        "licence": data.licence,
-        "source": data.source,
-        "train_images": len(data.train),
-        "test_images": len(data.test),
         "propagation": how._asdict(),
         "scores": "J, F: mean over all frames but the first, then objects, then videos; PCK within"
         " 10 % of the frame's shorter side, PCK05 within 5 %, of points visible in the first frame",
         "features": "encoder's last stage in evaluation mode; masks are averaged to its cells and"
         " brought back to pixels bilinearly, the largest wins",
         "frame_size": {
-            name or data.name: list(c.content.frames.shape[2:]) for name, c in sets.items()
+            name or "test videos": "x".join(str(n) for n in clips.content.frames.shape[2:])
+            for name, clips in sets.items()
         },
     }
     pictures = folder / "pictures"
     pictures.mkdir(exist_ok=True)
     for name, clips in sets.items():
         for i in range(min(VIDEOS, len(clips))):
-            if clips.content.masks is not None:
+            if _has_objects(clips.video(i)):
                 png = _picture(clips.video(i), encoders, how, device)
-                (pictures / f"followed-{name or data.name}-{i + 1}.png").write_bytes(png)
+                (pictures / f"followed-{name or 'test'}-{i + 1}.png").write_bytes(png)
     return results
+
+
+def video_sets(data: Dataset, config: VideoColorizationConfig) -> dict[str, Clips]:
+    """The test videos, and those of `config.eval_video`."""
+    sets = {"": data.test.images}
+    return sets if config.eval_video is None else sets | read_set(config.eval_video, config)
+
+
+def read_set(path: str, config: VideoColorizationConfig) -> dict[str, Clips]:
+    """Name -> videos of a folder, at the size that `config` says."""
+    where = Path(path).expanduser()
+    return {where.name: read_videos(where, size=config.eval_size)}
+
+
+def _has_objects(video: Video) -> bool:
+    return video.masks is not None and bool(video.masks[0].any())
 
 
 def propagation(config: VideoColorizationConfig) -> Propagation:

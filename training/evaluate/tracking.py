@@ -127,7 +127,7 @@ def _features(encoder: nn.Module, frames: Tensor, device: torch.device) -> Tenso
 
 def _objects(mask: Tensor) -> Tensor:
     """Numbers of the objects in a mask, in order."""
-    numbers: Tensor = torch.unique(mask)  # type: ignore[no-untyped-call]
+    numbers: Tensor = torch.unique(mask)
     return numbers[numbers > 0]
 
 
