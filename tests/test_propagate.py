@@ -153,7 +153,7 @@ def test_boundary_forgives_what_is_near():
 def test_boundary_is_precision_and_recall():
     """The mask and another beside it: recall is 1, precision a half."""
     truth = square(2, 2, 5)[None]
-    found = truth | square(12, 12, 5)[None]
+    found = truth | square(9, 2, 5)[None]  # its boundary is 2 pixels away
     assert boundary(found, truth, 1).item() == pytest.approx(2 * 0.5 / 1.5)
 
 
