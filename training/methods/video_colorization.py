@@ -55,11 +55,11 @@ class VideoColorizationConfig(TrainConfig):
     spacing: int = 2  # frames from one to the next at most, drawn for each video
     clusters: int = 16  # of colours
     normalize: bool = True  # compare by cosine; the paper's similarity is the plain product
-    temperature: float = 0.1  # of the similarities in training
+    temperature: float = 0.05  # of the similarities in training
     radius: int | None = None  # a place is looked for so many cells around it; everywhere if unset
 
-    eval_temperature: float = 0.05  # in propagation
-    eval_radius: int | None = None  # in cells
+    eval_temperature: float = 0.1  # in propagation
+    eval_radius: int | None = 6  # in cells; everywhere if unset
     top_k: int = 5  # places that a mask is copied from
     context: int = 7  # frames that are copied from, beside the first
     eval_video: str | None = None  # a folder of videos with masks to follow as well
