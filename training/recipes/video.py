@@ -21,9 +21,9 @@ _SHAPES: dict[str, Any] = {
 
 VIDEO: dict[str, Recipe] = {
     "moving-shapes/video-colorization": Recipe(
-        "chosen here: temperature, learning rate and propagation by trials of 60 or 70 steps of seed"
-        " 0, scored on 40 of the training videos, never on test videos; the paper has 3 references,"
-        " 16 clusters, plain products at temperature 1, and 0.5 in propagation",
+        "chosen here: temperature, learning rate and propagation by trials of 60 or 70 steps of"
+        " seed 0, scored on 40 of the training videos, never on test videos; the paper has 3"
+        " references, 16 clusters, plain products at temperature 1, and 0.5 in propagation",
         _SHAPES,
     ),
     "folder/video-colorization": Recipe(
