@@ -28,6 +28,7 @@ from sslops.training.methods.video_colorization import (
     VideoColorization,
     VideoColorizationConfig,
 )
+from sslops.training.plan.command import PlanOptions, describe
 from sslops.training.transfer import transfer
 
 QUIET = Console(io.StringIO())
@@ -278,3 +279,10 @@ def test_a_run_is_evaluated_on_videos_of_a_folder(tmp_path):
     (tmp_path / "ball_mask").rmdir()
     with pytest.raises(ValueError, match="whose first frame has a mask, got none in ball"):
         transfer(tmp_path / "a", str(frames), None, world, QUIET)
+
+
+def test_memory_is_planned():
+    config = VideoColorizationConfig(width=8, image_size=16, batch=8)
+    text, fits = describe("video-colorization", config, PlanOptions(memory=1.0, probe=False))
+    assert fits
+    assert "3 x 16 x 16 px, batch 8" in text

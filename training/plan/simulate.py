@@ -147,7 +147,8 @@ def simulate(
     with fake:
         images = make_batch(shape, rows).images
         views = _grown(small[0], small[1], rows)
-        for tensor in [images, *_leaves(views)]:
+        resident = [images] if isinstance(images, Tensor) else []  # videos stay on the host
+        for tensor in [*resident, *_leaves(views)]:
             tracker.add(tensor, "views")
         with tracker:
             out = step(views, watch)
