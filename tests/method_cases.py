@@ -23,6 +23,7 @@ METHOD_CASES = [
         {"data": "digits", "width": 8, "proj_hidden": 32, "proj_dim": 16, "queue": 200},
     ),
     ("cpc-audio", {"data": "tones", "width": 8, "context": 8, "window": 0.2}),
+    ("video-colorization", {"data": "moving-shapes", "image_size": 16, "width": 8}),
     ("cpc-image", {"data": "digits", "width": 4, "patch": 2, "pred_steps": 2}),
     ("rotation", {"data": "digits", "width": 4}),
     ("inpainting", {"data": "digits", "width": 4}),

@@ -17,6 +17,7 @@ ENCODERS = [
     ("resnet18", {"width": 4}, 5),
     ("resnet50", {"width": 4}, 5),
     ("cpc-patches", {"width": 4}, 1),
+    ("frame-cnn", {"width": 4}, 5),
     ("vit-tiny", {"width": 12, "depth": 3, "pool": 2}, 3),
 ]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from sslops.training.recipes import pick_recipe
 
@@ -20,6 +20,8 @@ _FREE_ON_RESUME = frozenset(
 @dataclass(frozen=True)
 class TrainConfig:
     """What every method has; the defaults that matter come from the data set's recipe."""
+
+    kind: ClassVar[Literal["image", "sound", "video"]] = "image"  # what is learnt from
 
     data: str = "digits"  # a name from `sslops list`, or a folder of images
     data_root: str | None = None  # where the data set's files lie, if not where it looks itself

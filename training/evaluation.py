@@ -16,6 +16,8 @@ from sslops.training.distributed import World, seed_everything
 from sslops.training.folder import read_config, read_json, write_json
 from sslops.training.guard import EvaluationFailed, Interrupted
 from sslops.training.methods import DataShape, Method, find_method
+from sslops.training.methods.video_colorization import VideoColorizationConfig
+from sslops.training.tracking import evaluate_tracking, video_sets
 
 __all__ = [
     "build_method",
@@ -26,10 +28,12 @@ __all__ = [
     "shape_of",
 ]
 
+KINDS = {"image": "images", "sound": "sound", "video": "videos"}
+
 
 def load_data(config: TrainConfig) -> tuple[Dataset, Split, Split | None]:
     """The data set, and the training images divided into those trained on and those measured on."""
-    data = load(config.data, root=config.data_root, size=config.image_size)
+    data = load(config.data, root=config.data_root, size=config.image_size, kind=config.kind)
     train, validation = data.train, None
     if config.train_images is not None and config.train_images < len(train.images):
         train = subset(train, config.train_images, config.seed)
@@ -40,17 +44,16 @@ def load_data(config: TrainConfig) -> tuple[Dataset, Split, Split | None]:
 
 def shape_of(data: Dataset) -> DataShape:
     """What networks need to know of a data set."""
-    return DataShape(data.channels, data.image_size, len(data.classes), data.rate)
+    return DataShape(data.channels, data.image_size, len(data.classes), data.rate, data.frames)
 
 
 def build_method(name: str, config: TrainConfig, shape: DataShape, world: World) -> Method:
     """A method with freshly drawn weights: the same ones for the same seed."""
     entry = find_method(name)
-    if entry.sound != (shape.rate > 0):
-        has = f"sound at {shape.rate:,} Hz" if shape.rate else "images"
-        raise ValueError(
-            f"{name}: needs {'sound' if entry.sound else 'images'}, got {has}: {config.data}"
-        )
+    kind = "sound" if shape.rate else "video" if shape.frames else "image"
+    if entry.kind != kind:
+        has = f"sound at {shape.rate:,} Hz" if shape.rate else KINDS[kind]
+        raise ValueError(f"{name}: needs {KINDS[entry.kind]}, got {has}: {config.data}")
     seed_everything(config.seed)
     method = entry.build(config, shape).to(world.device)
     method.name, method.shape = name, shape
@@ -63,14 +66,12 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     """Evaluate the exported encoder of a run against controls; write results.json and pictures.
 
     The controls are raw pixels (of sound log-mel), the same encoder untrained, and the same
-    encoder trained with labels.
+    encoder trained with labels. On videos objects are followed, and the controls are the same
+    encoder untrained and the first mask in every frame.
 
     Returns:
         What results.json holds.
     """
-    from sslops.training.evaluate import evaluate
-    from sslops.training.report import write_pictures
-
     started = time.perf_counter()
     name, config = read_config(folder)
     data, train, _ = load_data(config)
@@ -80,11 +81,43 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     trained = export.load_encoder(folder).to(world.device)
     untrained = build_method(name, config, shape, world).encoder.eval()
     arms: dict[str, nn.Module | None] = {name: trained, "random-init": untrained}
-    arms |= plain_features(data)
-    if name != "supervised":
-        arms |= supervised_arms(folder, config, data, train, shape, world, console)
-    if config.simclr_control and name != "simclr" and not shape.rate:
-        arms["simclr"] = simclr_arm(folder, config, train, shape, world, console)
+    if isinstance(config, VideoColorizationConfig):
+        arms["identity"] = None
+        sets = video_sets(data, config)
+        results = evaluate_tracking(arms, sets, config, folder, world.device, console)
+        results["protocol"] |= {
+            "data": data.name,
+            "licence": data.licence,
+            "source": data.source,
+            "train_images": len(data.train),
+            "test_images": len(data.test),
+        }
+    else:
+        arms |= plain_features(data)
+        if name != "supervised":
+            arms |= supervised_arms(folder, config, data, train, shape, world, console)
+        if config.simclr_control and name != "simclr" and not shape.rate:
+            arms["simclr"] = simclr_arm(folder, config, train, shape, world, console)
+        results = _evaluate_features(arms, data, config, folder, world, console)
+    spent = time.perf_counter() - started
+    results["cost"] = {**before.get("cost", {}), "evaluation_seconds": spent}
+    results["pretext"] = before.get("pretext", {})
+    write_json(folder / "results.json", results)
+    return results
+
+
+def _evaluate_features(
+    arms: dict[str, nn.Module | None],
+    data: Dataset,
+    config: TrainConfig,
+    folder: Path,
+    world: World,
+    console: Console,
+) -> dict[str, Any]:
+    """What features tell of labels, with pictures of the feature space."""
+    from sslops.training.evaluate import evaluate
+    from sslops.training.report import write_pictures
+
     console.print(f"evaluating {', '.join(arms)} ...")
     results: dict[str, Any] = evaluate(
         arms,
@@ -96,11 +129,6 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
         stages=config.eval_stages,
     )
     forget_seen(results, config)
-    spent = time.perf_counter() - started
-    results["cost"] = {**before.get("cost", {}), "evaluation_seconds": spent}
-    results["pretext"] = before.get("pretext", {})
-    write_json(folder / "results.json", results)
-
     write_pictures(folder, data, arms, None, config.seed, points=config.tsne_images)
     return results
 

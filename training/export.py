@@ -39,6 +39,8 @@ def save_encoder(
     }
     if shape.rate:
         taken = {"rate": shape.rate, "input": "[B, samples] float, and optionally [B] lengths"}
+    if shape.frames:
+        taken["frames"] = "each by itself; feature_maps(x)[-1] is [B, dim, h, w]"
     description = {
         "arch": config.arch,
         "options": config.encoder_options(),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sslops.training.data import Split, Waves
+from sslops.training.data import Split
 from sslops.training.distributed import World
 from sslops.training.methods import Batch
 
@@ -95,7 +95,7 @@ class Feed:
     """The images of a split, resident where they are used.
 
     On a GPU with room they are copied there once; else each batch is pinned and copied without
-    waiting. Recordings stay on the host.
+    waiting. Recordings and videos stay on the host.
 
     Args:
         split: images and labels.
@@ -115,8 +115,7 @@ class Feed:
 
     def __call__(self, indices: Tensor) -> Batch:
         """The batch at `indices` [B]."""
-        images: Tensor | Waves
-        if isinstance(self.images, Waves):
+        if not isinstance(self.images, Tensor):
             images = self.images[indices]
         elif self.staged:
             images = self.images[indices].pin_memory().to(self.device, non_blocking=True)

@@ -169,6 +169,7 @@ def _one(
     data, split, validation = load_data(config)
     shape = shape_of(data)
     method = build_method(name, config, shape, world)
+    method.fit(split.images)
     alone = World(0, 1, world.device)
     loop = Loop(
         method,

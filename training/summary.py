@@ -11,10 +11,11 @@ from torch import nn
 
 from sslops.training.config import TrainConfig
 from sslops.training.console import Console, duration
-from sslops.training.data import Dataset, Split, Waves
+from sslops.training.data import Clips, Dataset, Split, Waves
 from sslops.training.evaluate.factors import factor_table, factor_titles
 from sslops.training.evaluate.stages import stage_table
 from sslops.training.evaluate.table import align, arms, table
+from sslops.training.evaluate.tracking import SCORES, tracking_table
 from sslops.training.loop import Loop
 from sslops.training.methods import Method
 
@@ -73,6 +74,9 @@ def _kind(split: Split) -> str:
     if isinstance(split.images, Waves):
         minutes = float(split.images.lengths.sum()) / split.images.rate / 60
         return f"recordings, {minutes:.0f} minutes at {split.images.rate:,} Hz"
+    if isinstance(split.images, Clips):
+        height, width = split.images.content.frames.shape[2:]
+        return f"videos of {int(split.images.lengths.sum()):,} frames, {width}x{height}"
     return "images " + "x".join(str(side) for side in split.images.shape[1:])
 
 
@@ -103,7 +107,8 @@ def print_closing(name: str, folder: Path, results: dict[str, Any], console: Con
 def print_tables(results: Mapping[str, Any], console: Console) -> None:
     """What `evaluate` measured."""
     if arms(results):
-        for each in (table(results), factor_table(results), stage_table(results)):
+        first = tracking_table(results) or table(results)
+        for each in (first, factor_table(results), stage_table(results)):
             if each:
                 console.print("\n" + each)
 
@@ -158,7 +163,8 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         nmi = arm.get("nmi")
         cells.append("-" if nmi is None else f"{nmi['mean']:.3f} ± {nmi['sd']:.3f}")
         lines.append([name, *cells])
-    parts = [align(lines), _stage_table(rows), _factor_table(rows)]
+    tracking = _tracking_table(rows)
+    parts = [tracking or align(lines), _stage_table(rows), _factor_table(rows)]
     return "\n\n".join(filter(None, [*parts, _pretext(summary.get("pretext", {}))]))
 
 
@@ -170,6 +176,15 @@ def _stage_table(rows: Mapping[str, Any]) -> str:
         if any(found):
             lines.append([name, *(_percent(c["mean"], c["sd"]) if c else "-" for c in found)])
     return align(lines) if keys else ""
+
+
+def _tracking_table(rows: Mapping[str, Any]) -> str:
+    names = dict.fromkeys(key for arm in rows.values() for key in arm if key.split()[-1] in SCORES)
+    lines = [["", *names]]
+    for arm, row in rows.items():
+        found = [row.get(name) for name in names]
+        lines.append([arm, *(_percent(c["mean"], c["sd"]) if c else "-" for c in found)])
+    return align(lines) if names else ""
 
 
 def _pretext(scores: Mapping[str, Any]) -> str:

@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from sslops.training import export
 from sslops.training.augment.colour import LUMA
+from sslops.training.config import TrainConfig
 from sslops.training.console import Console
 from sslops.training.data import Dataset, Split, load
 from sslops.training.distributed import World
 from sslops.training.evaluation import build_method, load_data, shape_of
 from sslops.training.folder import read_config, write_json
+from sslops.training.methods.video_colorization import VideoColorizationConfig
 from sslops.training.summary import print_tables
+from sslops.training.tracking import evaluate_tracking, read_set
 
 __all__ = ["match_channels", "transfer"]
 
@@ -23,6 +26,8 @@ def transfer(
     folder: Path, data: str, root: str | None, world: World, console: Console
 ) -> dict[str, Any]:
     """Evaluate a run's encoder on another data set; say it, and write transfer/DATA.json.
+
+    Of a run on videos, objects are followed through those of the folder `data`.
 
     The arms are the method, the same encoder untrained, raw pixels, and the encoder trained with
     the labels of the first data set where the run has one. Probes are fitted on the training part
@@ -46,6 +51,8 @@ def transfer(
 
     name, config = read_config(folder)
     trained = export.load_encoder(folder).to(world.device)
+    if isinstance(config, VideoColorizationConfig):
+        return _follow(folder, data, name, config, world, console)
     source = shape_of(load_data(config)[0])
     other = load(data, root=root, size=source.image_size or None)
     if bool(other.rate) != bool(source.rate) or source.rate:
@@ -74,11 +81,39 @@ def transfer(
         device=world.device,
         stages=config.eval_stages,
     )
+    _keep(results, folder, other.name, config, console)
+    return results
+
+
+def _follow(
+    folder: Path,
+    data: str,
+    name: str,
+    config: VideoColorizationConfig,
+    world: World,
+    console: Console,
+) -> dict[str, Any]:
+    """Objects in the videos of the folder `data`; pictures go into the run's folder."""
+    trained = export.load_encoder(folder).to(world.device)
+    shape = shape_of(load_data(config)[0])
+    arms: dict[str, nn.Module | None] = {
+        name: trained,
+        "random-init": build_method(name, config, shape, world).encoder.eval(),
+        "identity": None,
+    }
+    sets = read_set(data, config)
+    results = evaluate_tracking(arms, sets, config, folder, world.device, console)
+    _keep(results, folder, next(iter(sets)), config, console)
+    return results
+
+
+def _keep(
+    results: dict[str, Any], folder: Path, data: str, config: TrainConfig, console: Console
+) -> None:
     results["trained_on"] = Path(config.data).name
     (folder / "transfer").mkdir(exist_ok=True)
-    write_json(folder / "transfer" / f"{other.name}.json", results)
+    write_json(folder / "transfer" / f"{data}.json", results)
     print_tables(results, console)
-    return results
 
 
 def match_channels(data: Dataset, channels: int) -> Dataset:

@@ -128,7 +128,6 @@ RECIPES = {
     "patches": ViewRecipe(crop_scale=(0.5, 1.0), flip=0.5, grey=0.25),
     # Tasks on colour: nothing may change it.
     "flip": ViewRecipe(flip=0.5),
-    "crop-flip": ViewRecipe(crop_scale=(0.5, 1.0), flip=0.5),
     "imagenet": _IMAGENET,
     "mocov3-1": _MOCOV3_1,
     "mocov3-2": _MOCOV3_2,

@@ -1,4 +1,4 @@
-"""What a data set is: two splits of images or recordings, class names, licence and source."""
+"""What a data set is: two splits of images, recordings or videos, class names, licence, source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sslops.training.data.clips import Clips
 from sslops.training.data.waves import Waves
 
 __all__ = ["Dataset", "Split"]
@@ -13,15 +14,16 @@ __all__ = ["Dataset", "Split"]
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split, or recordings in their place, decoded and resident in memory.
+    """Images of one split, or what stands in their place, decoded and resident in memory.
 
     Attributes:
-        images: [N, C, H, W] uint8 on the CPU, contiguous; C is 1 or 3. Of sound: N recordings.
+        images: [N, C, H, W] uint8 on the CPU, contiguous; C is 1 or 3. Of sound N recordings, of
+            video N clips.
         labels: [N] int64, or None for an unlabelled folder.
         factors: [N] int64 each, further labels by name (speaker).
     """
 
-    images: Any  # Tensor or Waves
+    images: Any  # Tensor, Waves or Clips
     labels: Tensor | None
     factors: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -49,12 +51,16 @@ class Dataset:
     def channels(self) -> int:
         """1 for grey, 3 for colour; 1 for sound."""
         images = self.train.images
+        if isinstance(images, Clips):
+            return images.channels
         return 1 if isinstance(images, Waves) else int(images.shape[1])
 
     @property
     def image_size(self) -> int:
         """The shorter side in pixels; 0 for sound."""
         images = self.train.images
+        if isinstance(images, Clips):
+            return images.image_size
         return 0 if isinstance(images, Waves) else int(min(images.shape[2:]))
 
     @property
@@ -62,3 +68,9 @@ class Dataset:
         """Samples a second of sound; 0 for images."""
         images = self.train.images
         return images.rate if isinstance(images, Waves) else 0
+
+    @property
+    def frames(self) -> int:
+        """Frames of the shortest video to train on; 0 for what is no video."""
+        images = self.train.images
+        return int(images.lengths.min()) if isinstance(images, Clips) else 0

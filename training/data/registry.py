@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch.nn.functional as F
 
@@ -12,15 +13,17 @@ from sslops.training.data.digits import load_digits
 from sslops.training.data.fashion_mnist import load_fashion_mnist
 from sslops.training.data.folder import load_folder
 from sslops.training.data.fsdd import load_fsdd
+from sslops.training.data.moving_shapes import load_moving_shapes
 from sslops.training.data.photos import load_photos
 from sslops.training.data.tones import load_tones
+from sslops.training.data.video_folder import load_video_folder
 
 __all__ = ["load", "names"]
 
 
 def names() -> list[str]:
     """The registered data sets; `load` takes the path of a folder as well."""
-    return ["digits", "fashion-mnist", "cifar10", "photos", "tones", "fsdd"]
+    return ["digits", "fashion-mnist", "cifar10", "photos", "tones", "fsdd", "moving-shapes"]
 
 
 def load(
@@ -29,15 +32,17 @@ def load(
     root: str | Path | None = None,
     size: int | None = None,
     download: bool = False,
+    kind: Literal["image", "sound", "video"] = "image",
 ) -> Dataset:
-    """Load a data set by name, or any folder of images or recordings.
+    """Load a data set by name, or any folder of images, recordings or videos.
 
     Args:
-        data: one of `names()`, or the path of a folder (or a tar) of images, or of a folder of wav
-            or flac files.
+        data: one of `names()`, or the path of a folder (or a tar) of images, of a folder of wav or
+            flac files, or of a folder of videos, each a folder of frames.
         root: where the files of a named set lie; before $SSLOPS_DATA and the usual places.
-        size: resize images to size x size.
+        size: resize images to size x size; of videos the shorter side.
         download: allow fetching files that no place has.
+        kind: "video" reads the folders of a folder as videos, which else are classes.
 
     Raises:
         FileNotFoundError: the files are in none of the places, which the message lists.
@@ -58,6 +63,10 @@ def load(
         return load_tones()
     if data == "fsdd":
         return load_fsdd(root, download=download)
+    if data == "moving-shapes":
+        return load_moving_shapes(size)
+    if kind == "video" and Path(data).expanduser().exists():
+        return load_video_folder(data, size=size)
     if holds_audio(Path(data).expanduser()):
         return load_audio_folder(data)
     if Path(data).expanduser().exists():

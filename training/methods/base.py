@@ -16,10 +16,10 @@ __all__ = ["Batch", "ContrastiveMethod", "DataShape", "Method"]
 class Batch(NamedTuple):
     """Images [B, C, H, W] uint8 and labels [B] int64 (None if there are none), on the device.
 
-    Recordings, in the place of images, stay on the host: only windows of them are wanted.
+    Recordings and videos, in the place of images, stay on the host: only parts of them are wanted.
     """
 
-    images: Any  # Tensor or Waves
+    images: Any  # Tensor, Waves or Clips
     labels: Tensor | None
 
 
@@ -30,6 +30,7 @@ class DataShape(NamedTuple):
     image_size: int
     classes: int
     rate: int = 0  # of sound, whose channels and image_size say nothing
+    frames: int = 0  # of the shortest video, 0 for what is no video
 
 
 class Method(nn.Module, ABC):
@@ -55,6 +56,12 @@ class Method(nn.Module, ABC):
     cautions: tuple[str, ...] = ()
     local_bn: ClassVar[bool] = False
     mean_loss: ClassVar[bool] = False
+
+    def fit(self, images: Any) -> None:
+        """What is taken from all training images before the first step (clusters of colours).
+
+        Called in every process alike. What it finds belongs into buffers, which checkpoints hold.
+        """
 
     @abstractmethod
     def views(self, batch: Batch, generator: torch.Generator) -> Any:

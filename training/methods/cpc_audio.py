@@ -34,6 +34,8 @@ __all__ = ["CPCAudio", "CPCAudioConfig"]
 class CPCAudioConfig(TrainConfig):
     """CPC's own knobs; `batch` counts windows."""
 
+    kind: ClassVar[Literal["image", "sound", "video"]] = "sound"
+
     data: str = "tones"  # a name from `sslops list`, or a folder of wav or flac files
     arch: str = "cpc-audio"  # strided convolutions and a GRU
     window: float = 1.28  # seconds of sound in a window; shorter recordings are repeated

@@ -9,16 +9,15 @@ from sslops.training.methods.colorization import Colorization, ColorizationConfi
 from sslops.training.methods.cpc_audio import CPCAudio, CPCAudioConfig
 from sslops.training.methods.cpc_image import CPCImage, CPCImageConfig
 from sslops.training.methods.inpainting import Inpainting, InpaintingConfig
-from sslops.training.methods.moco import MoCo, MoCoConfig
-from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
-from sslops.training.methods.rotation import Rotation, RotationConfig
 from sslops.training.methods.jigsaw import Jigsaw, JigsawConfig
 from sslops.training.methods.moco import MoCo, MoCoConfig
 from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
 from sslops.training.methods.relative_patch import RelativePatch, RelativePatchConfig
+from sslops.training.methods.rotation import Rotation, RotationConfig
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.split_brain import SplitBrain, SplitBrainConfig
 from sslops.training.methods.supervised import Supervised
+from sslops.training.methods.video_colorization import VideoColorization, VideoColorizationConfig
 
 __all__ = ["METHODS", "Entry", "find_method"]
 
@@ -29,7 +28,11 @@ class Entry(NamedTuple):
     config: type[TrainConfig]
     build: Callable[[Any, DataShape], Method]
     summary: str
-    sound: bool = False  # learns from recordings, not from images
+
+    @property
+    def kind(self) -> str:
+        """What it learns from: image, sound or video."""
+        return self.config.kind
 
 
 METHODS: dict[str, Entry] = {
@@ -51,7 +54,6 @@ METHODS: dict[str, Entry] = {
         CPCAudioConfig,
         CPCAudio,
         "predict the next frames of sound (van den Oord et al. 2018, arXiv:1807.03748)",
-        sound=True,
     ),
     "cpc-image": Entry(
         CPCImageConfig,
@@ -68,6 +70,7 @@ METHODS: dict[str, Entry] = {
         InpaintingConfig,
         Inpainting,
         "fill holes from what lies around them (Pathak et al. 2016, arXiv:1604.07379)",
+    ),
     "relative-patch": Entry(
         RelativePatchConfig,
         RelativePatch,
@@ -77,6 +80,7 @@ METHODS: dict[str, Entry] = {
         JigsawConfig,
         Jigsaw,
         "tell the order of shuffled tiles (Noroozi & Favaro 2016, arXiv:1603.09246)",
+    ),
     "colorization": Entry(
         ColorizationConfig,
         Colorization,
@@ -87,6 +91,12 @@ METHODS: dict[str, Entry] = {
         SplitBrain,
         "predict colours from lightness and lightness from colours, with two halves of a network"
         " (Zhang et al. 2017, arXiv:1611.09842)",
+    ),
+    "video-colorization": Entry(
+        VideoColorizationConfig,
+        VideoColorization,
+        "copy a grey frame's colours from frames before it (Vondrick et al. 2018,"
+        " arXiv:1806.09594)",
     ),
     "supervised": Entry(
         TrainConfig, Supervised, "cross-entropy with labels: the control, not a method to learn by"

@@ -9,6 +9,7 @@ from torch import nn
 
 from sslops.training.models.cnn import CNN
 from sslops.training.models.colour_inputs import build_colour_encoder
+from sslops.training.models.frames import FrameCNN
 from sslops.training.models.patches import PatchEncoder
 from sslops.training.models.resnet import ResNet
 from sslops.training.models.vit import ViT
@@ -28,6 +29,10 @@ def _cnn4(channels: int, image_size: int, *, width: int = 32, pool: int = 1) -> 
 
 def _patches(channels: int, image_size: int, *, width: int = 32, patch: int = 8) -> nn.Module:
     return PatchEncoder(channels, width=width, patch=patch)
+
+
+def _frames(channels: int, image_size: int, *, width: int = 32) -> nn.Module:
+    return FrameCNN(channels, width=width)
 
 
 def _resnet(depth: int) -> Callable[..., nn.Module]:
@@ -63,6 +68,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "cnn-tiny": _cnn_tiny,
     "cnn4": _cnn4,
     "cpc-patches": _patches,
+    "frame-cnn": _frames,
     "resnet18": _resnet(18),
     "resnet50": _resnet(50),
     "vit-tiny": _vit(192, 3),
@@ -88,9 +94,10 @@ def build_encoder(
     """Build an encoder with random weights: [B, C, H, W] in [0, 1] -> [B, encoder.dim].
 
     Args:
-        arch: "cnn-tiny" for 8x8 images, "cnn4" for 28 to 32 px, "cpc-patches" of CPC, "resnet18"
-            or "resnet50" (CIFAR stem up to 64 px, ImageNet stem above), "vit-tiny", "vit-small" or
-            "vit-base" (patches of 16 px; 4 up to 64 px, 2 up to 16).
+        arch: "cnn-tiny" for 8x8 images, "cnn4" for 28 to 32 px, "cpc-patches" of CPC, "frame-cnn"
+            of video colorization, "resnet18" or "resnet50" (CIFAR stem up to 64 px, ImageNet stem
+            above), "vit-tiny", "vit-small" or "vit-base" (patches of 16 px; 4 up to 64 px, 2 up to
+            16).
         channels: C, 1 or 3.
         image_size: shorter side in pixels; chooses the stem or the patch. Any size can be encoded,
             by a vit any multiple of its patch.

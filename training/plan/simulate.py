@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslops import KeyQueue
 from sslops.training.config import TrainConfig
+from sslops.training.data import Clips, Video
 from sslops.training.methods import Batch, ContrastiveMethod, DataShape, Method, find_method
 from sslops.training.optim import make_optimizer
 from sslops.training.step import Step, prepare_encoder
@@ -95,7 +96,13 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def make_batch(shape: DataShape, size: int, device: torch.device | str = "cpu") -> Batch:
-    """Random images and labels."""
+    """Random images and labels, or videos."""
+    if shape.frames:
+        starts = torch.arange(size) * shape.frames
+        side = shape.image_size
+        frames = torch.randint(256, (size * shape.frames, shape.channels, side, side))
+        content = Video(frames.to(torch.uint8))
+        return Batch(Clips(content, starts, torch.full_like(starts, shape.frames)), None)
     images = torch.randint(256, (size, shape.channels, shape.image_size, shape.image_size))
     labels = torch.arange(size) % max(1, shape.classes)
     return Batch(images.to(torch.uint8).to(device), labels.to(device))
@@ -140,7 +147,8 @@ def simulate(
     with fake:
         images = make_batch(shape, rows).images
         views = _grown(small[0], small[1], rows)
-        for tensor in [images, *_leaves(views)]:
+        resident = [images] if isinstance(images, Tensor) else []  # videos stay on the host
+        for tensor in [*resident, *_leaves(views)]:
             tracker.add(tensor, "views")
         with tracker:
             out = step(views, watch)

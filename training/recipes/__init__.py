@@ -15,6 +15,7 @@ from sslops.training.recipes.mocov3 import MOCOV3
 from sslops.training.recipes.patches import PATCHES
 from sslops.training.recipes.recipe import Recipe
 from sslops.training.recipes.rotation import ROTATION
+from sslops.training.recipes.video import VIDEO
 
 __all__ = ["RECIPES", "Recipe", "pick_recipe"]
 
@@ -28,6 +29,7 @@ RECIPES: dict[str, Recipe] = {
     **INPAINTING,
     **PATCHES,
     **COLOUR,
+    **VIDEO,
 }
 
 

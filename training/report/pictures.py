@@ -78,8 +78,8 @@ def write_pictures(
     np.savez_compressed(Path(run_dir) / "features.npz", **arrays)  # type: ignore[arg-type]
 
 
-def pairs_png(views: Tensor, columns: int = 12) -> bytes:
-    """A grid of images [rows, B, C, H, W] in [0, 1], the first `columns` of B.
+def pairs_png(views: Tensor, columns: int = 12, side: int = CELL) -> bytes:
+    """A grid of images [rows, B, C, H, W] in [0, 1], the first `columns` of B, `side` pixels high.
 
     A single tensor of two views [2, B, C, H, W] is such a grid.
     """
@@ -87,11 +87,13 @@ def pairs_png(views: Tensor, columns: int = 12) -> bytes:
         raise ValueError(f"pairs_png: views must be [rows, B, C, H, W], got {tuple(views.shape)}")
     grid = views[:, :columns].detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
     rows, width = len(grid), grid.shape[1]
-    side = CELL + GAP
-    sheet = Image.new("RGBA", (width * side - GAP, rows * side - GAP), (0, 0, 0, 0))
+    across = round(side * grid.shape[4] / grid.shape[3])
+    box = (width * (across + GAP) - GAP, rows * (side + GAP) - GAP)
+    sheet = Image.new("RGBA", box, (0, 0, 0, 0))
     for row in range(rows):
         for column in range(width):
-            sheet.paste(_cell(grid[row, column]), (column * side, row * side))
+            cell = _cell(grid[row, column], (across, side))
+            sheet.paste(cell, (column * (across + GAP), row * (side + GAP)))
     return _png(sheet)
 
 
@@ -154,12 +156,12 @@ def _framed(image: Tensor, same: bool | None) -> Image.Image:
     return cell
 
 
-def _cell(image: Tensor) -> Image.Image:
-    """[C, H, W] uint8 -> CELL x CELL."""
+def _cell(image: Tensor, box: tuple[int, int] = (CELL, CELL)) -> Image.Image:
+    """[C, H, W] uint8, so large."""
     pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-    small = max(image.shape[1:]) <= CELL
+    small = max(image.shape[1:]) <= max(box)
     resample = Image.Resampling.NEAREST if small else Image.Resampling.BOX
-    return Image.fromarray(pixels).resize((CELL, CELL), resample).convert("RGBA")
+    return Image.fromarray(pixels).resize(box, resample).convert("RGBA")
 
 
 def _png(image: Image.Image) -> bytes:

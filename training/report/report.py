@@ -15,6 +15,7 @@ from sslops.training.report.results import headline, label_curve, numbers
 from sslops.training.report.rotnet import rotnet_curve
 from sslops.training.report.run_folder import Run, read_run
 from sslops.training.report.stages import pretext_scores, stage_section
+from sslops.training.report.tracking import followed, tracking_scores
 from sslops.training.report.training_curves import cost, curves, setting_entries
 from sslops.training.report.views import feature_space, method_pictures, neighbours
 
@@ -55,13 +56,7 @@ def render(run: Run) -> str:
         [
             _head(run),
             headline(run),
-            label_curve(run) if run.arms else "",
-            numbers(run),
-            stage_section(run),
-            rotnet_curve(run),
-            factor_numbers(run),
-            feature_space(run),
-            neighbours(run),
+            *(_on_video(run) if run.video else _on_images(run)),
             curves(run),
             pretext_scores(run),
             method_charts(run),
@@ -72,6 +67,22 @@ def render(run: Run) -> str:
             _footer(run),
         ],
     )
+
+
+def _on_images(run: Run) -> list[str]:
+    return [
+        label_curve(run) if run.arms else "",
+        numbers(run),
+        stage_section(run),
+        rotnet_curve(run),
+        factor_numbers(run),
+        feature_space(run),
+        neighbours(run),
+    ]
+
+
+def _on_video(run: Run) -> list[str]:
+    return [tracking_scores(run), followed(run)]
 
 
 def _head(run: Run) -> str:

@@ -12,7 +12,12 @@ __all__ = ["arm_style", "headline", "label_curve", "numbers"]
 
 Get = Callable[[Mapping[str, Any]], float | None]
 
-NAMES = {"random-init": "untrained", "pixels": "raw pixels", "simclr": "SimCLR"}
+NAMES = {
+    "random-init": "untrained",
+    "pixels": "raw pixels",
+    "simclr": "SimCLR",
+    "identity": "first frame's, copied",
+}
 
 
 def arm_style(run: Run, arm: str) -> str:

@@ -63,6 +63,11 @@ class Run:
         return "rate" in self.encoder
 
     @property
+    def video(self) -> bool:
+        """Whether objects are followed through videos, and nothing is probed."""
+        return "frames" in self.encoder
+
+    @property
     def arms(self) -> dict[str, Mapping[str, Any]]:
         """Evaluated arms, the method first, then its controls."""
         found = arms(self.results)

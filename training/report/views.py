@@ -5,11 +5,20 @@ import numpy as np
 from sslops.training.report.page import figure, legend, missing, picture, section
 from sslops.training.report.run_folder import Run
 from sslops.training.report.svg import scatter
+from sslops.training.report.tracking import FOLLOWED
 
 __all__ = ["feature_space", "method_pictures", "neighbours"]
 
 NEIGHBOURS = {"neighbours-before": "Before training", "neighbours": "After training"}
 LEGEND_CLASSES = 20
+CAPTIONS = {
+    "views": "Each column is one training image: on top as it is, below as the method sees it. The "
+    "method learns that what stands in a column belongs together.",
+    "frames": "Each column is one training video: the frames that colours are copied from, the "
+    "frame to colour, the same as the network sees it, and the clusters of its colours.",
+    "copied-colours": "Each column is one training video: a frame that colours are copied from, "
+    "the frame to colour as the network sees it, with the colours it copied, and as it is.",
+}
 
 
 def feature_space(run: Run) -> str:
@@ -82,19 +91,16 @@ def neighbours(run: Run) -> str:
 
 def method_pictures(run: Run) -> str:
     """What the method looked at, and whatever else it drew."""
-    names = [name for name in run.pictures if name not in NEIGHBOURS]
+    names = [
+        name for name in run.pictures if name not in NEIGHBOURS and not name.startswith(FOLLOWED)
+    ]
     if not names and run.sound:
         return ""
     if not names:
         return section("What the method sees", missing("No picture of augmented images was saved."))
     figures = []
     for name in sorted(names, key=lambda n: (n != "views", n)):
-        caption = (
-            "Each column is one training image: on top as it is, below as the method sees it. The "
-            "method learns that what stands in a column belongs together."
-            if name == "views"
-            else ""
-        )
+        caption = CAPTIONS.get(name, "")
         head = "Augmented views" if name == "views" else name.replace("-", " ").capitalize()
         figures.append(figure(head, picture(run.pictures[name], head), caption, wide=True))
     return section("What the method sees", f'<div class="charts">{"".join(figures)}</div>')
