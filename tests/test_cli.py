@@ -257,3 +257,18 @@ def test_diagnosis_says_each_thing_once_and_only_when_true():
 
 def test_repository_root_has_the_benchmarks():
     assert (Path(commands.__file__).resolve().parents[1] / "bench" / "__init__.py").is_file()
+
+
+def test_another_encoder_has_its_own_options(capsys):
+    """cifar10's recipe pools a cnn4, which a ResNet cannot."""
+    flags = ["train", "simclr", "--data", "cifar10", "--dry-run"]
+    assert cli.main(flags) == 0
+    recipe = json.loads(capsys.readouterr().out)
+    assert cli.main([*flags, "--arch", "resnet18"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert (recipe["width"], recipe["pool"]) == (32, 1)
+    assert (other["arch"], other["width"], other["pool"]) == ("resnet18", None, None)
+    assert other["views"] == recipe["views"]
+    assert cli.main([*flags, "--arch", "cnn4", "--width", "8"]) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert (same["width"], same["pool"]) == (8, 1)

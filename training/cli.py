@@ -79,16 +79,11 @@ def _train(argv: list[str]) -> int:
     entry = find_method(method)
     need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--data", "--recipe", "--version", "--out"):
-        first.add_argument(name)
+    first.add_argument("--out")
     first.add_argument("--resume", action="store_true")
-    chosen, _ = first.parse_known_args(flags)
-    given = {
-        name: getattr(chosen, name)
-        for name in ("data", "recipe", "version")
-        if getattr(chosen, name) is not None
-    }
-    defaults = default_config(method, given, RunOptions(out=chosen.out, resume=chosen.resume))
+    where, _ = first.parse_known_args(flags)
+    resumed = RunOptions(out=where.out, resume=where.resume)
+    defaults = default_config(method, _early(flags), resumed)
     config, options = _parse(method, entry.config, defaults, flags)
     if options.dry_run:
         print(json.dumps({"method": method, **asdict(config)}, indent=2))
@@ -164,12 +159,16 @@ def _defaults(method: str, flags: list[str]) -> TrainConfig:
     """The configuration that flags change: of the data set and the recipe among them."""
     from sslops.training.run import default_config
 
+    return default_config(method, _early(flags), RunOptions())
+
+
+def _early(flags: list[str]) -> dict[str, Any]:
+    """The flags that decide the defaults of the others."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--data")
-    first.add_argument("--recipe")
+    for name in ("data", "recipe", "version", "arch"):
+        first.add_argument(f"--{name}")
     known, _ = first.parse_known_args(flags)
-    given = {name: value for name, value in vars(known).items() if value is not None}
-    return default_config(method, given, RunOptions())
+    return {name: value for name, value in vars(known).items() if value is not None}
 
 
 def _parse(
@@ -198,11 +197,7 @@ def _plan(argv: list[str]) -> int:
     need("tyro", "sklearn")
     from sslops.training.plan.command import run
 
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--data")
-    first.add_argument("--recipe")
-    chosen, _ = first.parse_known_args(flags)
-    return run(method, {k: v for k, v in vars(chosen).items() if v is not None}, flags)
+    return run(method, _early(flags), flags)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {

@@ -16,6 +16,8 @@ _FREE_ON_RESUME = frozenset(
     " eval_train eval_test eval_data eval_root eval_stages tsne_images".split()
 )
 
+ENCODER_OPTIONS = ("width", "pool", "patch", "depth", "heads")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -98,8 +100,7 @@ class TrainConfig:
 
     def encoder_options(self) -> dict[str, Any]:
         """Options of `build_encoder` that the user or the recipe set."""
-        names = ("width", "pool", "patch", "depth", "heads")
-        options = {name: getattr(self, name) for name in names}
+        options = {name: getattr(self, name) for name in ENCODER_OPTIONS}
         return {name: value for name, value in options.items() if value is not None}
 
 
@@ -120,6 +121,7 @@ ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 def make_config(cls: type[ConfigT], method: str, given: Mapping[str, Any]) -> ConfigT:
     """Defaults of the class, then of the data set's recipe, then what is given.
 
+    Options of the recipe's encoder are left out for another `arch`.
     A method with a field `version` may have recipes of its versions (DATA/METHOD-VERSION).
 
     Args:
@@ -140,6 +142,9 @@ def make_config(cls: type[ConfigT], method: str, given: Mapping[str, Any]) -> Co
     recipe = pick_recipe(method, data, given.get("recipe"), variant)
     # A recipe may be shared by methods: what is not this method's field is another's.
     values = {name: value for name, value in recipe.fields.items() if name in known}
+    if given.get("arch", values.get("arch")) != values.get("arch"):
+        # Width, pooling, patches are meant for the recipe's encoder; another has its own defaults.
+        values = {name: value for name, value in values.items() if name not in ENCODER_OPTIONS}
     return cls(**{**values, "data": data, **given})
 
 
