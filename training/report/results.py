@@ -10,6 +10,8 @@ from sslops.training.report.svg import Line, Rule, line_chart
 
 __all__ = ["arm_style", "headline", "label_curve", "numbers"]
 
+CARDS = 6  # two rows
+
 Get = Callable[[Mapping[str, Any]], float | None]
 
 NAMES = {
@@ -43,14 +45,15 @@ def headline(run: Run) -> str:
     ]
     cards += [
         ("Linear probe, all labels", _key("linear"), True),
+        ("Linear probe, best stage", _best_stage(arms), True),
         ("Nearest neighbours", _key("knn"), True),
         ("Clusters against classes, NMI", _key("nmi"), False),
         ("Clusters against classes, ARI", _key("ari"), False),
     ]
-    shown = [_card(run, *card) for card in cards]
+    shown = [text for card in cards if (text := _card(run, *card))][:CARDS]
     sentence = _verdict(run, counts)
     verdict = f'<p class="verdict">{escape(sentence)}</p>' if sentence else ""
-    return f'{verdict}<div class="cards">{"".join(shown)}</div>' if any(shown) else verdict
+    return f'{verdict}<div class="cards">{"".join(shown)}</div>' if shown else verdict
 
 
 def label_curve(run: Run) -> str:
@@ -211,6 +214,13 @@ def _ends(counts: list[int]) -> list[int]:
     if len(counts) < 2:
         return counts
     return [counts[0], min(counts[1:], key=lambda n: abs(n - 10))]
+
+
+def _best_stage(arms: Mapping[str, Mapping[str, Any]]) -> Get:
+    """Of the best stage of each arm; no card where that is the last one of all."""
+    last = all(arm["best_stage"] == arm["stages"][-1]["stage"] for arm in arms.values()
+               if arm.get("stages"))  # fmt: skip
+    return lambda arm: None if last else arm.get("best_stage_linear")
 
 
 def _key(name: str) -> Get:

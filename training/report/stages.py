@@ -38,7 +38,7 @@ def stage_section(run: Run) -> str:
     rows = [[arm_name(name), *_cells(numbers, stages)] for name, stages in arms.items()]
     return section(
         "Stage by stage",
-        figure("Linear probe of each stage", chart, ""),
+        f'<div class="charts">{figure("Linear probe of each stage", chart)}</div>',
         cell_table(["", *(f"stage {number}" for number in numbers)], rows),
         lead="Features of every stage, averaged to a comparable number of cells. A pretext task "
         "that asks for something else than the classes bends the last stages towards itself.",

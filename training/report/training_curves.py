@@ -51,21 +51,24 @@ def _progress(run: Run) -> str:
     knn = [(x, 100 * y) for x, y in _thin(run.series("knn"))]
     lines = []
     if hits:
-        lines.append(Line(hits, "other", label="hit rate"))
+        lines.append(Line(hits, "other", label="own task"))
     if knn:
         lines.append(Line(knn, "method", label="kNN", markers=len(knn) < 40))
     if not lines:
-        return figure("Accuracy while training", missing("No accuracy was logged."))
+        return ""
     says = []
     if hits:
-        says.append("Hit rate: how often a view's partner is the nearest of all candidates.")
+        says.append(
+            "Own task: right answers to what the method asks of itself (of contrastive losses, how "
+            "often a view's partner is the nearest of all candidates)."
+        )
     if knn:
         says.append("kNN: validation images named by their nearest training images.")
     return figure(
         "Accuracy while training",
         line_chart(
             lines,
-            title="Hit rate of the pretext task and nearest-neighbour accuracy in percent",
+            title="Accuracy at the own task and of nearest neighbours in percent",
             x_label="step",
             y_range=(0, 100),
             y_format="{:g} %",
@@ -79,7 +82,7 @@ def _spread(run: Run) -> str:
     points = _thin(run.series("feature_std"))
     even = run.last("feature_std_even")
     if not points:
-        return figure("Spread of the features", missing("The spread was not logged."))
+        return ""
     rules = []
     if even is not None:
         rules = [
