@@ -157,6 +157,7 @@ def test_reconstruction_weighs_hole_and_rim():
 def test_weights_are_those_of_the_paper():
     config = InpaintingConfig()
     assert (config.adversarial, config.overlap_weight, config.lr_ratio) == (0.001, 10.0, 10.0)
+    assert (method().overlap, method(mask="centre").overlap) == (0, 1)
     inpainting = method()
     out = inpainting.step(inpainting.views(photos(), generator()))
     expected = 0.999 * out["reconstruction"] + 0.001 * out["adversarial"]

@@ -47,7 +47,9 @@ class InpaintingConfig(TrainConfig):
     area: float = 0.25  # share of the image in random regions
     cells: int = 4  # a side of the grid that random regions are made from; more: smaller blobs
     decoder_width: int = 64  # channels after its first doubling, halved by each further one
-    overlap: int = 1  # pixels around the hole that are predicted as well
+    # Pixels around the hole that are predicted as well; if unset 1 for the centre and 0 for random
+    # regions, as the paper's code has it (4 of 128 pixels, and none).
+    overlap: int | None = None
     overlap_weight: float = 10.0  # of their squared error
     adversarial: float = 0.001  # weight of the adversarial loss; the rest is the squared error's
     lr_ratio: float = 10.0  # the generator's learning rate (lr) over the discriminator's
@@ -63,10 +65,9 @@ class InpaintingConfig(TrainConfig):
             ("cells", 2),
             ("decoder_width", 1),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"config: {name} must be at least {least}, got {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"config: {name} must be at least {least}, got {value}")
         if not 0 < self.area < 1:
             raise ValueError(f"config: area must be in (0, 1), got {self.area}")
         if not 0 <= self.adversarial <= 1:
@@ -111,11 +112,14 @@ class Inpainting(Method):
         with torch.no_grad():  # predictions begin near the mean, not many times too large
             final.weight.mul_(0.1)
             cast(Tensor, final.bias).copy_(2 * torch.tensor(MEAN[channels]) - 1)
+        self.overlap = config.overlap
+        if self.overlap is None:
+            self.overlap = 1 if config.mask == "centre" else 0
         self.discriminator: Discriminator | None = None
         if config.adversarial > 0:
             whole = config.mask == "random"
             self.discriminator = Discriminator(
-                channels, side if whole else side // 2 + 2 * config.overlap
+                channels, side if whole else side // 2 + 2 * self.overlap
             )
         self.register_buffer("fill", torch.tensor(MEAN[channels])[:, None, None])
         self.weight = config.adversarial
@@ -165,7 +169,7 @@ class Inpainting(Method):
         """What the discriminator gets: the middle patch, or the picture with its hole filled."""
         if self.config.mask == "random":
             return torch.where(hole, picture, truth)
-        (H, W), rest = picture.shape[2:], self.config.overlap
+        (H, W), rest = picture.shape[2:], self.overlap
         rows = slice(H // 4 - rest, H // 4 + H // 2 + rest)
         return picture[:, :, rows, W // 4 - rest : W // 4 + W // 2 + rest]
 
@@ -177,8 +181,8 @@ class Inpainting(Method):
         x, hole = views
         truth, z = 2 * x - 1, self._predict(x, hole)
         weight = hole.float()
-        if self.config.overlap:
-            weight = weight + self.config.overlap_weight * rim(hole, self.config.overlap)
+        if self.overlap:
+            weight = weight + self.config.overlap_weight * rim(hole, self.overlap)
         error = (z - truth).square().mean(1, keepdim=True)  # [B, 1, H, W]
         each = (weight * error).sum((1, 2, 3)) / weight.sum((1, 2, 3))  # [B]
         loss = (1 - self.weight) * each.mean()
