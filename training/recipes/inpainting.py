@@ -23,7 +23,8 @@ _CIFAR10: dict[str, Any] = {
 INPAINTING: dict[str, Recipe] = {
     "cifar10/inpainting": Recipe(
         "Pathak et al. 2016, arXiv:1604.07379, section 3 (weights, learning rates ten to one),"
-        " overlap by trials of 60 steps on the validation part (seed 0); learning rate and epochs first values tried here; four minutes on one CPU core",
+        " overlap by trials of 60 steps on the validation part (seed 0), learning rate and epochs"
+        " not tuned; four minutes on one CPU core",
         _CIFAR10,
     ),
     "fashion-mnist/inpainting": Recipe("cifar10's; not tuned", _CIFAR10),
