@@ -112,9 +112,8 @@ class Inpainting(Method):
         with torch.no_grad():  # predictions begin near the mean, not many times too large
             final.weight.mul_(0.1)
             cast(Tensor, final.bias).copy_(2 * torch.tensor(MEAN[channels]) - 1)
-        self.overlap = config.overlap
-        if self.overlap is None:
-            self.overlap = 1 if config.mask == "centre" else 0
+        usual = 1 if config.mask == "centre" else 0
+        self.overlap = usual if config.overlap is None else config.overlap
         self.discriminator: Discriminator | None = None
         if config.adversarial > 0:
             whole = config.mask == "random"
