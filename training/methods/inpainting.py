@@ -229,7 +229,9 @@ class Inpainting(Method):
 
     def figures(self, batch: Batch, generator: torch.Generator) -> dict[str, Chart | Tensor]:
         """Input, nearest fill, prediction and truth: [4, 12, C, H, W]."""
-        x = batch.images[:12].float().div(255)
+        # From the first to the last: files are often sorted by class.
+        N = len(batch.images)
+        x = batch.images[torch.linspace(0, N - 1, min(12, N)).long()].float().div(255)
         hole = self._holes(x, generator)
         rows = [torch.where(hole, self.fill, x), nearest_fill(x, hole), self._filled(x, hole), x]
         return {"from-top-input-nearest-fill-prediction-truth": torch.stack(rows)}
