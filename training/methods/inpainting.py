@@ -21,19 +21,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sslops.training.augment import RECIPES, Draw, make_views
 from sslops.training.augment.masks import centre_hole, nearest_fill, random_regions, rim
 from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import Batch, DataShape, Method
-from sslops.training.methods.inpainting_scores import FillScores
+from sslops.training.methods.inpainting_scores import score_fills
 from sslops.training.models import build_encoder
 from sslops.training.models.decoder import Decoder
-from sslops.training.models.discriminator import Discriminator
+from sslops.training.models.discriminator import Discriminator, adversarial_losses
 from sslops.training.models.layers import MEAN, STD
 
 __all__ = ["Inpainting", "InpaintingConfig"]
@@ -187,35 +185,18 @@ class Inpainting(Method):
         loss = (1 - self.weight) * each.mean()
         out = {"reconstruction": each.mean().detach()}
         if self.discriminator is not None:
-            adversarial, own = self._play(self._shown(z, truth, hole),
-                                          self._shown(truth, truth, hole))  # fmt: skip
+            made, real = (self._shown(each, truth, hole) for each in (z, truth))
+            adversarial, own = adversarial_losses(self.discriminator, made, real)
             loss = loss + self.weight * adversarial + (own - own.detach())
             out |= {"adversarial": adversarial.detach(), "discriminator": own.detach()}
         return {"loss": loss, **out}
 
-    def _play(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """The generator's adversarial loss, which does not saturate, and the discriminator's."""
-        assert self.discriminator is not None
-        fixed = {name: each.detach() for name, each in self.discriminator.named_parameters()}
-        adversarial = F.softplus(-functional_call(self.discriminator, fixed, (made,)).float())
-        on_real = F.softplus(-self.discriminator(real).float())
-        on_made = F.softplus(self.discriminator(made.detach()).float())
-        return adversarial.mean(), on_real.mean() + on_made.mean()
-
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch], generator: torch.Generator) -> dict[str, float]:
         """L1 and PSNR inside the holes of whole images, beside three plain fills."""
-        scores = FillScores()
-        for batch in batches:
-            x = batch.images.float().div(255)
-            hole = self._holes(x, generator)
-            seen = (~hole).float()
-            own = (x * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
-            scores.add("", self._filled(x, hole), x, hole)
-            scores.add("_mean_fill", self.fill.expand_as(x), x, hole)
-            scores.add("_own_mean_fill", own.expand_as(x), x, hole)
-            scores.add("_nearest_fill", nearest_fill(x, hole), x, hole)
-        return scores.result()
+        images = (batch.images.float().div(255) for batch in batches)
+        pairs = ((x, self._holes(x, generator)) for x in images)
+        return score_fills(pairs, self._filled, self.fill)
 
     def _filled(self, x: Tensor, hole: Tensor) -> Tensor:
         """The images with their holes filled by prediction, in [0, 1]."""
