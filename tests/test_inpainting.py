@@ -13,7 +13,7 @@ from sslops.training.console import Console
 from sslops.training.methods.base import Batch, DataShape
 from sslops.training.methods.inpainting import Inpainting, InpaintingConfig
 from sslops.training.methods.inpainting_scores import FillScores
-from sslops.training.models.discriminator import Discriminator
+from sslops.training.models.discriminator import Discriminator, adversarial_losses
 from sslops.training.optim import make_optimizer
 from sslops.training.run import train
 
@@ -157,6 +157,7 @@ def test_reconstruction_weighs_hole_and_rim():
 def test_weights_are_those_of_the_paper():
     config = InpaintingConfig()
     assert (config.adversarial, config.overlap_weight, config.lr_ratio) == (0.001, 10.0, 10.0)
+    assert (method().overlap, method(mask="centre").overlap) == (0, 1)
     inpainting = method()
     out = inpainting.step(inpainting.views(photos(), generator()))
     expected = 0.999 * out["reconstruction"] + 0.001 * out["adversarial"]
@@ -189,7 +190,7 @@ def test_gradients_of_the_two_networks_never_meet(mask):
     assert theirs
     truth, z = 2 * x - 1, inpainting._predict(x, hole)
     made, real = (inpainting._shown(each, truth, hole) for each in (z, truth))
-    adversarial, own = inpainting._play(made, real)
+    adversarial, own = adversarial_losses(inpainting.discriminator, made, real)
     for loss, mine, others in ((adversarial, ours, theirs), (own, theirs, ours)):
         found = torch.autograd.grad(loss, [*others.values()], retain_graph=True, allow_unused=True)
         assert all(each is None for each in found)  # no path at all: exactly zero
@@ -225,7 +226,7 @@ def test_generator_wants_to_be_taken_for_real():
     made = torch.zeros(2, 3, 16, 16, requires_grad=True)
     with torch.no_grad():
         inpainting.discriminator.layers[-1].bias.fill_(-30.0)  # sure that it is made
-    adversarial, _ = inpainting._play(made, torch.zeros_like(made))
+    adversarial, _ = adversarial_losses(inpainting.discriminator, made, torch.zeros_like(made))
     assert adversarial.item() == pytest.approx(30, abs=1)
     (grad,) = torch.autograd.grad(adversarial, made)
     assert grad.abs().sum() > 0  # log(1 - D) would be flat here

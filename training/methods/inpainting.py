@@ -21,19 +21,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sslops.training.augment import RECIPES, Draw, make_views
 from sslops.training.augment.masks import centre_hole, nearest_fill, random_regions, rim
 from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import Batch, DataShape, Method
-from sslops.training.methods.inpainting_scores import FillScores
+from sslops.training.methods.inpainting_scores import score_fills
 from sslops.training.models import build_encoder
 from sslops.training.models.decoder import Decoder
-from sslops.training.models.discriminator import Discriminator
+from sslops.training.models.discriminator import Discriminator, adversarial_losses
 from sslops.training.models.layers import MEAN, STD
 
 __all__ = ["Inpainting", "InpaintingConfig"]
@@ -47,7 +45,9 @@ class InpaintingConfig(TrainConfig):
     area: float = 0.25  # share of the image in random regions
     cells: int = 4  # a side of the grid that random regions are made from; more: smaller blobs
     decoder_width: int = 64  # channels after its first doubling, halved by each further one
-    overlap: int = 1  # pixels around the hole that are predicted as well
+    # Pixels around the hole that are predicted as well; if unset 1 for the centre and 0 for random
+    # regions, as the paper's code has it (4 of 128 pixels, and none).
+    overlap: int | None = None
     overlap_weight: float = 10.0  # of their squared error
     adversarial: float = 0.001  # weight of the adversarial loss; the rest is the squared error's
     lr_ratio: float = 10.0  # the generator's learning rate (lr) over the discriminator's
@@ -63,10 +63,9 @@ class InpaintingConfig(TrainConfig):
             ("cells", 2),
             ("decoder_width", 1),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"config: {name} must be at least {least}, got {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"config: {name} must be at least {least}, got {value}")
         if not 0 < self.area < 1:
             raise ValueError(f"config: area must be in (0, 1), got {self.area}")
         if not 0 <= self.adversarial <= 1:
@@ -111,11 +110,13 @@ class Inpainting(Method):
         with torch.no_grad():  # predictions begin near the mean, not many times too large
             final.weight.mul_(0.1)
             cast(Tensor, final.bias).copy_(2 * torch.tensor(MEAN[channels]) - 1)
+        usual = 1 if config.mask == "centre" else 0
+        self.overlap = usual if config.overlap is None else config.overlap
         self.discriminator: Discriminator | None = None
         if config.adversarial > 0:
             whole = config.mask == "random"
             self.discriminator = Discriminator(
-                channels, side if whole else side // 2 + 2 * config.overlap
+                channels, side if whole else side // 2 + 2 * self.overlap
             )
         self.register_buffer("fill", torch.tensor(MEAN[channels])[:, None, None])
         self.weight = config.adversarial
@@ -165,7 +166,7 @@ class Inpainting(Method):
         """What the discriminator gets: the middle patch, or the picture with its hole filled."""
         if self.config.mask == "random":
             return torch.where(hole, picture, truth)
-        (H, W), rest = picture.shape[2:], self.config.overlap
+        (H, W), rest = picture.shape[2:], self.overlap
         rows = slice(H // 4 - rest, H // 4 + H // 2 + rest)
         return picture[:, :, rows, W // 4 - rest : W // 4 + W // 2 + rest]
 
@@ -177,42 +178,25 @@ class Inpainting(Method):
         x, hole = views
         truth, z = 2 * x - 1, self._predict(x, hole)
         weight = hole.float()
-        if self.config.overlap:
-            weight = weight + self.config.overlap_weight * rim(hole, self.config.overlap)
+        if self.overlap:
+            weight = weight + self.config.overlap_weight * rim(hole, self.overlap)
         error = (z - truth).square().mean(1, keepdim=True)  # [B, 1, H, W]
         each = (weight * error).sum((1, 2, 3)) / weight.sum((1, 2, 3))  # [B]
         loss = (1 - self.weight) * each.mean()
         out = {"reconstruction": each.mean().detach()}
         if self.discriminator is not None:
-            adversarial, own = self._play(self._shown(z, truth, hole),
-                                          self._shown(truth, truth, hole))  # fmt: skip
+            made, real = (self._shown(each, truth, hole) for each in (z, truth))
+            adversarial, own = adversarial_losses(self.discriminator, made, real)
             loss = loss + self.weight * adversarial + (own - own.detach())
             out |= {"adversarial": adversarial.detach(), "discriminator": own.detach()}
         return {"loss": loss, **out}
 
-    def _play(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """The generator's adversarial loss, which does not saturate, and the discriminator's."""
-        assert self.discriminator is not None
-        fixed = {name: each.detach() for name, each in self.discriminator.named_parameters()}
-        adversarial = F.softplus(-functional_call(self.discriminator, fixed, (made,)).float())
-        on_real = F.softplus(-self.discriminator(real).float())
-        on_made = F.softplus(self.discriminator(made.detach()).float())
-        return adversarial.mean(), on_real.mean() + on_made.mean()
-
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch], generator: torch.Generator) -> dict[str, float]:
         """L1 and PSNR inside the holes of whole images, beside three plain fills."""
-        scores = FillScores()
-        for batch in batches:
-            x = batch.images.float().div(255)
-            hole = self._holes(x, generator)
-            seen = (~hole).float()
-            own = (x * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
-            scores.add("", self._filled(x, hole), x, hole)
-            scores.add("_mean_fill", self.fill.expand_as(x), x, hole)
-            scores.add("_own_mean_fill", own.expand_as(x), x, hole)
-            scores.add("_nearest_fill", nearest_fill(x, hole), x, hole)
-        return scores.result()
+        images = (batch.images.float().div(255) for batch in batches)
+        pairs = ((x, self._holes(x, generator)) for x in images)
+        return score_fills(pairs, self._filled, self.fill)
 
     def _filled(self, x: Tensor, hole: Tensor) -> Tensor:
         """The images with their holes filled by prediction, in [0, 1]."""
@@ -226,7 +210,9 @@ class Inpainting(Method):
 
     def figures(self, batch: Batch, generator: torch.Generator) -> dict[str, Chart | Tensor]:
         """Input, nearest fill, prediction and truth: [4, 12, C, H, W]."""
-        x = batch.images[:12].float().div(255)
+        # From the first to the last: files are often sorted by class.
+        N = len(batch.images)
+        x = batch.images[torch.linspace(0, N - 1, min(12, N)).long()].float().div(255)
         hole = self._holes(x, generator)
         rows = [torch.where(hole, self.fill, x), nearest_fill(x, hole), self._filled(x, hole), x]
         return {"from-top-input-nearest-fill-prediction-truth": torch.stack(rows)}

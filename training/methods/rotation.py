@@ -143,7 +143,9 @@ class Rotation(Method):
         share = F.one_hot(said, TURNS).float().mean(0)  # [turn, answer]
         right = 100 * share.diagonal().mean().item()
         return {
-            "attention-by-stage": attention_pictures(self.encoder, batch.images[:12]),
+            "attention-by-stage": attention_pictures(
+                self.encoder, batch.images[_spread(len(said))]
+            ),
             "answers-by-rotation": Chart(
                 "lines",
                 {
@@ -156,3 +158,8 @@ class Rotation(Method):
                 " answers are right, 25 % by chance.",
             ),
         }
+
+
+def _spread(N: int) -> Tensor:
+    """A dozen of N images, from the first to the last: files are often sorted by class."""
+    return torch.linspace(0, N - 1, min(12, N)).long()

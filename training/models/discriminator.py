@@ -2,9 +2,11 @@
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-__all__ = ["Discriminator"]
+__all__ = ["Discriminator", "adversarial_losses"]
 
 
 class Discriminator(nn.Module):
@@ -37,3 +39,26 @@ class Discriminator(nn.Module):
         """[B, channels, H, W] in [-1, 1] -> logits [B], positive for a picture."""
         logits: Tensor = self.layers(x).mean((1, 2, 3))
         return logits
+
+
+def adversarial_losses(
+    discriminator: nn.Module, made: Tensor, real: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The generator's loss, -log D(made), which does not saturate; and the discriminator's.
+
+    The first has no path to the discriminator's weights, the second none to what made `made`, so
+    that both may be part of one backward pass.
+
+    Args:
+        discriminator: pictures -> logits [B].
+        made: [B, C, H, W] with the generator's graph.
+        real: [B, C, H, W].
+
+    Source:
+        Goodfellow et al. 2014, arXiv:1406.2661, section 3.
+    """
+    fixed = {name: each.detach() for name, each in discriminator.named_parameters()}
+    generators = F.softplus(-functional_call(discriminator, fixed, (made,)).float()).mean()
+    on_real = F.softplus(-discriminator(real).float()).mean()
+    on_made = F.softplus(discriminator(made.detach()).float()).mean()
+    return generators, on_real + on_made

@@ -13,17 +13,18 @@ _CIFAR10: dict[str, Any] = {
     "views": "crop-flip",
     "train_images": 20_000,
     "batch": 64,
-    "epochs": 3,
+    "epochs": 4,
     "lr": 2e-3,
     "warmup_epochs": 0.5,
-    "knn_every": 3,
-    "checkpoint_every": 3,
+    "knn_every": 4,
+    "checkpoint_every": 4,
 }
 
 INPAINTING: dict[str, Recipe] = {
     "cifar10/inpainting": Recipe(
-        "Pathak et al. 2016, arXiv:1604.07379, section 3 (weights, overlap, learning rates ten to"
-        " one), learning rate and epochs first values tried here; four minutes on one CPU core",
+        "Pathak et al. 2016, arXiv:1604.07379, section 3 (weights, learning rates ten to one),"
+        " overlap by trials of 60 steps on the validation part (seed 0), learning rate and epochs"
+        " not tuned; four minutes on one CPU core",
         _CIFAR10,
     ),
     "fashion-mnist/inpainting": Recipe("cifar10's; not tuned", _CIFAR10),
