@@ -2,8 +2,9 @@
 
 A shortcut is what makes the task easier without making the features better. So each guard is
 switched off in turn: where the accuracy of the task rises and that of a linear probe does not, the
-guard closes one. Two more readings say what the network went by: the accuracy of the same network
-once the guard is back, and how well a tile's features tell where in the image it lay.
+guard closes one. More readings say what the network went by: the accuracy of the same network once
+the guard is back, or on images without the chromatic aberration that it was trained with, and how
+well a tile's features tell where in the image it lay.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -160,6 +161,8 @@ def _measure(
     row["position_chance"] = 1 / cells
     if images.plain is not None:
         row["position_without_lens"] = _position(method, *images.plain, config, world)[0]
+        if pretext:
+            row["pretext_without_lens"] = _pretext(method, images.plain[1], config, world)
     return row
 
 

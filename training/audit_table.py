@@ -27,7 +27,14 @@ def verdicts(found: Mapping[str, Any]) -> dict[str, str]:
 def _verdict(on: Mapping[str, Any], off: Mapping[str, Any]) -> str:
     task, probe = off["pretext"] - on["pretext"], off["probe"] - on["probe"]
     change = f"off: task {_points(task)}, probe {_points(probe)}"
-    if task > EASIER and probe < SAME:
+    lens = _by_lens(off, "pretext") - _by_lens(on, "pretext")
+    if task > EASIER and lens > EASIER:
+        text = f"closes a shortcut, chromatic aberration ({change}): the network trained without it"
+        text += f" falls from {off['pretext']:.1%} to {off['pretext_without_lens']:.1%} on images"
+        text += " without aberration"
+        if probe >= SAME:
+            text += "; that features are better without it is the colours' doing"
+    elif task > EASIER and probe < SAME:
         text = f"closes a shortcut ({change})"
         if off["guarded"] < off["pretext"] - EASIER:
             text += (
@@ -43,18 +50,19 @@ def _verdict(on: Mapping[str, Any], off: Mapping[str, Any]) -> str:
     return text + _position(on, off)
 
 
+def _by_lens(row: Mapping[str, Any], key: str) -> float:
+    """What an accuracy owes to the chromatic aberration that was added."""
+    return float(row[key] - row.get(f"{key}_without_lens", row[key]))
+
+
 def _position(on: Mapping[str, Any], off: Mapping[str, Any]) -> str:
     """What a tile's features tell of its place, where the guard changes that."""
-    text = ""
-    if off["position"] - on["position"] > EASIER:
-        text = f"; a tile's place is read better without it: {off['position']:.1%} against"
-        text += f" {on['position']:.1%} (chance {on['position_chance']:.1%})"
-    if "position_without_lens" in off:
-        by_lens = off["position"] - off["position_without_lens"]
-        still = on["position"] - on["position_without_lens"]
-        if by_lens - still > EASIER:
-            text += f"; chromatic aberration alone gives {_points(by_lens)} of that without the"
-            text += f" guard, {_points(still)} with it"
+    if off["position"] - on["position"] <= EASIER:
+        return ""
+    text = f"; a tile's place is read better without it, {off['position']:.1%} against"
+    text += f" {on['position']:.1%} (chance {on['position_chance']:.1%})"
+    if _by_lens(off, "position") - _by_lens(on, "position") > EASIER:
+        text += f", and {off['position_without_lens']:.1%} on images without aberration"
     return text
 
 
@@ -63,17 +71,23 @@ def _points(change: float) -> str:
 
 
 def audit_table(found: Mapping[str, Any]) -> str:
-    """The settings as rows, in percent, and the verdicts below."""
+    """The settings as rows, in percent, and the verdicts below.
+
+    Columns: accuracy of the task; of the same network with all guards, and on images without the
+    added aberration; linear probe of the stage that the training labels chose, and of every stage;
+    how often a tile's place is named from its features, and without the aberration.
+    """
     rows = found["settings"]
     stages = len(next(iter(rows.values()))["stages"])
     lens = any("position_without_lens" in row for row in rows.values())
-    header = ["", "task", "with guards", "probe", *(f"stage {i + 1}" for i in range(stages))]
-    lines = [[*header, "place", *(["place, no lens"] if lens else [])]]
+    header = ["", "task", "guarded", *(["no lens"] if lens else []), "probe"]
+    header += [f"stage {i + 1}" for i in range(stages)]
+    lines = [[*header, "place", *(["no lens"] if lens else [])]]
     for name, row in rows.items():
-        cells = [row.get("pretext"), row.get("guarded"), row["probe"], *row["stages"]]
-        cells.append(row["position"])
-        if lens:
-            cells.append(row["position_without_lens"])
+        cells = [row.get("pretext"), row.get("guarded")]
+        cells += [row.get("pretext_without_lens")] if lens else []
+        cells += [row["probe"], *row["stages"], row["position"]]
+        cells += [row["position_without_lens"]] if lens else []
         lines.append([name, *("-" if cell is None else f"{100 * cell:.1f}" for cell in cells)])
     text = [align(lines), ""]
     text += [f"{name}: {sentence}" for name, sentence in found["verdicts"].items()]
