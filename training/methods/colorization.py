@@ -158,7 +158,8 @@ class Colorization(Method):
                 {name: histogram(each.norm(dim=1), 0, 60) for name, each in chroma.items()},
                 x_label="distance from grey in ab",
                 y_label="share of pixels",
-                caption="The mean of a distribution is duller than the truth; a low temperature"
-                " brings the colours back.",
+                caption="T=1 is the mean of each distribution, duller than the truth; a low T goes"
+                " to its mode, which is grey more often than not unless rare colours weigh more"
+                " (--rebalance).",
             ),
         }
