@@ -281,6 +281,23 @@ def test_a_run_is_evaluated_on_videos_of_a_folder(tmp_path):
         transfer(tmp_path / "a", str(frames), None, world, QUIET)
 
 
+def test_learns_from_a_folder_without_masks(tmp_path):
+    """And says that there is nothing to follow."""
+    videos = clips(4, size=16)
+    for i in range(4):
+        (tmp_path / "v" / str(i)).mkdir(parents=True)
+        for t, picture in enumerate(videos.video(i).frames.numpy()):
+            Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / "v" / str(i) / f"{t}.png")
+    said = io.StringIO()
+    result = train(
+        "video-colorization", data=str(tmp_path / "v"), out=tmp_path / "a", console=Console(said),
+        steps=1, image_size=16, width=4, batch=2, threads=1,
+    )  # fmt: skip
+    assert "no test video has masks" in said.getvalue()
+    assert result.results["pretext"]["cross_entropy"] > 0
+    assert "nothing was followed" in (tmp_path / "a" / "report.html").read_text()
+
+
 def test_memory_is_planned():
     config = VideoColorizationConfig(width=8, image_size=16, batch=8)
     text, fits = describe("video-colorization", config, PlanOptions(memory=1.0, probe=False))

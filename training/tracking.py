@@ -46,10 +46,12 @@ def evaluate_tracking(
     """
     how = propagation(config)
     for name, clips in sets.items():
-        if not any(_has_objects(clips.video(i)) for i in range(len(clips))):
+        if not _have_objects(clips):
             raise ValueError(
                 f"eval: needs a video whose first frame has a mask, got none in {name}"
             )
+    if not sets:
+        console.print("no test video has masks, so nothing is followed; give --eval-video")
     results: dict[str, Any] = {}
     for arm, encoder in encoders.items():
         console.print(f"following objects by {arm} ...")
@@ -80,8 +82,8 @@ def evaluate_tracking(
 
 
 def video_sets(data: Dataset, config: VideoColorizationConfig) -> dict[str, Clips]:
-    """The test videos, and those of `config.eval_video`."""
-    sets = {"": data.test.images}
+    """The test videos, if they have masks, and those of `config.eval_video`."""
+    sets = {"": data.test.images} if _have_objects(data.test.images) else {}
     return sets if config.eval_video is None else sets | read_set(config.eval_video, config)
 
 
@@ -89,6 +91,10 @@ def read_set(path: str, config: VideoColorizationConfig) -> dict[str, Clips]:
     """Name -> videos of a folder, at the size that `config` says."""
     where = Path(path).expanduser()
     return {where.name: read_videos(where, size=config.eval_size)}
+
+
+def _have_objects(clips: Clips) -> bool:
+    return any(_has_objects(clips.video(i)) for i in range(len(clips)))
 
 
 def _has_objects(video: Video) -> bool:

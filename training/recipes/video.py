@@ -12,7 +12,7 @@ _SHAPES: dict[str, Any] = {
     "references": 3,
     "spacing": 2,
     "batch": 16,
-    "epochs": 40,
+    "epochs": 24,
     "lr": 5e-3,
     "warmup_epochs": 2.0,
     "knn_every": 0,

@@ -27,6 +27,8 @@ def tracking_scores(run: Run) -> str:
             title, missing("This run was not evaluated. `sslops eval` with its folder does it.")
         )
     names = score_names(run.results)
+    if not names:
+        return section(title, missing("No test video has masks, so that nothing was followed."))
     rows = [
         [
             escape(arm_name(arm)),
