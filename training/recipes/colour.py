@@ -25,7 +25,7 @@ _CIFAR10: dict[str, Any] = {
 COLOUR: dict[str, Recipe] = {
     "cifar10/colorization": Recipe(
         "chosen here on the validation part of seed 0: no weights for rare colours, as with them"
-        " the cross-entropy is no better once they are divided out; the rest not tuned; four"
+        " the cross-entropy is no better once they are divided out; the rest not tuned; three"
         " minutes on one CPU core",
         {**_CIFAR10, "rebalance": False},
     ),
