@@ -142,6 +142,24 @@ def test_logistic_regression_matches_sklearn(strength):
     )
 
 
+@pytest.mark.parametrize(("rows", "C"), [(3000, 1e4), (200, 10.0)])
+def test_logistic_regression_of_correlated_features_reaches_the_optimum(rows, C):
+    """300 features of 12 numbers, as cells of a map are; more of them than rows, too."""
+    x, y = blobs(rows, 4, 12, 3.0)
+    x = (x @ torch.randn(12, 300) + 2).relu()
+    x = Scaler.of(x)(x)
+    theirs = LogisticRegression(C=C, tol=1e-10, max_iter=20_000).fit(x.double(), y)
+
+    def objective(weight: Tensor, bias: Tensor) -> Tensor:
+        return F.cross_entropy(x.double() @ weight + bias, y) + weight.square().sum() / (
+            2 * C * rows
+        )
+
+    optimum = objective(torch.tensor(theirs.coef_).T, torch.tensor(theirs.intercept_))
+    ours = fit(x, y, 4, torch.tensor([C]))
+    assert objective(ours.weight[0].double(), ours.bias[0].double()) < optimum + 1e-3
+
+
 def test_problems_side_by_side_are_problems_alone():
     x, y = blobs(90, 3, 5, 2.0)
     members = torch.rand(90, 3) < 0.7
