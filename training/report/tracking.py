@@ -49,6 +49,11 @@ def followed(run: Run) -> str:
     for name in names:
         head = name.removeprefix(FOLLOWED).replace("-", " ").capitalize()
         figures.append(
-            figure(head, picture(run.pictures[name], f"Masks, {head}"), f"Rows: {rows}.", wide=True)
+            figure(
+                head,
+                picture(run.pictures[name], f"Masks, {head}", wide=True),
+                f"Rows: {rows}.",
+                wide=True,
+            )
         )
     return section("Masks over time", f'<div class="charts">{"".join(figures)}</div>')

@@ -102,7 +102,9 @@ def method_pictures(run: Run) -> str:
     for name in sorted(names, key=lambda n: (n != "views", n)):
         caption = CAPTIONS.get(name, "")
         head = "Augmented views" if name == "views" else name.replace("-", " ").capitalize()
-        figures.append(figure(head, picture(run.pictures[name], head), caption, wide=True))
+        figures.append(
+            figure(head, picture(run.pictures[name], head, wide=True), caption, wide=True)
+        )
     return section("What the method sees", f'<div class="charts">{"".join(figures)}</div>')
 
 
