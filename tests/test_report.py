@@ -23,7 +23,7 @@ from sslops.training.report import (
     write_pictures,
     write_report,
 )
-from sslops.training.report.page import picture
+from sslops.training.report.page import picture, titled
 from sslops.training.report.pictures import OTHER, SAME, pick_queries
 from sslops.training.report.svg import Line, line_chart, nice_ticks, scatter
 
@@ -309,3 +309,14 @@ def test_charts_of_one_point_and_equal_values():
         assert svg.startswith("<svg")
         assert "nan" not in svg
         assert "inf" not in svg
+
+
+def test_labels_at_the_end_of_curves_have_room():
+    for label in ("x", "video-colorization"):
+        svg = line_chart([Line([(0, 1.0), (9, 2.0)], "method", label)], title="t", x_label="s")
+        start = float(re.search(rf'x="([\d.]+)"[^>]*>{label}<', svg)[1])  # type: ignore[index]
+        assert start + 7.4 * len(label) <= 460  # a bold letter at 13.5 px
+
+
+def test_titles_keep_the_capitals_of_names():
+    assert titled("grey-T=1-true") == "Grey T=1 true"

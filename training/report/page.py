@@ -9,7 +9,17 @@ from PIL import Image
 
 from sslops.training.report.style import STYLE
 
-__all__ = ["cell_table", "definitions", "figure", "legend", "missing", "page", "picture", "section"]
+__all__ = [
+    "cell_table",
+    "definitions",
+    "figure",
+    "legend",
+    "missing",
+    "page",
+    "picture",
+    "section",
+    "titled",
+]
 
 ROOM, WIDE_ROOM = 460, 970  # pixels inside a figure, and inside a wide one, on a large screen
 LARGEST_ZOOM = 4
@@ -45,6 +55,11 @@ def section(title: str, *content: str, lead: str = "") -> str:
 def missing(sentence: str, *, warn: bool = False) -> str:
     """What stands in place of a part that a run does not have."""
     return f'<p class="missing{" warn" if warn else ""}">{escape(sentence)}</p>'
+
+
+def titled(name: str) -> str:
+    """A file's name as a title: own capitals stay."""
+    return name[:1].upper() + name[1:].replace("-", " ")
 
 
 def figure(title: str, content: str, caption: str = "", *, wide: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sslops.training.report.page import figure, legend, missing, picture, section
+from sslops.training.report.page import figure, legend, missing, picture, section, titled
 from sslops.training.report.run_folder import Run
 from sslops.training.report.svg import scatter
 from sslops.training.report.tracking import FOLLOWED
@@ -101,7 +101,7 @@ def method_pictures(run: Run) -> str:
     figures = []
     for name in sorted(names, key=lambda n: (n != "views", n)):
         caption = CAPTIONS.get(name, "")
-        head = "Augmented views" if name == "views" else name.replace("-", " ").capitalize()
+        head = "Augmented views" if name == "views" else titled(name)
         figures.append(
             figure(head, picture(run.pictures[name], head, wide=True), caption, wide=True)
         )
