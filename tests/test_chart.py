@@ -60,7 +60,7 @@ def test_report_draws_them(tmp_path):
         assert text in page
     assert EVIL not in page
     assert 'class="line c0"' in page
-    assert not re.search(r"Broken|Older|nan", page)
+    assert not re.search(r"Broken|Older|nan", re.sub(r"base64,[^\"]*", "", page))
 
 
 class Drawing(SimCLR):

@@ -1,5 +1,6 @@
 """The report: one safe file, whatever a run folder holds or lacks."""
 
+import base64
 import io
 import json
 import math
@@ -22,7 +23,8 @@ from sslops.training.report import (
     write_pictures,
     write_report,
 )
-from sslops.training.report.pictures import CELL, FRAME, GAP, OTHER, SAME, pick_queries
+from sslops.training.report.page import picture, titled
+from sslops.training.report.pictures import OTHER, SAME, pick_queries
 from sslops.training.report.svg import Line, line_chart, nice_ticks, scatter
 
 EVIL = "<img src=x onerror=alert(1)>&\"'"
@@ -210,23 +212,63 @@ def pixel_of(png: bytes, x: int, y: int) -> tuple[int, ...]:
 def test_neighbours_are_framed_by_class():
     test, gallery = stripes(8), stripes(12)
     queries = torch.tensor([0, 1])
-    side = CELL + 2 * FRAME + GAP
-    x = side + GAP + 1  # the frame of the first neighbour
+    side = 32 + 2 * 2 + 2  # images of 4 pixels enlarged eight times, frames and gaps of two
+    x = side + 2 + 1  # the frame of the first neighbour
     right = neighbours_png(nn.Flatten(), test, queries, gallery, k=3)
-    assert Image.open(io.BytesIO(right)).size == (side + GAP + 3 * side - GAP, 2 * side - GAP)
+    assert Image.open(io.BytesIO(right)).size == (side + 2 + 3 * side - 2, 2 * side - 2)
     assert pixel_of(right, x, 1) == SAME
     assert gallery.labels is not None
     moved = Split(gallery.images, (gallery.labels + 1) % 4)
     wrong = neighbours_png(nn.Flatten(), test, queries, moved, k=3)
     assert pixel_of(wrong, x, side + 1) == OTHER
+    corner = (side + 2 + 36 - 4, 4)  # inside the frame at its upper right
+    assert pixel_of(wrong, *corner) == OTHER != pixel_of(right, *corner)
     assert pixel_of(wrong, 1, 1)[3] == 0  # outside frames it is transparent
 
 
-def test_pairs_picture():
-    png = pairs_png(torch.rand(2, 20, 3, 8, 8), columns=5)
-    assert Image.open(io.BytesIO(png)).size == (5 * (CELL + GAP) - GAP, 2 * (CELL + GAP) - GAP)
+@pytest.mark.parametrize(
+    ("height", "width", "cell"),
+    [(8, 8, (32, 32)), (28, 28, (28, 28)), (32, 32, (32, 32)), (64, 96, (96, 64)),
+     (65, 65, (64, 64)), (128, 32, (16, 64))],
+)  # fmt: skip
+def test_pictures_are_enlarged_by_whole_factors(height, width, cell):
+    views = torch.rand(2, 20, 3, height, width)
+    sheet = Image.open(io.BytesIO(pairs_png(views, columns=5)))
+    gap = 4 if cell[1] == 64 else 2
+    assert sheet.size == (5 * (cell[0] + gap) - gap, 2 * (cell[1] + gap) - gap)
+    if height <= 64:
+        zoom = cell[1] // height
+        last = sheet.crop((sheet.width - cell[0], sheet.height - cell[1], *sheet.size))
+        pixels = torch.from_numpy(np.array(last.convert("RGB"))).permute(2, 0, 1)
+        want = views[1, 4].mul(255).round().to(torch.uint8)
+        assert torch.equal(pixels, want.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2))
+
+
+def test_pairs_picture_wants_a_grid():
     with pytest.raises(ValueError, match=r"\[rows, B, C, H, W\], got \(2, 3\)"):
         pairs_png(torch.rand(2, 3))
+
+
+def test_the_page_holds_pictures_small_and_crisp():
+    photo = torch.nn.functional.interpolate(torch.rand(2, 12, 3, 8, 8)[0], 32, mode="bicubic")
+    photo = (photo + 0.05 * torch.randn_like(photo))[None]
+    drawing = (torch.rand(1, 1, 3, 4, 4) > 0.5).float()
+    for grid, wide, kind, zoom in (
+        (photo, True, "webp", 2),  # 406 pixels wide
+        (photo, False, "webp", 1),
+        (drawing, False, "png", 4),  # to the bit
+    ):
+        png = pairs_png(grid)
+        width, height = Image.open(io.BytesIO(png)).size
+        html = picture(png, "a > b", wide=wide)
+        match = re.fullmatch(r'<img src="data:image/(\w+);base64,([^"]+)" (.*)>', html)
+        assert match is not None
+        assert match[1] == kind
+        assert match[3] == f'width="{zoom * width}" height="{zoom * height}" alt="a &gt; b"'
+        assert Image.open(io.BytesIO(base64.b64decode(match[2]))).size == (width, height)
+        assert len(match[2]) <= 4 / 3 * len(png) + 4
+    assert len(picture(pairs_png(photo), "")) < len(pairs_png(photo)) / 2
+    assert "cut off" in picture(pairs_png(photo)[:200], "")
 
 
 def test_queries_are_of_different_classes():
@@ -267,3 +309,14 @@ def test_charts_of_one_point_and_equal_values():
         assert svg.startswith("<svg")
         assert "nan" not in svg
         assert "inf" not in svg
+
+
+def test_labels_at_the_end_of_curves_have_room():
+    for label in ("x", "video-colorization"):
+        svg = line_chart([Line([(0, 1.0), (9, 2.0)], "method", label)], title="t", x_label="s")
+        start = float(re.search(rf'x="([\d.]+)"[^>]*>{label}<', svg)[1])  # type: ignore[index]
+        assert start + 7.4 * len(label) <= 460  # a bold letter at 13.5 px
+
+
+def test_titles_keep_the_capitals_of_names():
+    assert titled("grey-T=1-true") == "Grey T=1 true"

@@ -217,6 +217,35 @@ def test_sizes_become_one(tmp_path):
     assert clips.video(0).masks.unique().tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("palette", [True, False])
+@pytest.mark.parametrize(("side", "size"), [(48, 32), (16, 32)])
+def test_masks_are_resized_to_their_nearest_pixel(tmp_path, palette, side, size):
+    """Anything smoother makes numbers between two objects, or moves their edges."""
+    write_video(tmp_path / "a", 1, (side, side))
+    (tmp_path / "a_mask").mkdir()
+    numbers = np.random.default_rng(0).choice([0, 1, 4], (side, side)).astype(np.uint8)
+    image = Image.fromarray(numbers if palette else (numbers > 0).astype(np.uint8) * 255)
+    if palette:
+        image.putpalette(list(range(15)))
+    image.save(tmp_path / "a_mask" / "00000.png")
+    nearest = (np.arange(size) + 0.5) * side // size
+    expected = numbers[np.ix_(nearest.astype(int), nearest.astype(int))]
+    found = read_videos(tmp_path, size=size).content.masks[0].numpy()
+    assert np.array_equal(found, expected if palette else expected > 0)
+
+
+def test_masks_are_cut_as_their_frames(tmp_path):
+    write_video(tmp_path / "a", 1, (90, 34), mask=tmp_path / "a_mask")
+    bright = np.zeros((34, 90, 3), np.uint8)
+    bright[7:20, 31:80] = 255
+    Image.fromarray(bright).save(tmp_path / "a" / "00000.png")
+    Image.fromarray(bright[:, :, 0]).save(tmp_path / "a_mask" / "00000.png")
+    video = read_videos(tmp_path, size=16).video(0)
+    assert video.frames.shape[2:] == (16, 40)
+    other = (video.frames[:, 0] > 127) != video.masks.bool()
+    assert other.float().mean() < 0.02
+
+
 def test_a_folder_is_divided_by_video(tmp_path):
     for number in range(12):
         write_video(tmp_path / f"{number:02}", 2, seed=number)

@@ -17,6 +17,8 @@ from sslops.training.models.colour_inputs import ChannelEncoder, SplitEncoder
 
 __all__ = ["Step", "blocks_of", "prepare_encoder"]
 
+CALLED = ("feature_maps", "grid", "latents")  # what methods call of an encoder, but itself
+
 
 class Step:
     """Fills the gradients from the views of a batch.
@@ -137,7 +139,7 @@ def prepare_encoder(encoder: nn.Module, config: TrainConfig) -> None:
     """
     if not config.checkpointing:
         if config.compile:
-            encoder.compile()
+            _compile(encoder)
         return
     blocks = blocks_of(encoder)
     if not blocks:
@@ -149,6 +151,16 @@ def prepare_encoder(encoder: nn.Module, config: TrainConfig) -> None:
         # Each block is compiled by itself: a second pass and its buffers are not for a compiler.
         compute = torch.compile(block.forward) if config.compile else block.forward
         block.__dict__["forward"] = _Checkpointed(block, compute)
+
+
+def _compile(encoder: nn.Module) -> None:
+    """Compile all that methods call: of the encoder, and of the halves of a split one."""
+    parts = [encoder, *encoder.halves] if isinstance(encoder, SplitEncoder) else [encoder]
+    for part in parts:
+        part.compile()
+        for name in CALLED:
+            if hasattr(part, name):
+                part.__dict__[name] = torch.compile(getattr(part, name))
 
 
 def blocks_of(encoder: nn.Module) -> list[nn.Module]:

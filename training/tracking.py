@@ -126,7 +126,7 @@ def _picture(
     ]
     masks = torch.stack([video.masks[shown], *(tracks.masks[shown] for tracks in found)])
     rows = [_overlay(video.frames[shown], each) for each in masks]
-    return pairs_png(torch.stack(rows), side=96)
+    return pairs_png(torch.stack(rows), largest=96)
 
 
 def _overlay(frames: Tensor, masks: Tensor) -> Tensor:

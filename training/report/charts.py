@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sslops.training.chart import Chart
-from sslops.training.report.page import figure, legend, section
+from sslops.training.report.page import figure, legend, section, titled
 from sslops.training.report.run_folder import Run
 from sslops.training.report.svg import Line, line_chart, scatter
 
@@ -19,7 +19,7 @@ def method_charts(run: Run) -> str:
     for name, values in run.figures.items():
         chart = _read(values)
         if chart is not None:
-            figures.append(figure(_title(name), _draw(chart, _title(name)), chart.caption))
+            figures.append(figure(titled(name), _draw(chart, titled(name)), chart.caption))
     if not figures:
         return ""
     return section(
@@ -27,10 +27,6 @@ def method_charts(run: Run) -> str:
         f'<div class="charts">{"".join(figures)}</div>',
         lead="What the method itself compares, measured on training images when training was over.",
     )
-
-
-def _title(name: str) -> str:
-    return name.replace("-", " ").capitalize()
 
 
 def _read(values: Any) -> Chart | None:

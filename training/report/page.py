@@ -1,12 +1,29 @@
 """The frame of the report: one HTML file that loads nothing, light and dark, screen and paper."""
 
 import base64
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from PIL import Image
+
 from sslops.training.report.style import STYLE
 
-__all__ = ["cell_table", "definitions", "figure", "legend", "missing", "page", "picture", "section"]
+__all__ = [
+    "cell_table",
+    "definitions",
+    "figure",
+    "legend",
+    "missing",
+    "page",
+    "picture",
+    "section",
+    "titled",
+]
+
+ROOM, WIDE_ROOM = 460, 970  # pixels inside a figure, and inside a wide one, on a large screen
+LARGEST_ZOOM = 4
+WEBP_QUALITY = 90
 
 # The policy makes "self-contained" a fact: a browser refuses to fetch anything.
 _HEAD = """<!doctype html>
@@ -40,6 +57,11 @@ def missing(sentence: str, *, warn: bool = False) -> str:
     return f'<p class="missing{" warn" if warn else ""}">{escape(sentence)}</p>'
 
 
+def titled(name: str) -> str:
+    """A file's name as a title: own capitals stay."""
+    return name[:1].upper() + name[1:].replace("-", " ")
+
+
 def figure(title: str, content: str, caption: str = "", *, wide: bool = False) -> str:
     """A titled card with a caption."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
@@ -47,10 +69,26 @@ def figure(title: str, content: str, caption: str = "", *, wide: bool = False) -
     return f"<figure{style}><h3>{escape(title)}</h3>{content}{below}</figure>"
 
 
-def picture(png: bytes, alt: str) -> str:
-    """A PNG inside the page."""
-    data = base64.b64encode(png).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
+def picture(png: bytes, alt: str, *, wide: bool = False) -> str:
+    """A picture inside the page, enlarged by the largest whole factor that it has room for.
+
+    It is put in as WebP where that is less than half: photographs are a quarter, drawings not.
+    """
+    try:
+        with Image.open(io.BytesIO(png)) as image:
+            width, height = image.size
+            buffer = io.BytesIO()
+            image.save(buffer, "WEBP", quality=WEBP_QUALITY, method=6)
+    except (OSError, SyntaxError):
+        return missing("This picture's file is cut off.")
+    webp = buffer.getvalue()
+    kind, content = ("webp", webp) if 2 * len(webp) < len(png) else ("png", png)
+    zoom = min(LARGEST_ZOOM, max(1, (WIDE_ROOM if wide else ROOM) // width))
+    data = base64.b64encode(content).decode()
+    return (
+        f'<img src="data:image/{kind};base64,{data}" width="{zoom * width}" '
+        f'height="{zoom * height}" alt="{escape(alt)}">'
+    )
 
 
 def legend(entries: Mapping[str, str], *, dotted: bool = False) -> str:

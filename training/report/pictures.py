@@ -17,12 +17,11 @@ from sslops.training.evaluate.tsne import MAX_POINTS, tsne
 
 __all__ = ["neighbours_png", "pairs_png", "write_pictures"]
 
-CELL = 56  # pixels a side
-GAP = 6
-FRAME = 4
+LARGEST = 64  # pixels that an image is high in a sheet: larger ones are reduced
+SMALLEST = 32  # smaller ones are enlarged, by whole factors; the page enlarges the sheet
 SAME, OTHER, NEUTRAL = (47, 158, 68, 255), (224, 49, 49, 255), (139, 146, 157, 255)
 QUERIES = 8
-NEIGHBOURS = 6
+NEIGHBOURS = 5
 GALLERY = 20_000  # training images among which neighbours are looked for
 
 
@@ -78,22 +77,23 @@ def write_pictures(
     np.savez_compressed(Path(run_dir) / "features.npz", **arrays)  # type: ignore[arg-type]
 
 
-def pairs_png(views: Tensor, columns: int = 12, side: int = CELL) -> bytes:
-    """A grid of images [rows, B, C, H, W] in [0, 1], the first `columns` of B, `side` pixels high.
+def pairs_png(views: Tensor, columns: int = 12, largest: int = LARGEST) -> bytes:
+    """A grid of images [rows, B, C, H, W] in [0, 1], the first `columns` of B.
 
-    A single tensor of two views [2, B, C, H, W] is such a grid.
+    A single tensor of two views [2, B, C, H, W] is such a grid. Images higher than `largest`
+    pixels are reduced to it, images of less than 32 enlarged by a whole factor.
     """
     if views.ndim != 5:
         raise ValueError(f"pairs_png: views must be [rows, B, C, H, W], got {tuple(views.shape)}")
     grid = views[:, :columns].detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
     rows, width = len(grid), grid.shape[1]
-    across = round(side * grid.shape[4] / grid.shape[3])
-    box = (width * (across + GAP) - GAP, rows * (side + GAP) - GAP)
-    sheet = Image.new("RGBA", box, (0, 0, 0, 0))
+    box = _size(grid, largest)
+    gap = _border(box)
+    x, y = box[0] + gap, box[1] + gap
+    sheet = Image.new("RGBA", (width * x - gap, rows * y - gap), (0, 0, 0, 0))
     for row in range(rows):
         for column in range(width):
-            cell = _cell(grid[row, column], (across, side))
-            sheet.paste(cell, (column * (across + GAP), row * (side + GAP)))
+            sheet.paste(_cell(grid[row, column], box), (column * x, row * y))
     return _png(sheet)
 
 
@@ -116,17 +116,20 @@ def neighbours_png(
     keys = extract(encoder, gallery.images)
     k = min(k, len(keys))
     index = torch.cat([found for _, found in neighbours(asked, keys, k)])  # [Q, k]
-    side = CELL + 2 * FRAME + GAP
-    first = side + GAP
-    sheet = Image.new("RGBA", (first + k * side - GAP, len(queries) * side - GAP), (0, 0, 0, 0))
+    box = _size(gallery.images)
+    edge = _border(box)  # frames and gaps are as wide
+    x, y = box[0] + 3 * edge, box[1] + 3 * edge
+    first = x + edge
+    size = (first + k * x - edge, len(queries) * y - edge)
+    sheet = Image.new("RGBA", size, (0, 0, 0, 0))
     for row, query in enumerate(queries.tolist()):
-        sheet.paste(_cell(test.images[query]), (FRAME, row * side + FRAME))
+        sheet.paste(_cell(test.images[query], box), (edge, row * y + edge))
         for column, key in enumerate(index[row].tolist()):
             same = None
             if test.labels is not None and gallery.labels is not None:
                 same = bool(test.labels[query] == gallery.labels[key])
-            place = (first + column * side, row * side)
-            sheet.paste(_framed(gallery.images[key], same), place)
+            framed = _framed(_cell(gallery.images[key], box), edge, same)
+            sheet.paste(framed, (first + column * x, row * y))
     return _png(sheet)
 
 
@@ -145,22 +148,36 @@ def pick_queries(test: Split, n: int, seed: int) -> Tensor:
     return chosen[test.labels[chosen].argsort(stable=True)]
 
 
-def _framed(image: Tensor, same: bool | None) -> Image.Image:
-    side = CELL + 2 * FRAME
+def _framed(cell: Image.Image, edge: int, same: bool | None) -> Image.Image:
+    width, height = cell.width + 2 * edge, cell.height + 2 * edge
     colour = NEUTRAL if same is None else SAME if same else OTHER
-    cell = Image.new("RGBA", (side, side), colour)
-    cell.paste(_cell(image), (FRAME, FRAME))
+    framed = Image.new("RGBA", (width, height), colour)
+    framed.paste(cell, (edge, edge))
     if same is False:
-        corner: Sequence[tuple[int, int]] = ((side - 22, 0), (side, 0), (side, 22))
-        ImageDraw.Draw(cell).polygon(corner, fill=OTHER)
-    return cell
+        legs = height // 3
+        corner: Sequence[tuple[int, int]] = ((width - legs, 0), (width, 0), (width, legs))
+        ImageDraw.Draw(framed).polygon(corner, fill=OTHER)
+    return framed
 
 
-def _cell(image: Tensor, box: tuple[int, int] = (CELL, CELL)) -> Image.Image:
+def _size(images: Tensor, largest: int = LARGEST) -> tuple[int, int]:
+    """Width and height in a sheet of images [..., H, W]."""
+    height, width = images.shape[-2:]
+    if height > largest:
+        return max(1, round(width * largest / height)), largest
+    zoom = max(1, SMALLEST // height)
+    return width * zoom, height * zoom
+
+
+def _border(box: tuple[int, int]) -> int:
+    """Width of frames and gaps: even, so that WebP, whose colours are by 2 x 2, keeps edges."""
+    return 2 * max(1, round(box[1] / 32))
+
+
+def _cell(image: Tensor, box: tuple[int, int]) -> Image.Image:
     """[C, H, W] uint8, so large."""
     pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-    small = max(image.shape[1:]) <= max(box)
-    resample = Image.Resampling.NEAREST if small else Image.Resampling.BOX
+    resample = Image.Resampling.NEAREST if image.shape[1] <= box[1] else Image.Resampling.BOX
     return Image.fromarray(pixels).resize(box, resample).convert("RGBA")
 
 

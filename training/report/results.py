@@ -119,7 +119,6 @@ def _curves_chart(run: Run, counts: list[int], base: str | None) -> str:
         x_ticks=counts,
         y_format="{:+g}" if base else "{:g} %",
         rules=[Rule(0.0, "raw pixels", style="zero", left=True)] if base else (),
-        right=84,
     )
 
 

@@ -33,7 +33,6 @@ def stage_section(run: Run) -> str:
         x_label="stage",
         x_ticks=numbers,
         y_format="{:g} %",
-        right=84,
     )
     rows = [[arm_name(name), *_cells(numbers, stages)] for name, stages in arms.items()]
     return section(

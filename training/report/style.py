@@ -89,8 +89,7 @@ tr.first td,tr.first th{font-weight:650}
 tbody th small{font-size:.8rem}
 td small,th small{color:var(--soft);font-weight:400}
 td .under,th .under{display:block;line-height:1.2}
-img{display:block;max-width:100%;height:auto;image-rendering:pixelated}
-figure.wide img{width:100%;max-width:760px}
+img{display:block;max-width:100%;height:auto;margin-top:8px;image-rendering:pixelated}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:10px 24px;margin:0}
 dl.long{grid-template-columns:1fr}
 dl.long div{display:grid;grid-template-columns:170px 1fr;gap:4px 16px}

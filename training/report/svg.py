@@ -58,9 +58,10 @@ def line_chart(
     y_range: tuple[float | None, float | None] = (None, None),
     x_ticks: Sequence[float] | None = None,
     y_format: str = "{:g}",
-    right: int = RIGHT,
 ) -> str:
     """Curves over one pair of axes; `title` is what a screen reader says."""
+    longest = max((len(line.label) for line in lines), default=0)
+    right = 10 + 7.5 * longest if longest else RIGHT  # as wide as bold letters on a phone
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points] + [rule.y for rule in rules]
     for line in lines:
@@ -80,7 +81,7 @@ def line_chart(
     def py(y: float) -> float:
         return HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    end = WIDTH - right
+    end = round(WIDTH - right)
     parts = []
     for y in nice_ticks(low, high):
         parts.append(f'<path class="grid" d="M{LEFT} {py(y):.1f}H{end}"/>')

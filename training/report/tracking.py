@@ -3,7 +3,7 @@
 from html import escape
 
 from sslops.training.evaluate.tracking import score_names
-from sslops.training.report.page import cell_table, figure, missing, picture, section
+from sslops.training.report.page import cell_table, figure, missing, picture, section, titled
 from sslops.training.report.results import arm_name
 from sslops.training.report.run_folder import Run
 
@@ -47,8 +47,13 @@ def followed(run: Run) -> str:
     rows = ", ".join(["the true masks", *(arm_name(arm) for arm in run.arms)])
     figures = []
     for name in names:
-        head = name.removeprefix(FOLLOWED).replace("-", " ").capitalize()
+        head = titled(name.removeprefix(FOLLOWED))
         figures.append(
-            figure(head, picture(run.pictures[name], f"Masks, {head}"), f"Rows: {rows}.", wide=True)
+            figure(
+                head,
+                picture(run.pictures[name], f"Masks, {head}", wide=True),
+                f"Rows: {rows}.",
+                wide=True,
+            )
         )
     return section("Masks over time", f'<div class="charts">{"".join(figures)}</div>')

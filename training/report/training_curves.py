@@ -72,7 +72,6 @@ def _progress(run: Run) -> str:
             x_label="step",
             y_range=(0, 100),
             y_format="{:g} %",
-            right=64,
         ),
         " ".join(says),
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sslops.training.report.page import figure, legend, missing, picture, section
+from sslops.training.report.page import figure, legend, missing, picture, section, titled
 from sslops.training.report.run_folder import Run
 from sslops.training.report.svg import scatter
 from sslops.training.report.tracking import FOLLOWED
@@ -101,8 +101,10 @@ def method_pictures(run: Run) -> str:
     figures = []
     for name in sorted(names, key=lambda n: (n != "views", n)):
         caption = CAPTIONS.get(name, "")
-        head = "Augmented views" if name == "views" else name.replace("-", " ").capitalize()
-        figures.append(figure(head, picture(run.pictures[name], head), caption, wide=True))
+        head = "Augmented views" if name == "views" else titled(name)
+        figures.append(
+            figure(head, picture(run.pictures[name], head, wide=True), caption, wide=True)
+        )
     return section("What the method sees", f'<div class="charts">{"".join(figures)}</div>')
 
 
