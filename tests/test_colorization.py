@@ -205,12 +205,12 @@ def test_the_best_prediction_from_a_hint():
     mixed = torch.randint(3, hint.shape, generator=torch.Generator().manual_seed(1))
     blind(uniform, ab, mixed)
     told.eval(), blind.eval()
-    scores = told.scores([(uniform, ab, hint, None)])
-    assert scores["error"] == pytest.approx(math.log(313), rel=1e-5)
-    assert scores["from_hint"] == pytest.approx(scores["entropy"], abs=0.05)
+    scores = told.scores([(uniform, ab, hint, None)], "hint")
+    assert scores["cross_entropy"] == pytest.approx(math.log(313), rel=1e-5)
+    assert scores["best_from_hint"] == pytest.approx(scores["entropy"], abs=0.05)
     assert scores["marginal"] == pytest.approx(math.log(3) + scores["entropy"], abs=0.05)
-    scores = blind.scores([(uniform, ab, mixed, None)])
-    assert scores["from_hint"] == pytest.approx(scores["marginal"], abs=0.05)
+    scores = blind.scores([(uniform, ab, mixed, None)], "hint")
+    assert scores["best_from_hint"] == pytest.approx(scores["marginal"], abs=0.05)
 
 
 def test_weights_are_taken_out_of_a_score():
@@ -219,10 +219,14 @@ def test_weights_are_taken_out_of_a_score():
     found = target(rebalance=True)
     found(prediction, ab, hint)
     tilted = prediction + rebalancing(found._prior()).log()[:, None, None]
-    scores = found.scores([(tilted, ab, hint, None)])
-    plain = found.scores([(prediction, ab, hint, None)])
-    assert scores["error_without_weights"] == pytest.approx(plain["error"], rel=1e-5)
-    assert "error_without_weights" not in target().scores([(prediction, ab, hint, None)])
+    scores = found.scores([(tilted, ab, hint, None)], "hint")
+    plain = found.scores([(prediction, ab, hint, None)], "hint")
+    assert scores["cross_entropy_without_weights"] == pytest.approx(
+        plain["cross_entropy"], rel=1e-5
+    )
+    assert "cross_entropy_without_weights" not in target().scores(
+        [(prediction, ab, hint, None)], "hint"
+    )
 
 
 def test_regression_is_a_share_of_the_variance():
@@ -231,11 +235,11 @@ def test_regression_is_a_share_of_the_variance():
     assert values.outputs == 2
     mean = ab.mean((0, 2, 3), keepdim=True)
     assert values(mean.expand_as(ab), ab, hint)["loss"].item() == pytest.approx(values.chance)
-    scores = values.scores([(mean.expand_as(ab), ab, hint, None)])
+    scores = values.scores([(mean.expand_as(ab), ab, hint, None)], "hint")
     spread = (ab - mean).square().sum(1).mean().item()
-    assert scores["error"] == pytest.approx(spread, rel=1e-5)
+    assert scores["squared_error"] == pytest.approx(spread, rel=1e-5)
     assert scores["marginal"] == pytest.approx(spread, rel=0.02)
-    assert scores["from_hint"] < scores["marginal"]
+    assert scores["best_from_hint"] < scores["marginal"]
     constant = torch.ones(2, 2, 3, 3)
     assert values(0 * constant, constant, hint[:2])["loss"].isfinite()
 

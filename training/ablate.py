@@ -14,7 +14,7 @@ from sslops.training.config import RunOptions, TrainConfig, closest
 from sslops.training.console import Console
 from sslops.training.controls import plain_features, supervised_arms
 from sslops.training.distributed import World, join
-from sslops.training.evaluation import build_method, forget_seen, load_data, shape_of
+from sslops.training.evaluation import build_method, evaluate_arms, forget_seen, load_data, shape_of
 from sslops.training.folder import read_json, write_json
 from sslops.training.run import execute
 from sslops.training.summary import summarise, summary_table
@@ -100,8 +100,6 @@ def _evaluate(
     console: Console,
 ) -> dict[str, Any]:
     """Results of `evaluate` for the encoders and the controls, for one seed."""
-    from sslops.training.evaluate import evaluate
-
     world = World(0, 1, join(config.device).device)
     data, train, _ = load_data(config)
     shape = shape_of(data)
@@ -110,10 +108,7 @@ def _evaluate(
     if labelled:
         arms |= supervised_arms(out, config, data, train, shape, world, console)
     console.print(f"evaluating {', '.join(arms)} ...")
-    results: dict[str, Any] = evaluate(
-        arms, data, seed=config.seed, max_train=config.eval_train, max_test=config.eval_test,
-        device=world.device,
-    )  # fmt: skip
+    results = evaluate_arms(arms, data, config, world)
     forget_seen(results, config)
     return results
 

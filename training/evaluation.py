@@ -22,6 +22,7 @@ from sslops.training.tracking import evaluate_tracking, video_sets
 __all__ = [
     "build_method",
     "evaluate_and_report",
+    "evaluate_arms",
     "evaluate_run",
     "forget_seen",
     "load_data",
@@ -115,10 +116,21 @@ def _evaluate_features(
     console: Console,
 ) -> dict[str, Any]:
     """What features tell of labels, with pictures of the feature space."""
-    from sslops.training.evaluate import evaluate
     from sslops.training.report import write_pictures
 
     console.print(f"evaluating {', '.join(arms)} ...")
+    results = evaluate_arms(arms, data, config, world)
+    forget_seen(results, config)
+    write_pictures(folder, data, arms, None, config.seed, points=config.tsne_images)
+    return results
+
+
+def evaluate_arms(
+    arms: dict[str, nn.Module | None], data: Dataset, config: TrainConfig, world: World
+) -> dict[str, Any]:
+    """`evaluate` as the config of a run says: seed, images, stages."""
+    from sslops.training.evaluate import evaluate
+
     results: dict[str, Any] = evaluate(
         arms,
         data,
@@ -128,8 +140,6 @@ def _evaluate_features(
         device=world.device,
         stages=config.eval_stages,
     )
-    forget_seen(results, config)
-    write_pictures(folder, data, arms, None, config.seed, points=config.tsne_images)
     return results
 
 

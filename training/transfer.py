@@ -13,7 +13,7 @@ from sslops.training.config import TrainConfig
 from sslops.training.console import Console
 from sslops.training.data import Dataset, Split, load
 from sslops.training.distributed import World
-from sslops.training.evaluation import build_method, load_data, shape_of
+from sslops.training.evaluation import build_method, evaluate_arms, load_data, shape_of
 from sslops.training.folder import read_config, write_json
 from sslops.training.methods.video_colorization import VideoColorizationConfig
 from sslops.training.summary import print_tables
@@ -47,12 +47,10 @@ def transfer(
         FileNotFoundError: no complete run, or no such data.
         ValueError: sound against images, or data without labels.
     """
-    from sslops.training.evaluate import evaluate
-
     name, config = read_config(folder)
     trained = export.load_encoder(folder).to(world.device)
     if isinstance(config, VideoColorizationConfig):
-        return _follow(folder, data, name, config, world, console)
+        return _follow(folder, data, name, trained, config, world, console)
     source = shape_of(load_data(config)[0])
     other = load(data, root=root, size=source.image_size or None)
     if bool(other.rate) != bool(source.rate) or source.rate:
@@ -72,15 +70,7 @@ def transfer(
     if supervised.is_file() and name != "supervised":
         arms["supervised"] = export.load_encoder(supervised).to(world.device)
     console.print(f"probing {', '.join(arms)} on {other.name} ...")
-    results: dict[str, Any] = evaluate(
-        arms,
-        other,
-        seed=config.seed,
-        max_train=config.eval_train,
-        max_test=config.eval_test,
-        device=world.device,
-        stages=config.eval_stages,
-    )
+    results = evaluate_arms(arms, other, config, world)
     _keep(results, folder, other.name, config, console)
     return results
 
@@ -89,12 +79,12 @@ def _follow(
     folder: Path,
     data: str,
     name: str,
+    trained: nn.Module,
     config: VideoColorizationConfig,
     world: World,
     console: Console,
 ) -> dict[str, Any]:
     """Objects in the videos of the folder `data`; pictures go into the run's folder."""
-    trained = export.load_encoder(folder).to(world.device)
     shape = shape_of(load_data(config)[0])
     arms: dict[str, nn.Module | None] = {
         name: trained,

@@ -25,14 +25,19 @@ from sslops.training.augment.lab import lab_to_rgb, lightness, rgb_to_lab
 from sslops.training.chart import Chart, histogram
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, DataShape, Method
-from sslops.training.methods.colour import colour_recipe, has_colour, pixel_decoder, row_of
+from sslops.training.methods.colour import (
+    LIGHTNESS_ROWS,
+    colour_recipe,
+    has_colour,
+    pixel_decoder,
+    row_of,
+)
 from sslops.training.methods.pixel_target import PixelTarget
 from sslops.training.models import build_encoder
 
 __all__ = ["Colorization", "ColorizationConfig"]
 
 TEMPERATURES = (1.0, 0.6, 0.38, 0.1)  # of the pictures
-LIGHTNESS_ROWS = 100  # values of L of the best prediction from L alone
 PICTURED = 12
 
 
@@ -95,7 +100,7 @@ class Colorization(Method):
         lab = rgb_to_lab(F.avg_pool2d(images, self.stride))
         ab = lab[:, 1:]
         chosen = has_colour(ab) if self.mask_grey else None
-        return ab, row_of(lab[:, :1], LIGHTNESS_ROWS), chosen
+        return ab, row_of(lab[:, :1]), chosen
 
     def step(self, views: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of the colours of all pixels, or the share of their variance missed."""
@@ -112,14 +117,7 @@ class Colorization(Method):
                 images = self.views(batch, generator)[0]
                 yield self.predict(images), *self.asked(images)
 
-        scores = self.target.scores(each())
-        kind = "cross_entropy" if self.target.kind == "classes" else "squared_error"
-        names = {
-            "error": kind,
-            "error_without_weights": f"{kind}_without_weights",
-            "from_hint": "best_from_lightness",
-        }
-        return {names.get(name, name): value for name, value in scores.items()}
+        return self.target.scores(each(), "lightness")
 
     def predict(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, outputs, H / stride, W / stride]."""

@@ -10,8 +10,9 @@ from sslops.training.config import closest
 from sslops.training.methods.base import DataShape
 from sslops.training.models.decoder import Decoder
 
-__all__ = ["colour_recipe", "has_colour", "pixel_decoder", "row_of"]
+__all__ = ["LIGHTNESS_ROWS", "colour_recipe", "has_colour", "pixel_decoder", "row_of"]
 
+LIGHTNESS_ROWS = 100  # values of L of the best prediction from L alone
 GREY = 5.0  # an image none of whose a and b are further from zero has no colour
 
 
@@ -58,6 +59,6 @@ def has_colour(ab: Tensor) -> Tensor:
     return ab.abs().amax((1, 2, 3)) > GREY
 
 
-def row_of(lightness: Tensor, rows: int) -> Tensor:
-    """L [B, 1, H, W] in [0, 100] in whole steps: [B, H, W] int64 below `rows`."""
-    return (lightness[:, 0] * (rows / 100)).long().clamp(0, rows - 1)
+def row_of(lightness: Tensor) -> Tensor:
+    """L [B, 1, H, W] in [0, 100] in whole steps: [B, H, W] int64 below LIGHTNESS_ROWS."""
+    return (lightness[:, 0] * (LIGHTNESS_ROWS / 100)).long().clamp(0, LIGHTNESS_ROWS - 1)

@@ -102,40 +102,42 @@ class PixelTarget(nn.Module):
         return annealed_mean(prediction, self.bins, temperature)
 
     def scores(
-        self, batches: Iterable[tuple[Tensor, Tensor, Tensor, Tensor | None]]
+        self, batches: Iterable[tuple[Tensor, Tensor, Tensor, Tensor | None]], hint_name: str
     ) -> dict[str, float]:
         """Mean errors over all pixels: of the predictions and of what they should beat.
 
-        "error" is the cross-entropy, or the squared error in the values' own units. "marginal" is
-        that of the same prediction everywhere, "from_hint" that of the best prediction from the
-        hint alone, both as the training images have them; "entropy" is that of the soft classes,
-        below which no cross-entropy goes.
+        First "cross_entropy", or "squared_error" in the values' own units. "marginal" is that of
+        the same prediction everywhere, "best_from_HINT" that of the best prediction from the hint
+        alone, both as the training images have them; "entropy" is that of the soft classes, below
+        which no cross-entropy goes.
 
         Args:
             batches: of the arguments of `forward`.
+            hint_name: what the hint is.
         """
+        name = "cross_entropy" if self.kind == "classes" else "squared_error"
         whole, rows = self._means()
         sums: dict[str, float] = {}
         for prediction, values, hint, chosen in batches:
             index, weight = self._encode(values)
             prediction = prediction.float()
             errors = {
-                "error": self._errors(prediction, index, weight),
+                name: self._errors(prediction, index, weight),
                 "marginal": self._table_errors(whole[None], hint * 0, index, weight),
-                "from_hint": self._table_errors(rows, hint, index, weight),
+                f"best_from_{hint_name}": self._table_errors(rows, hint, index, weight),
             }
             if self.kind == "classes":
                 errors["entropy"] = torch.special.entr(weight).sum(3)
                 errors["accuracy"] = (prediction.argmax(1) == index[..., 0]).float()
             if self.rebalance:
                 fair = prediction - rebalancing(self._prior()).log()[:, None, None]
-                errors["error_without_weights"] = self._errors(fair, index, weight)
-            errors["pixels"] = torch.ones_like(errors["error"])
-            for name, each in errors.items():
+                errors[f"{name}_without_weights"] = self._errors(fair, index, weight)
+            errors["pixels"] = torch.ones_like(errors[name])
+            for key, each in errors.items():
                 each = each if chosen is None else each[chosen]
-                sums[name] = sums.get(name, 0.0) + each.sum(dtype=torch.float64).item()
+                sums[key] = sums.get(key, 0.0) + each.sum(dtype=torch.float64).item()
         pixels = sums.pop("pixels", 0.0)
-        return {name: total / max(pixels, 1.0) for name, total in sums.items()}
+        return {key: total / max(pixels, 1.0) for key, total in sums.items()}
 
     def _encode(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Columns of the table that a pixel falls in, and how much: each [B, h, w, k]."""

@@ -24,14 +24,13 @@ from sslops.training.augment.lab import lab_to_rgb, rgb_to_lab
 from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, DataShape, Method
-from sslops.training.methods.colour import colour_recipe, pixel_decoder, row_of
+from sslops.training.methods.colour import LIGHTNESS_ROWS, colour_recipe, pixel_decoder, row_of
 from sslops.training.methods.pixel_target import PixelTarget
 from sslops.training.models import build_encoder
 from sslops.training.models.colour_inputs import ChannelEncoder, SplitEncoder
 
 __all__ = ["SplitBrain", "SplitBrainConfig"]
 
-LIGHTNESS_ROWS = 100  # values of L of the best prediction of ab from L alone
 NAMES = ("ab", "lightness")  # what the halves predict
 PICTURED = 12
 
@@ -114,7 +113,7 @@ class SplitBrain(Method):
         lab = rgb_to_lab(F.avg_pool2d(images, self.stride))
         L, ab = lab[:, :1], lab[:, 1:]
         colour = soft_encode(ab, self.colours.to(ab.device), 1)[0][..., 0]
-        return [(ab, row_of(L, LIGHTNESS_ROWS)), (L, colour)]
+        return [(ab, row_of(L)), (L, colour)]
 
     def step(self, views: Tensor) -> dict[str, Tensor]:
         """The halves' losses, added up."""
@@ -136,10 +135,8 @@ class SplitBrain(Method):
         scores = {}
         for i, (name, (_, target)) in enumerate(zip(NAMES, self._pairs(), strict=True)):
             rows = ((self.predict(x)[i], *self.asked(x)[i], None) for x in images)
-            kind = "cross_entropy" if target.kind == "classes" else "squared_error"
-            names = {"error": kind, "from_hint": f"best_from_{NAMES[1 - i]}"}
-            for key, value in target.scores(rows).items():
-                scores[f"{name}_{names.get(key, key)}"] = value
+            for key, value in target.scores(rows, NAMES[1 - i]).items():
+                scores[f"{name}_{key}"] = value
         return scores
 
     def predict(self, images: Tensor) -> list[Tensor]:
