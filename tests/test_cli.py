@@ -91,6 +91,20 @@ def test_dry_run_prints_the_recipe_and_stops(tmp_path, capsys):
     assert not out.exists()
 
 
+def test_what_to_try_next_runs_as_it_stands(tmp_path, capsys):
+    """The data set of the run is named where it is not the method's own."""
+    flags = ["--steps", "1", "--batch", "16", "--no-evaluate", "--threads", "1", "--width", "8"]
+    for method, data, said in (
+        ("rotation", "photos", "rotation --data photos --seeds 3"),
+        ("colorization", None, "colorization --seeds 3"),  # photos, as digits have no colour
+    ):
+        given = [] if data is None else ["--data", data]
+        out = tmp_path / method
+        assert cli.main(["train", method, *given, *flags, "--out", str(out)]) == 0
+        assert f"sslops train {said} --out {out}-seeds" in capsys.readouterr().out
+        assert json.loads((out / "config.json").read_text())["data"] == "photos"
+
+
 def test_another_recipe_for_the_same_data(capsys):
     flags = ["--data", "cifar10", "--recipe", "cifar10-resnet18", "--dry-run"]
     assert cli.main(["train", "simclr", *flags]) == 0

@@ -195,6 +195,9 @@ def test_compare_marks_runs_on_other_data(tmp_path):
     assert "71.0 ± 2.0" in rows[0]
     assert f"{second} *" in rows[1]
     assert "not comparable" in rows[2]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.json").write_text('{"method": "moco", "data": "digits"}')
+    assert "*" not in compare([tmp_path / "c", first])  # what is not evaluated sets no measure
 
 
 def stripes(n: int) -> Split:

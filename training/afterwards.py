@@ -29,7 +29,7 @@ def evaluate_again(folder: Path, device: str, console: Console) -> dict[str, Any
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     results = evaluate_and_report(folder, World(0, 1, join(device).device), console)
-    print_closing(name, folder, results, console)
+    print_closing(name, config, folder, results, console)
     return results
 
 

@@ -214,7 +214,7 @@ def _one(
         results = evaluate_and_report(folder, alone, console)
         if config.eval_data is not None:
             transfer(folder, config.eval_data, config.eval_root, alone, console)
-    print_closing(name, folder, results, console)
+    print_closing(name, config, folder, results, console)
     return Result(folder, results, encoder.eval())
 
 

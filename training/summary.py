@@ -80,7 +80,9 @@ def _kind(split: Split) -> str:
     return "images " + "x".join(str(side) for side in split.images.shape[1:])
 
 
-def print_closing(name: str, folder: Path, results: dict[str, Any], console: Console) -> None:
+def print_closing(
+    name: str, config: TrainConfig, folder: Path, results: dict[str, Any], console: Console
+) -> None:
     """Results beside controls, cost, where things lie, what to try next."""
     cost = results["cost"]
     print_tables(results, console)
@@ -95,11 +97,12 @@ def print_closing(name: str, folder: Path, results: dict[str, Any], console: Con
     if (folder / "report.html").is_file():
         console.print(f"report    {(folder / 'report.html').resolve()}")
     console.print(f"encoder   {folder / 'encoder.safetensors'}")
+    data = "" if config.data == type(config).data else f" --data {config.data}"
     console.print(
         f'next      python -c "from sslops.training import load_encoder;'
         f" print(load_encoder('{folder}'))\"\n"
-        f"          sslops train {name} --seeds 3 --out {folder}-seeds\n"
-        f"          sslops train {name} --data PATH/TO/IMAGES\n"
+        f"          sslops train {name}{data} --seeds 3 --out {folder}-seeds\n"
+        f"          sslops train {name} --data PATH/TO/FOLDER\n"
         f"          sslops compare {folder.parent}/*"
     )
 

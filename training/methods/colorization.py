@@ -45,6 +45,7 @@ PICTURED = 12
 class ColorizationConfig(TrainConfig):
     """Colorization's own knobs."""
 
+    data: str = "photos"  # a name from `sslops list`, or a folder of images in colour
     views: str = "flip"
     target: Literal["classes", "regression"] = "classes"  # bins of ab, or ab itself
     stride: int = 4  # pixels of the image a side for one of the prediction

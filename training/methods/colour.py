@@ -25,7 +25,7 @@ def colour_recipe(method: str, views: str, shape: DataShape) -> ViewRecipe:
     if shape.channels != 3:
         raise ValueError(
             f"{method}: needs colour images of 3 channels, got {shape.channels}: there is no colour"
-            " to predict in this data set"
+            " to predict in this data set (--data photos has it)"
         )
     if views not in RECIPES:
         raise ValueError(f"{method}: no such views, got {views!r}{closest(views, RECIPES)}")

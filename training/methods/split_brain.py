@@ -39,6 +39,7 @@ PICTURED = 12
 class SplitBrainConfig(TrainConfig):
     """Split-brain's own knobs."""
 
+    data: str = "photos"  # a name from `sslops list`, or a folder of images in colour
     views: str = "flip"
     target: Literal["classes", "regression"] = "classes"  # bins of ab and of L, or the values
     lightness_bins: int = 50

@@ -15,7 +15,9 @@ __all__ = ["compare", "write_comparison"]
 
 FEW_TEXT = "Mean over draws of the labelled images, a logistic regression on frozen features."
 STAGE_TEXT = "Features of every stage, averaged to a comparable number of cells."
-BASIS_TEXT = "* measured on other data, images or seed than the first: not comparable with it"
+BASIS_TEXT = (
+    "* measured on other data or other numbers of images than the first: not comparable with it"
+)
 
 
 class Row(NamedTuple):
@@ -84,7 +86,7 @@ def _rows(run_dirs: Sequence[str | Path]) -> list[Row]:
     if not run_dirs:
         raise ValueError("compare: needs at least one run folder, got none")
     runs = [read_run(Path(folder)) for folder in run_dirs]
-    first = _basis(runs[0].results)
+    first = next((_basis(run.results) for run in runs if run.method in run.results), ())
     rows = []
     for run in runs:
         for results in (run.results, *run.transfer.values()):
