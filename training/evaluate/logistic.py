@@ -25,6 +25,7 @@ MAX_ITERATIONS = 200
 TOLERANCE = 1e-3
 HISTORY = 10
 ARMIJO = 1e-4
+FLAT = 1e-6  # of the largest variance: an axis below has none in float32
 HALVINGS = 20
 _TINY = 1e-12
 
@@ -107,13 +108,18 @@ def fit(
 
 
 def _principal_axes(features: Tensor) -> Tensor:
-    """[N, D] -> orthonormal [D, R]: of the rows, R = min(N, D), as no weight leaves their span."""
+    """[N, D] -> orthonormal [D, R] that span the rows: no weight leaves their span.
+
+    Along the rest rounding is all there is, and the penalty alone would let it grow.
+    """
     N, D = features.shape
     if N < D:
         span: Tensor = torch.linalg.qr(features.T).Q  # [D, N]
         return span @ _principal_axes(features @ span)
-    axes: Tensor = torch.linalg.eigh(features.T @ features).eigenvectors
-    return axes
+    variances, axes = torch.linalg.eigh(features.T @ features)  # ascending
+    axes = axes * (features != 0).any(0)[:, None]  # exactly no weight where there is no feature
+    kept: Tensor = axes[:, variances > FLAT * variances[-1]]
+    return kept if kept.shape[1] else axes[:, :1]
 
 
 def _minimise(
