@@ -23,7 +23,8 @@ LAYOUTS = {
 }
 RUNS = [(name, layout, dtype, way) for name, layout, way in product(CASES, LAYOUTS, WAYS)
         for dtype in LAYOUTS[layout][1]]  # fmt: skip
-ALLOWED = {"float64": 1e-12, "float32": 2e-6}  # of the largest element
+# Of the largest element, against one process in float64; one in float32 errs up to 1.1e-6 itself.
+ALLOWED = {"float64": 1e-12, "float32": 1e-6}
 
 
 def share_of(case, sizes, rank=None):
