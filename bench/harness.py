@@ -82,7 +82,7 @@ def device_name(device: torch.device | str | None = None) -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, with a + if files differ from it."""
+    """The commit that is checked out, with a + if files differ from it, results aside."""
 
     def git(*args: str) -> str:
         run = ["git", *args]
@@ -95,7 +95,7 @@ def commit() -> str:
         return done.stdout.strip()
 
     return git("rev-parse", "--short", "HEAD") + (
-        "+" if git("status", "--porcelain", "-uno") else ""
+        "+" if git("status", "--porcelain", "-uno", "--", ":/", ":(exclude)results") else ""
     )
 
 

@@ -23,7 +23,9 @@ LAYOUTS = {
 }
 RUNS = [(name, layout, dtype, way) for name, layout, way in product(CASES, LAYOUTS, WAYS)
         for dtype in LAYOUTS[layout][1]]  # fmt: skip
-ALLOWED = {"float64": 1e-12, "float32": 2e-6}  # of the largest element
+# Of the largest element, from one process in float64 or in the same dtype: in float32 that one
+# errs up to 1.1e-6 itself, by the rounding of its logits.
+ALLOWED = {"float64": 1e-12, "float32": 1e-6}
 
 
 def share_of(case, sizes, rank=None):
@@ -55,11 +57,11 @@ def found(tmp_path_factory):
     return spawned(work, tmp_path_factory.mktemp("ranks"))
 
 
-def assert_close(actual, expected, dtype, name):
+def assert_close(actual, expected, same, dtype, name):
     assert actual.shape == expected.shape, name
     if expected.numel():
         scale = max(1e-3, expected.abs().max().item())
-        error = (actual.double() - expected).abs().max().item()
+        error = min((actual.double() - each).abs().max().item() for each in (expected, same))
         assert error <= ALLOWED[dtype] * scale, f"{name}: error {error:.3g} of {scale:.3g}"
 
 
@@ -68,23 +70,27 @@ def test_ranks_together_are_one_process(name, layout, dtype, way, found):
     case, (sizes, _) = CASES[name], LAYOUTS[layout]
     inputs, scale, bias = inputs_of(case, sizes, getattr(torch, dtype))
     wide = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-    whole = run(case, wide, scale.double(), bias.double(), None, share_of(case, sizes))
+    share = share_of(case, sizes)
+    whole = run(case, wide, scale.double(), bias.double(), None, share)
+    alike = run(case, inputs, scale, bias, None, share.to(scale.dtype))
     ranks = [found[r][name, layout, dtype, way] for r in range(len(sizes))]
     # a user's own sum over rows is summed over the ranks, the package's is averaged by DDP
     over = 1 if case.rows else len(sizes)
     for rank, each in enumerate(ranks):
-        expected = whole["loss"]
+        losses = [whole["loss"], alike["loss"]]
         if case.rows:
-            rows = expected.view(case.rows, -1)
-            expected = rows[:, sum(sizes[:rank]) : sum(sizes[: rank + 1])].flatten()
-        assert_close(each["loss"], expected, dtype, "loss")
-        own = part(case, {k: whole[k] for k in case.trained}, sizes, rank)
+            first, last = sum(sizes[:rank]), sum(sizes[: rank + 1])
+            losses = [loss.view(case.rows, -1)[:, first:last].flatten() for loss in losses]
+        assert_close(each["loss"], *losses, dtype, "loss")
+        own, same = (
+            part(case, {k: one[k] for k in case.trained}, sizes, rank) for one in (whole, alike)
+        )
         for key in case.trained:
-            assert_close(each[key] / over, own[key], dtype, f"gradient of {key}")
+            assert_close(each[key] / over, own[key], same[key], dtype, f"gradient of {key}")
     for key in ("scale", "bias"):
         if key in whole:
             total = sum(each[key].double() for each in ranks) / over
-            assert_close(total, whole[key], dtype, f"gradient of {key}")
+            assert_close(total, whole[key], alike[key], dtype, f"gradient of {key}")
 
 
 def test_the_gradients_say_something():

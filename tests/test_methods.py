@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from sslops.training import load_encoder, train
+from sslops.training.augment import SharedGenerator
 from sslops.training.chart import Chart
 from sslops.training.checkpoint import load
+from sslops.training.config import make_config
 from sslops.training.console import Console
+from sslops.training.distributed import World
+from sslops.training.evaluation import build_method, load_data, shape_of
+from sslops.training.feed import Feed
 from sslops.training.guard import Interrupted
 from sslops.training.methods import METHODS
 from sslops.training.report import write_report
@@ -69,6 +74,29 @@ def test_resumes_to_the_bit(tmp_path, name, fields, monkeypatch):
     assert whole["step"] == 8
     assert_same(whole, parts)
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
+
+
+@methods
+def test_views_do_not_depend_on_the_number_of_processes(name, fields):
+    """Each process draws for all and takes its share, whatever the method draws."""
+    config = make_config(METHODS[name].config, name, {**fields, "batch": 8})
+    data, split, _ = load_data(config)
+    method = build_method(name, config, shape_of(data), World(0, 1, torch.device("cpu")))
+    method.fit(split.images)
+    feed = Feed(split, torch.device("cpu"))
+    some = torch.arange(8) * (len(split) // 8)
+
+    def views(rank, size):
+        generator = SharedGenerator()
+        generator.manual_seed(3)
+        generator.rank, generator.size = rank, size
+        made = method.views(feed(some[rank * 8 // size : (rank + 1) * 8 // size]), generator)
+        return made, generator.get_state()
+
+    (whole, state), *shares = views(0, 1), views(0, 2), views(1, 2)
+    for part, (share, after) in zip(method.parts(whole, 4), shares, strict=True):
+        torch.testing.assert_close(share, part, rtol=0, atol=1e-6)
+        assert torch.equal(after, state)
 
 
 @methods

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from sslops.training import checkpoint
 from sslops.training.augment import RECIPES, SharedGenerator, make_views
@@ -24,17 +25,22 @@ TINY = {
     "log-every": 1, "knn-every": 2, "checkpoint-every": 1, "threads": 1,
     "optimizer": "sgd", "lr": 0.003,
 }  # fmt: skip
-FLAGS = [*(f"--{name}={value}" for name, value in TINY.items()), "--no-evaluate"]
-
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 
 
-def command(processes, out, *flags, restarts=0):
+RECURRENT = {
+    "cpc-audio": {"data": "tones", "width": 8, "context": 8, "window": 0.2, "batch": 16},
+    "cpc-image": {"width": 4, "patch": 2, "pred-steps": 2, "context": "gru", "batch": 64},
+}
+
+
+def command(processes, out, *flags, restarts=0, method="simclr", fields=TINY):
     """The command of the README: torchrun, or plain python for one process."""
+    flags = [*(f"--{name}={value}" for name, value in fields.items()), "--no-evaluate", *flags]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     launcher += [f"--max-restarts={restarts}", "--master-port", str(free_port())]
     start = [sys.executable, *(launcher if processes > 1 else [])]
-    return [*start, "-m", "sslops.training", "simclr", "--out", str(out), *FLAGS, *flags]
+    return [*start, "-m", "sslops.training", method, "--out", str(out), *flags]
 
 
 def free_port():
@@ -93,8 +99,6 @@ def assert_same_run(folder, alone):
     knn = [[r["knn"] for r in each if "knn" in r] for each in (ours, theirs)]
     torch.testing.assert_close(*knn, rtol=0, atol=0.03)
     assert len(knn[0]) == 3
-    from safetensors.torch import load_file
-
     for name, value in load_file(alone / "encoder.safetensors").items():
         found = load_file(folder / "encoder.safetensors")[name]
         torch.testing.assert_close(found, value, rtol=0.02, atol=2e-3)
@@ -109,6 +113,29 @@ def test_two_processes_train_what_one_trains(tmp_path, alone, parallel):
     assert done.stdout.count("\ncost ") == 1  # one process prints
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoint").iterdir())
     assert kept == (["best", "last"] if parallel == "fsdp" else ["best.pt", "last.pt"])
+
+
+@pytest.mark.parametrize("method", RECURRENT)
+def test_recurrent_layers_are_divided_too(tmp_path, method):
+    """By the gradient's norm as well: the loss of so few steps says little about the gradient."""
+    fields = {
+        **RECURRENT[method], "steps": 6, "log-every": 1, "optimizer": "sgd", "lr": 0.3,
+        "threads": 1, "parallel": "fsdp",
+    }  # fmt: skip
+    for processes in (1, 2):
+        done = run(processes, tmp_path / str(processes), method=method, fields=fields)
+        assert done.returncode == 0, done.stderr
+    one, two = (records(tmp_path / name) for name in "12")
+    for name in ("loss", "grad_norm"):
+        found, expected = ([record[name] for record in each] for each in (two, one))
+        torch.testing.assert_close(found, expected, rtol=5e-5, atol=0)
+    encoder = tmp_path / "2" / "encoder.safetensors"
+    theirs = load_file(tmp_path / "1" / "encoder.safetensors")
+    torch.testing.assert_close(load_file(encoder), theirs, rtol=1e-3, atol=1e-5)
+    before = encoder.read_bytes()
+    done = run(1, tmp_path / "2", "--resume", method=method, fields=fields)
+    assert done.returncode == 0, done.stderr
+    assert encoder.read_bytes() == before  # what two processes saved one has loaded
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

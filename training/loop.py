@@ -207,8 +207,7 @@ class Loop:
         message = f"train: loss and gradient must be finite, got a loss of {loss} and a gradient"
         message += f" of norm {norm} in step {self.step + 1}; the update was not made."
         if self.folder is not None:
-            path = self.folder / f"nonfinite{self.world.rank or ''}.pt"
-            save_failure(path, self, batch, views, {"loss": loss, "grad_norm": norm})
+            path = save_failure(self.folder, self, batch, views, loss=loss, grad_norm=norm)
             message += f" Look into it with: sslops train --replay {path}."
         raise NonFiniteLoss(message + " Try a smaller --lr, --clip 1 or --precision fp32.")
 

@@ -1,6 +1,7 @@
 """metrics.jsonl: means over the steps between two records, and where the time went."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,7 +126,9 @@ def truncate_metrics(folder: Path, step: int) -> None:
                 break  # the line it was killed in
             if record["step"] <= step:
                 kept.append(line + "\n")
-        path.write_text("".join(kept))
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)  # a run may be killed here as well
 
 
 def spread(features: Tensor) -> dict[str, float]:

@@ -1,19 +1,24 @@
 """A step that gave NaN or infinity: kept with all that made it, and made again."""
 
 import math
+import os
+import socket
 from dataclasses import asdict, fields
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from sslops.training import checkpoint
 from sslops.training.augment import SharedGenerator
 from sslops.training.console import Console
-from sslops.training.distributed import World, join
+from sslops.training.distributed import World, join, leave, wait
 from sslops.training.methods import Batch, DataShape, find_method
 from sslops.training.optim import clip_gradient
+from sslops.training.parallel import parallelise
 from sslops.training.step import Step, prepare_encoder
 
 if TYPE_CHECKING:
@@ -32,10 +37,16 @@ def random_state(generator: torch.Generator, device: torch.device) -> dict[str, 
     return states
 
 
-def save_failure(
-    path: Path, loop: "Loop", batch: Batch, views: Any, found: dict[str, float]
-) -> None:
-    """Write what `replay` needs; the weights are those that the step began with."""
+def failure_path(folder: Path, rank: int) -> Path:
+    """Where a process keeps its part of a step."""
+    return folder / f"nonfinite{rank or ''}.pt"
+
+
+def save_failure(folder: Path, loop: "Loop", batch: Batch, views: Any, **found: float) -> Path:
+    """Write what `replay` needs; the weights are those that the step began with.
+
+    Of sharded ones each process keeps its shards: others may not be here to give theirs.
+    """
     method = loop.method
     state = {
         "name": method.name,
@@ -43,23 +54,29 @@ def save_failure(
         "config": asdict(loop.config),
         "precision": loop.precision,
         "processes": loop.world.size,
+        "rank": loop.world.rank,
         "step": loop.step,
         "images": batch.images if isinstance(batch.images, Tensor) else None,  # or all the sound
         "labels": batch.labels,
         "views": views,
         "before": loop.before,
-        "method": method.state_dict(),
+        "method": {name: _local(value) for name, value in method.state_dict().items()},
         **found,
     }
+    path = failure_path(folder, loop.world.rank)
     checkpoint.save(path, state)
+    return path
 
 
 def replay(path: Path, device: str, console: Console) -> bool:
     """Make the step of a file again and say where the first NaN or infinity appears.
 
+    A step of several processes is made by as many, from their files in the same folder; where one
+    is missing, by that of `path` alone, which then has its own rows only.
+
     Args:
         path: nonfinite.pt of a run folder.
-        device: where to make it.
+        device: where to make it; with "auto" the CPU if there are fewer GPUs than processes.
         console: where to report.
 
     Returns:
@@ -67,58 +84,136 @@ def replay(path: Path, device: str, console: Console) -> bool:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no such file.
+        ValueError: it is no such file; or its weights are sharded, and others' files are missing.
     """
-    from sslops.training.evaluation import build_method
+    state = _read(path)
+    size, config = state["processes"], state["config"]
+    console.print(f"step      {state['step'] + 1}, {state['name']}, {state['precision']}")
+    paths = [failure_path(path.parent, rank) for rank in range(size)]
+    missing = [each.name for each in paths if not _belongs(each, state)]
+    if size > 1 and not missing:
+        found = _together(paths, device)
+    elif size > 1 and config["parallel"] == "fsdp":
+        raise ValueError(
+            f"train: --replay of sharded weights needs the files of all {size} processes of the"
+            f" step beside each other, got no {', '.join(missing)}"
+        )
+    else:
+        if size > 1:
+            absent = ", ".join(missing)
+            console.print(f"alone     one of {size} processes; no {absent} of this step")
+        found = [_again(path, World(0, 1, join(device).device))]
+    for rank, each in enumerate(found):
+        if len(found) > 1:
+            console.print(f"process   {rank} of {size}")
+        for line in each.lines:
+            console.print(line)
+    return not all(each.finite for each in found)
 
-    world = World(0, 1, join(device).device)
-    state = checkpoint.load(path, world.device)
+
+class _Found(NamedTuple):
+    finite: bool
+    lines: list[str]
+
+
+def _read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    state = checkpoint.load(path, device)
     if "before" not in state:
         raise ValueError(f"train: --replay needs a nonfinite.pt, got another file, {path}")
+    return state
+
+
+def _belongs(path: Path, state: dict[str, Any]) -> bool:
+    """Whether a file is there, and of the same step."""
+    if not path.is_file():
+        return False
+    other = _read(path)
+    same = ("name", "config", "processes", "step")
+    return all(other[key] == state[key] for key in same)
+
+
+def _together(paths: list[Path], device: str) -> list[_Found]:
+    """Each file in a process of its own."""
+    size = len(paths)
+    if device == "auto" and torch.cuda.device_count() < size:
+        device = "cpu"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = get_context("spawn").SimpleQueue()
+    spawn(_process, (paths, device, port, found), nprocs=size)  # type: ignore[no-untyped-call]
+    by_rank = dict(found.get() for _ in paths)
+    return [by_rank[rank] for rank in range(size)]
+
+
+def _process(rank: int, paths: list[Path], device: str, port: int, found: Any) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(paths)),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    world = join(device)
+    found.put((rank, _again(paths[rank], world)))
+    wait(world)
+    leave()
+
+
+def _again(path: Path, world: World) -> _Found:
+    """Make the step of a file again, as the process `world` says."""
+    from sslops.training.evaluation import build_method
+
+    state = _read(path, world.device)
     cls = find_method(state["name"]).config
     known = {field.name for field in fields(cls)}
     config = cls(**{name: value for name, value in state["config"].items() if name in known})
+    if world.size > 1 and config.threads is not None:
+        torch.set_num_threads(config.threads)
     method = build_method(state["name"], config, DataShape(*state["shape"]), world)
-    method.load_state_dict(state["method"])
+    model = parallelise(method, world, config.parallel)
+    with torch.no_grad():
+        for name, value in method.state_dict().items():
+            _local(value).copy_(state["method"].pop(name))
     method.train()
     generator = SharedGenerator()
+    generator.rank, generator.size = state["rank"], state["processes"]
     before = state["before"]
     generator.set_state(before["views"].cpu())
     torch.set_rng_state(before["torch"].cpu())
     if "cuda" in before and world.device.type == "cuda":
         torch.cuda.set_rng_state(before["cuda"].cpu(), world.device)
 
-    views = state["views"]
-    if state["images"] is None:
-        console.print("views     those kept; recordings are not")
-    elif state["processes"] == 1:
+    views, lines = state["views"], ["views     those kept; recordings are not"]
+    if state["images"] is not None:
         views = method.views(Batch(state["images"], state["labels"]), generator)
         same = _equal(views, state["views"])
-        console.print(f"views     {'the same bits' if same else 'NOT those of the run'}")
-    else:
-        console.print(f"views     those kept; one of {state['processes']} processes, alone here")
+        lines = [f"views     {'the same bits' if same else 'NOT those of the run'}"]
     prepare_encoder(method.encoder, config)
     first: list[str] = []
     for name, module in method.named_modules():
         if not list(module.children()):
             module.register_forward_hook(_watch(name, first))
     bf16, share = state["precision"] == "bf16", config.batch // state["processes"]
-    compute = Step(method, method, config, share=share, device=world.device, bf16=bf16)
-    loss = compute(views, lambda loss: None)["loss"].detach()
+    compute = Step(method, model, config, share=share, device=world.device, bf16=bf16)
+    loss = float(compute(views, lambda loss: None)["loss"].detach())
     weights = [name for name, each in method.named_parameters() if not _finite(each)]
     grads = [name for name, each in method.named_parameters() if not _finite(each.grad)]
     norm = float(clip_gradient(method, None))
-    console.print(f"step      {state['step'] + 1}, {state['name']}, {state['precision']}")
-    console.print(f"loss      {float(loss)} (in the run {state['loss']})")
-    console.print(f"gradient  norm {norm} (in the run {state['grad_norm']})")
-    console.print(f"weights   {_names(weights)}")
-    console.print(f"outputs   {_names(first)}")
-    console.print(f"gradients {_names(grads)}")
-    return not (math.isfinite(float(loss)) and math.isfinite(norm))
+    lines += [
+        f"loss      {loss} (in the run {state['loss']})",
+        f"gradient  norm {norm} (in the run {state['grad_norm']})",
+        f"weights   {_names(weights)}",
+        f"outputs   {_names(first)}",
+        f"gradients {_names(grads)}",
+    ]
+    return _Found(math.isfinite(loss) and math.isfinite(norm), lines)
+
+
+def _local(x: Any) -> Any:
+    """This process's shard, where a tensor is divided."""
+    return x.to_local() if hasattr(x, "to_local") else x
 
 
 def _finite(x: Tensor | None) -> bool:
-    return x is None or bool(x.isfinite().all())
+    return x is None or bool(_local(x).isfinite().all())
 
 
 def _watch(name: str, found: list[str]) -> Any:

@@ -29,32 +29,35 @@ REST = "rest.pt"  # what is not divided
 def shard(method: nn.Module, world: World) -> nn.Module:
     """Divide a method's parameters: a unit for each block of a network, each network, the rest.
 
-    A unit's parameters are whole only while it computes.
-
-    Raises:
-        ValueError: a recurrent network, whose second list of its weights FSDP2 does not follow.
+    A unit's parameters are whole only while it is called. A recurrent layer is one of its own, as
+    its network may be asked for its frames and not be called itself.
     """
-    for name, module in method.named_modules():
-        if isinstance(module, nn.RNNBase):
-            raise ValueError(
-                "train: --parallel fsdp needs networks without recurrent layers, got"
-                f" {type(module).__name__} in {name}; use --parallel ddp"
-            )
     mesh = init_device_mesh(world.device.type, (world.size,))
+    for module in method.modules():
+        if "inplace" in vars(module):  # on a view it would undo the hook for the way back
+            vars(module)["inplace"] = False
     for parameter in method.parameters():  # channels-last ones cannot be divided
         parameter.data = parameter.data.contiguous()
     for network in method.children():
         if not any(True for _ in network.parameters()):
             continue
         for blocks in network.modules():
-            if isinstance(blocks, nn.Sequential | nn.ModuleList) and blocks is not network:
-                for block in blocks:
-                    if any(True for _ in block.parameters()) and not _divided(block):
-                        fully_shard(block, mesh=mesh)
+            if blocks is network:
+                continue
+            for block in _units(blocks):
+                if any(True for _ in block.parameters()) and not _divided(block):
+                    fully_shard(block, mesh=mesh)
         if not _divided(network):
             fully_shard(network, mesh=mesh)
     fully_shard(method, mesh=mesh)
     return method
+
+
+def _units(module: nn.Module) -> list[nn.Module]:
+    """What of a module is called by itself: the members of a container, a recurrent layer."""
+    if isinstance(module, nn.Sequential | nn.ModuleList):
+        return list(module)
+    return [module] if isinstance(module, nn.RNNBase) else []
 
 
 def _divided(module: nn.Module) -> bool:

@@ -48,9 +48,12 @@ class Draw:
         shares = x.view(self.num_views, self.size, -1, *x.shape[1:])
         return shares[:, self.rank].reshape(self.N, *x.shape[1:]).cpu()
 
-    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+    def uniform(
+        self, low: float, high: float, *shape: int, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """[N, *shape] in [low, high)."""
-        x = torch.rand(self._all, *shape, generator=self.generator, device=self.generator.device)
+        size, device = (self._all, *shape), self.generator.device
+        x = torch.rand(size, generator=self.generator, device=device, dtype=dtype)
         return self._own(x.mul_(high - low).add_(low))
 
     def normal(self, *shape: int) -> Tensor:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sslops.training.augment.draw import Draw
+
 __all__ = ["Waves"]
 
 SCALE = 1 / 32768  # of 16-bit samples, to [-1, 1)
@@ -54,9 +56,9 @@ class Waves:
 
         Args:
             length: samples of a window.
-            generator: of the places; on the CPU.
+            generator: of the places; on the CPU. See `Draw` for several processes.
         """
-        share = torch.rand(len(self), generator=generator, dtype=torch.float64)
+        share = Draw(len(self), generator).uniform(0, 1, dtype=torch.float64)
         room = torch.where(self.lengths < length, self.lengths - 1, self.lengths - length)
         first = (share * (room + 1)).long()  # [N]
         place = (first[:, None] + torch.arange(length)) % self.lengths[:, None]  # [N, length]
