@@ -18,6 +18,22 @@ CAPTIONS = {
     "frame to colour, the same as the network sees it, and the clusters of its colours.",
     "copied-colours": "Each column is one training video: a frame that colours are copied from, "
     "the frame to colour as the network sees it, with the colours it copied, and as it is.",
+    "rotations": "Each column is one training image: on top as it is, below its view in the four "
+    "positions that the network must tell apart.",
+    "patches": "Each column is one training image: nine patches in their own colours, and below as "
+    "the network sees them.",
+    "patches-put-in-place": "Each column is one training image: its patches, and below each where "
+    "the network puts it around the middle one.",
+    "puzzles": "Each column is one training image: its tiles as the network sees them, and two of "
+    "the orders it is shown.",
+    "puzzles-put-back-solutions": "Each column is one training image: a puzzle, what it becomes in "
+    "the order that the network names, and the solution.",
+    "holes": "Each column is one training image: a view, and below what the network sees of it.",
+    "from-top-input-nearest-fill-prediction-truth": "Each column is one training image: what the "
+    "network sees, the hole filled with the nearest pixels, filled by the network, and the truth.",
+    "lightness-its-colours-colours-their-lightness-true": "Each column is one training image: "
+    "its lightness, the colours that one half gives it, its colours, the lightness that the other "
+    "half gives them, and the image.",
 }
 
 
