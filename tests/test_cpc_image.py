@@ -23,6 +23,11 @@ def method(**changes):
     return CPCImage(CPCImageConfig(**{**TINY, **changes}), DataShape(3, 32, 10))
 
 
+def views(n):
+    """Views of n images whose patches keep all channels."""
+    return torch.rand(1, n, 3, 32, 32), torch.full((1, n, 7, 7), -1)
+
+
 def test_patches_of_half_overlap_make_7_by_7():
     encoder = PatchEncoder(3, width=4)
     assert encoder.grid(torch.rand(2, 3, 32, 32)).shape == (2, 7, 7, 16)
@@ -40,6 +45,28 @@ def test_a_patch_knows_nothing_of_the_others():
     expected = torch.zeros(3, 7, 7, dtype=torch.bool)
     expected[1, 1:3, 2:4] = True
     assert torch.equal(changed, expected)
+
+
+def test_a_patch_that_keeps_one_channel_sees_nothing_of_the_others():
+    encoder = PatchEncoder(3, width=4).double()
+    x, y = torch.rand(2, 2, 3, 32, 32, dtype=torch.float64)
+    y[:, 1] = x[:, 1]  # green alone is the same
+    kept = torch.full((2, 7, 7), -1)
+    kept[0, 2, 3] = kept[1, 6, 0] = 1
+    assert torch.equal((encoder.grid(x, kept) == encoder.grid(y, kept)).all(3), kept == 1)
+    grey = x[:, 1:2].expand_as(x)
+    torch.testing.assert_close(encoder.grid(x, kept)[kept == 1], encoder.grid(grey)[kept == 1])
+    assert torch.equal(encoder.grid(x, torch.full_like(kept, -1)), encoder.grid(x))
+
+
+def test_half_of_the_patches_keep_a_channel_each_as_often():
+    batch = Batch(torch.randint(0, 255, (200, 3, 32, 32), dtype=torch.uint8), None)
+    kept = method().views(batch, torch.Generator().manual_seed(0))[1]
+    assert kept.shape == (1, 200, 7, 7)
+    share = (kept.flatten() + 1).bincount(minlength=4) / kept.numel()
+    torch.testing.assert_close(share, torch.tensor([3, 1, 1, 1]) / 6, rtol=0, atol=0.02)
+    assert (method(drop=0.0).views(batch, torch.Generator())[1] == -1).all()
+    assert (method(drop=1.0).views(batch, torch.Generator())[1] >= 0).all()
 
 
 @pytest.mark.parametrize("kind", ["conv", "gru"])
@@ -78,8 +105,8 @@ def test_loss_is_the_papers(skip):
     cpc = method(pred_steps=2, skip=skip, negatives="all")
     with torch.no_grad():  # scores far from level, so that the wrong patch would show
         cpc.predictor.weight.mul_(100)
-    views = torch.rand(1, 2, 3, 32, 32)
-    z = cpc.encoder.grid(views[0])
+    x, kept = views(2)
+    z = cpc.encoder.grid(x[0])
     c = cpc.rows(z)
     B, rows, columns, D = z.shape
     candidates = z[:, skip:].reshape(-1, D)
@@ -94,7 +121,7 @@ def test_loss_is_the_papers(skip):
                     own = z[b, r + skip + k, column] @ (W @ c[b, r, column]) / D**0.5
                     total.append(scores.logsumexp(0) - own)
         losses.append(torch.stack(total).mean())
-    out = cpc.step(views)
+    out = cpc.step((x, kept))
     torch.testing.assert_close(out["loss"], torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
 
 
@@ -103,19 +130,19 @@ def test_chance_counts_patches():
     assert method(negatives=16).chance == pytest.approx(math.log(17))
     cpc = method(negatives="all")
     nn.init.zeros_(cpc.predictor.weight)
-    loss = cpc.step(torch.rand(1, 6, 3, 32, 32))["loss"]
+    loss = cpc.step(views(6))["loss"]
     assert loss.item() == pytest.approx(cpc.chance, rel=1e-5)
 
 
 def test_gradients_reach_everything():
     cpc = method()
-    cpc.step(torch.rand(1, 4, 3, 32, 32))["loss"].backward()
+    cpc.step(views(4))["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in cpc.parameters())
 
 
 def test_embeddings_begin_with_the_images():
     cpc = method()
-    predictions, targets = cpc.embed(torch.rand(1, 5, 3, 32, 32))
+    predictions, targets = cpc.embed(views(5))
     assert predictions.shape == (5, 7, 3, 6, 16)
     assert targets.shape == (5, 7, 6, 16)
     batch = Batch(torch.randint(0, 255, (6, 3, 32, 32), dtype=torch.uint8), None)
@@ -127,6 +154,7 @@ def test_embeddings_begin_with_the_images():
     ("changes", "message"),
     [
         ({"pred_steps": 6}, r"pred_steps \+ skip must be below the 7 rows of .*, got 6 \+ 1"),
+        ({"drop": 1.5}, r"drop must be in \[0, 1\], got 1.5"),
         ({"patch": 1}, "patch must be at least 2, got 1"),
         ({"views": "patch"}, "no such views, got 'patch'; did you mean 'patches'"),
     ],

@@ -160,6 +160,19 @@ def test_logistic_regression_of_correlated_features_reaches_the_optimum(rows, C)
     assert objective(ours.weight[0].double(), ours.bias[0].double()) < optimum + 1e-3
 
 
+@pytest.mark.parametrize("rows", [50, 5])
+def test_a_feature_that_never_varies_has_no_weight(rows):
+    x, y = blobs(rows, 2, 8, 1.0)
+    x[:, 3] = 0
+    x[:, 5] = x[:, 4]
+    found = fit(x, y, 2, torch.tensor([1e6]))
+    assert (found.weight[0, 3] == 0).all()
+    torch.testing.assert_close(found.weight[0, 5], found.weight[0, 4], rtol=1e-3, atol=1e-5)
+    flat = fit(torch.zeros(4, 3), torch.tensor([0, 1, 1, 1]), 2, torch.tensor([1.0]))
+    assert (flat.weight == 0).all()
+    torch.testing.assert_close(flat.bias[0].softmax(0)[1], torch.tensor(0.75), rtol=0, atol=1e-3)
+
+
 def test_problems_side_by_side_are_problems_alone():
     x, y = blobs(90, 3, 5, 2.0)
     members = torch.rand(90, 3) < 0.7

@@ -113,10 +113,10 @@ def _principal_axes(features: Tensor) -> Tensor:
     Along the rest rounding is all there is, and the penalty alone would let it grow.
     """
     N, D = features.shape
-    if N < D:
-        span: Tensor = torch.linalg.qr(features.T).Q  # [D, N]
-        return span @ _principal_axes(features @ span)
-    variances, axes = torch.linalg.eigh(features.T @ features)  # ascending
+    span = torch.linalg.qr(features.T).Q if N < D else None  # [D, N]
+    rows = features if span is None else features @ span
+    variances, axes = torch.linalg.eigh(rows.T @ rows)  # ascending
+    axes = axes if span is None else span @ axes
     axes = axes * (features != 0).any(0)[:, None]  # exactly no weight where there is no feature
     kept: Tensor = axes[:, variances > FLAT * variances[-1]]
     return kept if kept.shape[1] else axes[:, :1]

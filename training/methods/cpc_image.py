@@ -8,7 +8,8 @@ van den Oord et al. 2018, arXiv:1807.03748, section 3.2 and figure 4:
         c_rc = g_ar(rows up to r): a masked convolution or GRU     context
         W_k c_rc must pick z_(r+k)c among the patches of the batch predictor, cpc_loss
 
-Features of an image are the mean of its patches' z.
+Features of an image are the mean of its patches' z. Colours go on from patch to patch, so some
+patches keep one channel of three, as in Henaff et al. 2019, arXiv:1905.09272.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from sslops import chance, cpc_loss
 from sslops.distributed import all_gather_with_grad
-from sslops.training.augment import RECIPES, make_views
+from sslops.training.augment import RECIPES, Draw, make_views
 from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig, closest
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
@@ -40,12 +41,15 @@ class CPCImageConfig(TrainConfig):
     context: Literal["conv", "gru"] = "conv"  # masked convolutions, or a GRU down each column
     pred_steps: int = 3  # K, rows below
     skip: int = 1  # rows left out first, as the next one overlaps with what was seen
+    drop: float = 0.5  # share of the patches that keep one colour channel, drawn for each
     negatives: Literal["all", "other"] | int = "all"  # patches, as of sslops.cpc_loss
     normalize: bool = False  # compare by cosine; the paper's score is the plain product
     temperature: float | None = None  # the square root of the latents' size if unset
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"config: drop must be in [0, 1], got {self.drop}")
         for name, least in (("patch", 2), ("pred_steps", 1), ("skip", 0)):
             if getattr(self, name) < least:
                 raise ValueError(
@@ -69,7 +73,8 @@ class CPCImage(ContrastiveMethod):
     hints: ClassVar[Mapping[str, str]] = {
         "chance": "the learning rate (--lr), and that patches are large enough to tell apart"
         " (--patch)",
-        "shortcut": "that rows which overlap with what was seen are skipped (--skip)",
+        "shortcut": "that rows which overlap with what was seen are skipped (--skip), and that"
+        " patches lose their colours (--drop)",
     }
 
     def __init__(self, config: CPCImageConfig, shape: DataShape) -> None:
@@ -94,7 +99,7 @@ class CPCImage(ContrastiveMethod):
                 f" pixels, got {K} + {config.skip}"
             )
         dim = self.encoder.dim
-        self.steps = K
+        self.steps, self.side, self.drop = K, rows, config.drop
         self.rows: RowContext = RowContext(dim, kind=config.context)
         self.predictor = nn.Linear(dim, K * dim, bias=False)  # every W_k
         self.negatives = config.negatives
@@ -106,17 +111,22 @@ class CPCImage(ContrastiveMethod):
             "cpc_loss", batch=columns, length=rows - self.skip, negatives=config.negatives
         )
 
-    def views(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """One view of each image, [1, B, C, H, W]."""
-        return make_views(batch.images, self.recipe, 1, generator)
+    def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One view of each image, [1, B, C, H, W], and what `PatchEncoder.grid` calls `kept`."""
+        x = make_views(batch.images, self.recipe, 1, generator)
+        draw, n = Draw(x.shape[1], generator), self.side
+        dropped = draw.uniform(0, 1, n, n) < self.drop
+        channel = draw.uniform(0, x.shape[2], n, n).long()
+        return x, torch.where(dropped, channel, -1)[None].to(x.device, non_blocking=True)
 
-    def embed(self, views: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(self, views: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Predictions [B, columns, K, T, D] and targets [B, columns, T, D], T = rows - skip.
 
         Position t stands for context row t and target row t + skip, so that step k predicts row
         t + skip + k.
         """
-        z = self.encoder.grid(views[0])  # [B, rows, columns, D]
+        (x,), (kept,) = views
+        z = self.encoder.grid(x, kept)  # [B, rows, columns, D]
         c = self.rows(z)
         T = z.shape[1] - self.skip
         predictions = self.predictor(c[:, :T]).unflatten(3, (self.steps, -1))
@@ -142,7 +152,7 @@ class CPCImage(ContrastiveMethod):
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Images above their views: [2, B, C, H, W]."""
-        views = self.views(batch, generator)
+        views, _ = self.views(batch, generator)
         if views.shape[2:] != batch.images.shape[1:]:
             return {"views": views}
         return {"views": torch.cat([batch.images.float().div(255)[None], views])}

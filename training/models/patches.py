@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,14 +50,24 @@ class PatchEncoder(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.zeros_(cast(Tensor, layer.bias))
 
-    def grid(self, x: Tensor) -> Tensor:
-        """Latents of all patches: [B, C, H, W] in [0, 1] -> [B, rows, columns, dim]."""
+    def grid(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Latents of all patches: [B, C, H, W] in [0, 1] -> [B, rows, columns, dim].
+
+        Args:
+            x: images.
+            kept: [B, rows, columns] int64, the one channel that a patch has in place of all, -1
+                where it keeps them; all of them if None.
+        """
         B, C = x.shape[:2]
-        cut = self.standardise(x).unfold(2, self.patch, self.stride)
+        cut = x.unfold(2, self.patch, self.stride)
         cut = cut.unfold(3, self.patch, self.stride)  # [B, C, rows, columns, patch, patch]
         rows, columns = cut.shape[2:4]
         patches = cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, C, self.patch, self.patch)
-        z = F.adaptive_avg_pool2d(self.layers(patches), 1).flatten(1)
+        if kept is not None:
+            channel = kept.reshape(-1, 1, 1, 1)
+            index = channel.clamp_min(0).expand(-1, 1, self.patch, self.patch)
+            patches = torch.where(channel < 0, patches, patches.gather(1, index))
+        z = F.adaptive_avg_pool2d(self.layers(self.standardise(patches)), 1).flatten(1)
         return z.view(B, rows, columns, self.dim)
 
     def stage_modules(self) -> list[nn.Module]:
