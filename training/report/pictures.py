@@ -22,7 +22,7 @@ SMALLEST = 32  # smaller ones are enlarged, by whole factors; the page enlarges 
 SAME, OTHER, NEUTRAL = (47, 158, 68, 255), (224, 49, 49, 255), (139, 146, 157, 255)
 QUERIES = 8
 NEIGHBOURS = 5
-GALLERY = 20_000  # training images among which neighbours are looked for
+GALLERY = 10_000  # training images among which neighbours are looked for
 
 
 def write_pictures(
