@@ -24,7 +24,7 @@ METHOD_CASES = [
     ),
     ("cpc-audio", {"data": "tones", "width": 8, "context": 8, "window": 0.2}),
     ("video-colorization", {"data": "moving-shapes", "image_size": 16, "width": 8}),
-    ("cpc-image", {"data": "digits", "width": 4, "patch": 2, "pred_steps": 2}),
+    ("cpc-image", {"data": "photos", "image_size": 16, "width": 4, "patch": 4, "pred_steps": 2}),
     ("rotation", {"data": "digits", "width": 4}),
     ("inpainting", {"data": "digits", "width": 4}),
     ("inpainting", {"data": "digits", "width": 4, "mask": "centre", "adversarial": 0.0}),

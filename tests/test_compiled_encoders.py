@@ -1,5 +1,6 @@
 """--compile reaches whatever a method calls of its encoder, and changes no number."""
 
+import copy
 import functools
 from dataclasses import replace
 
@@ -9,7 +10,9 @@ from functorch.compile import make_boxed_func
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
+from sslops.training import train
 from sslops.training.config import make_config
+from sslops.training.console import Console
 from sslops.training.distributed import World
 from sslops.training.drawing import _some
 from sslops.training.evaluation import build_method, load_data, shape_of
@@ -69,3 +72,19 @@ def test_every_method_trains_a_compiled_encoder(name, compiled_ops):
     assert plain.state_dict().keys() == method.state_dict().keys()
     plain.load_state_dict(method.state_dict())
     assert_same(dict(plain.state_dict()), dict(method.state_dict()))
+
+
+def test_a_copy_of_the_trained_encoder_has_its_own_weights(compiled_ops, tmp_path):
+    result = train(
+        "cpc-image", **CASES["cpc-image"], out=tmp_path / "a", console=Console(quiet=True),
+        evaluate=False, steps=1, compile=True, batch=8, threads=1,
+    )  # fmt: skip
+    assert compiled_ops
+    images = torch.rand(2, 3, 16, 16)
+    expected = result.encoder(images)
+    twin = copy.deepcopy(result.encoder)
+    with torch.no_grad():
+        for weight in twin.parameters():
+            weight.zero_()
+    assert twin(images).abs().max() < expected.abs().max()
+    torch.save(result.encoder, tmp_path / "encoder.pt")

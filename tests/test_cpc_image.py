@@ -59,6 +59,25 @@ def test_a_patch_that_keeps_one_channel_sees_nothing_of_the_others():
     assert torch.equal(encoder.grid(x, torch.full_like(kept, -1)), encoder.grid(x))
 
 
+def test_images_need_not_be_square():
+    """Folders may hold such images: more columns than rows."""
+    cpc = CPCImage(CPCImageConfig(**{**TINY, "views": "flip"}), DataShape(3, 32, 10))
+    batch = Batch(torch.randint(0, 255, (6, 3, 32, 48), dtype=torch.uint8), None)
+    views = cpc.views(batch, torch.Generator())
+    assert views[1].shape == (1, 6, 7, 11)
+    assert cpc.step(views)["loss"].isfinite()
+
+
+def test_the_picture_shows_what_patches_keep():
+    batch = Batch(torch.randint(0, 255, (6, 3, 32, 32), dtype=torch.uint8), None)
+    x, view, seen = method(drop=1.0, views="flip").pictures(batch, torch.Generator())["views"]
+    assert x.shape == view.shape == seen.shape
+    assert (seen == seen[:, :1]).all()  # grey
+    assert (seen[:, :, :8, :8] == view[:, :, :8, :8]).flatten(2).all(2).sum(1).eq(1).all()
+    whole = method(drop=0.0, views="flip").pictures(batch, torch.Generator())["views"]
+    assert torch.equal(whole[1], whole[2])
+
+
 def test_half_of_the_patches_keep_a_channel_each_as_often():
     batch = Batch(torch.randint(0, 255, (200, 3, 32, 32), dtype=torch.uint8), None)
     kept = method().views(batch, torch.Generator().manual_seed(0))[1]

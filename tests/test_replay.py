@@ -74,10 +74,13 @@ def test_all_processes_make_the_step_again(failed, capsys, name):
     assert [float(numbers[n][0]) for n in (0, 2)] == [each["loss"] for each in kept]
 
 
-def test_one_process_makes_what_it_can(failed, tmp_path, capsys):
+@pytest.mark.parametrize("other", ["of another step", "damaged"])
+def test_one_process_makes_what_it_can(failed, tmp_path, capsys, other):
     state = checkpoint.load(failed / "simclr" / "nonfinite1.pt")
     checkpoint.save(tmp_path / "nonfinite1.pt", state)
-    checkpoint.save(tmp_path / "nonfinite.pt", {**state, "rank": 0, "step": 7})  # of another step
+    checkpoint.save(tmp_path / "nonfinite.pt", {**state, "rank": 0, "step": 7})
+    if other == "damaged":
+        os.truncate(tmp_path / "nonfinite.pt", 1000)
     assert main(["train", "--replay", str(tmp_path / "nonfinite1.pt")]) == 1
     said = capsys.readouterr().out
     assert "alone     one of 2 processes; no nonfinite.pt of this step" in said

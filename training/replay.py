@@ -127,7 +127,10 @@ def _belongs(path: Path, state: dict[str, Any]) -> bool:
     """Whether a file is there, and of the same step."""
     if not path.is_file():
         return False
-    other = _read(path)
+    try:
+        other = _read(path)
+    except ValueError:
+        return False  # damaged
     same = ("name", "config", "processes", "step")
     return all(other[key] == state[key] for key in same)
 
@@ -174,7 +177,7 @@ def _again(path: Path, world: World) -> _Found:
             _local(value).copy_(state["method"].pop(name))
     method.train()
     generator = SharedGenerator()
-    generator.rank, generator.size = state["rank"], state["processes"]
+    generator.rank, generator.size = state.get("rank", 0), state["processes"]
     before = state["before"]
     generator.set_state(before["views"].cpu())
     torch.set_rng_state(before["torch"].cpu())

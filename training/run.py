@@ -27,6 +27,7 @@ from sslops.training.monitor import make_monitor
 from sslops.training.parallel import whole
 from sslops.training.pretext import measure_pretext
 from sslops.training.saving import has_checkpoint
+from sslops.training.step import restore_encoder
 from sslops.training.summary import (
     count_parameters,
     print_banner,
@@ -198,6 +199,7 @@ def _one(
     except (Interrupted, ProcessLost):
         console.print(f"go on with: sslops train {name} --out {folder} --resume")
         raise
+    restore_encoder(method.encoder)
     encoder = whole(method, config, shape, world)
     if not world.main:
         return Result(folder, {}, encoder.eval())

@@ -15,7 +15,7 @@ from sslops.training.config import TrainConfig
 from sslops.training.methods import ContrastiveMethod, Method
 from sslops.training.models.colour_inputs import ChannelEncoder, SplitEncoder
 
-__all__ = ["Step", "blocks_of", "prepare_encoder"]
+__all__ = ["Step", "blocks_of", "prepare_encoder", "restore_encoder"]
 
 CALLED = ("feature_maps", "grid", "latents")  # what methods call of an encoder, but itself
 
@@ -151,6 +151,13 @@ def prepare_encoder(encoder: nn.Module, config: TrainConfig) -> None:
         # Each block is compiled by itself: a second pass and its buffers are not for a compiler.
         compute = torch.compile(block.forward) if config.compile else block.forward
         block.__dict__["forward"] = _Checkpointed(block, compute)
+
+
+def restore_encoder(encoder: nn.Module) -> None:
+    """Undo `prepare_encoder`: a copy would go on computing with the weights of the original."""
+    for module in encoder.modules():
+        for name in ("forward", *CALLED):
+            module.__dict__.pop(name, None)
 
 
 def _compile(encoder: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sslops.training.data import Dataset, Split, subset
 from sslops.training.evaluate import cluster, few_labels, knn, linear
 from sslops.training.evaluate.factors import measure_factors, measure_frames
-from sslops.training.evaluate.features import extract, pixels, spread
+from sslops.training.evaluate.features import extract, fittable, pixels, spread
 from sslops.training.evaluate.stages import has_stages, measure_stages
 from sslops.training.evaluate.stages import protocol as stage_protocol
 
@@ -67,8 +67,8 @@ def evaluate(
             x = extract(encoder, train.images, device=device)
             x_test = extract(encoder, test.images, device=device)
         result: dict[str, Any] = {"dim": x.shape[1]}
-        if not (x.isfinite().all() and x_test.isfinite().all()):
-            result["failed"] = "features are not finite"
+        if not (fittable(x) and fittable(x_test)):
+            result["failed"] = "features are not finite, or too large to be squared"
         else:
             result |= spread(x_test)
         if classes and "failed" not in result:

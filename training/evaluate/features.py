@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from sslops.training.data import Waves
 
-__all__ = ["extract", "extract_frames", "extract_stages", "pixels", "spread"]
+__all__ = ["extract", "extract_frames", "extract_stages", "fittable", "pixels", "spread"]
 
 FRAMES = 8  # of each recording that probes of single frames see, evenly spread
 
@@ -190,6 +190,11 @@ def pixels(images: Tensor) -> Tensor:
             x = F.adaptive_avg_pool2d(x, (min(height, MAX_PIXEL_SIDE), min(width, MAX_PIXEL_SIDE)))
         rows.append(x.flatten(1))
     return torch.cat(rows)
+
+
+def fittable(features: Tensor) -> bool:
+    """Whether they and their variances are finite, so that a classifier can be fitted."""
+    return bool(features.square().sum().isfinite())
 
 
 def spread(features: Tensor) -> dict[str, float]:

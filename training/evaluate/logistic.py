@@ -25,7 +25,7 @@ MAX_ITERATIONS = 200
 TOLERANCE = 1e-3
 HISTORY = 10
 ARMIJO = 1e-4
-FLAT = 1e-6  # of the largest variance: an axis below has none in float32
+ROUNDING = 1e-12  # of the largest variance: along such an axis float32 holds nothing else
 HALVINGS = 20
 _TINY = 1e-12
 
@@ -64,8 +64,8 @@ def fit(
         classes: K.
         strengths: [G], the C of each; a larger one is a weaker penalty.
         members: [N, G] bool, the rows each may see; all if None.
-        tolerance: a problem is solved where no entry of its gradient is larger, as a share of the
-            largest one at the start.
+        tolerance: a problem is solved where no entry of its gradient, over the square root of the
+            curvature along its axis, is larger, as a share of the largest one at the start.
         max_iterations: stop there in any case.
 
     Returns:
@@ -79,6 +79,9 @@ def fit(
     penalties = 1 / (strengths.to(features) * counts)  # [G]
     axes = _principal_axes(features)  # [D, R]
     rotated = features @ axes
+    variances = rotated.square().mean(0)
+    kept = variances > ROUNDING * variances.max()
+    axes, rotated = axes[:, kept], rotated[:, kept]
     rows = torch.cat([rotated, features.new_ones(N, 1)], 1)  # the last weight is the bias
     columns = rows.T.contiguous()
     R = rotated.shape[1]
@@ -108,18 +111,13 @@ def fit(
 
 
 def _principal_axes(features: Tensor) -> Tensor:
-    """[N, D] -> orthonormal [D, R] that span the rows: no weight leaves their span.
-
-    Along the rest rounding is all there is, and the penalty alone would let it grow.
-    """
+    """[N, D] -> orthonormal [D, R], R = min(N, D): no weight leaves the span of the rows."""
     N, D = features.shape
     span = torch.linalg.qr(features.T).Q if N < D else None  # [D, N]
     rows = features if span is None else features @ span
-    variances, axes = torch.linalg.eigh(rows.T @ rows)  # ascending
+    axes: Tensor = torch.linalg.eigh(rows.T @ rows).eigenvectors
     axes = axes if span is None else span @ axes
-    axes = axes * (features != 0).any(0)[:, None]  # exactly no weight where there is no feature
-    kept: Tensor = axes[:, variances > FLAT * variances[-1]]
-    return kept if kept.shape[1] else axes[:, :1]
+    return axes * (features != 0).any(0)[:, None]  # exactly no weight where there is no feature
 
 
 def _minimise(
@@ -134,14 +132,15 @@ def _minimise(
     which = torch.arange(len(start), device=start.device)  # the problems still at work
     theta = start
     loss, grad = objective(theta, which)
-    limit = tolerance * _largest(grad).clamp_min(_TINY)
+    unit = preconditioner.sqrt()  # without it the axis of most variance would speak for all
+    limit = tolerance * _largest(grad * unit).clamp_min(_TINY)
     pairs: list[tuple[Tensor, Tensor]] = []  # steps and changes of the gradient
     for _ in range(max_iterations):
-        going = _largest(grad) > limit
+        going = _largest(grad * unit) > limit
         if not going.all():
             result[which[~going]] = theta[~going]
-            which, theta, loss, grad, limit, preconditioner = (
-                x[going] for x in (which, theta, loss, grad, limit, preconditioner)
+            which, theta, loss, grad, limit, preconditioner, unit = (
+                x[going] for x in (which, theta, loss, grad, limit, preconditioner, unit)
             )
             pairs = [(s[going], y[going]) for s, y in pairs]
             if not len(which):

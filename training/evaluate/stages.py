@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sslops.training.data import Split
-from sslops.training.evaluate.features import STAGE_FEATURES, extract_stages
+from sslops.training.evaluate.features import STAGE_FEATURES, extract_stages, fittable
 from sslops.training.evaluate.linear import linear_probe
 from sslops.training.evaluate.table import align, arms
 
@@ -45,7 +45,7 @@ def measure_stages(
     stages = []
     for stage in _probed(len(features)):
         x, x_test = (part[stage].to(device) for part in (features, test_features))
-        if not (x.isfinite().all() and x_test.isfinite().all()):
+        if not (fittable(x) and fittable(x_test)):
             continue
         probe = linear_probe(x, y, x_test, y_test, classes=classes, seed=seed)
         stages.append(

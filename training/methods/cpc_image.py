@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslops import chance, cpc_loss
@@ -91,7 +92,7 @@ class CPCImage(ContrastiveMethod):
             ),
         )
         side = self.recipe.size or shape.image_size
-        rows = (side - config.patch) // self.encoder.stride + 1 if side >= config.patch else 0
+        rows = self.encoder.cells(side)
         K, self.skip = config.pred_steps, config.skip
         if K + config.skip >= rows:
             raise ValueError(
@@ -99,7 +100,7 @@ class CPCImage(ContrastiveMethod):
                 f" pixels, got {K} + {config.skip}"
             )
         dim = self.encoder.dim
-        self.steps, self.side, self.drop = K, rows, config.drop
+        self.steps, self.drop = K, config.drop
         self.rows: RowContext = RowContext(dim, kind=config.context)
         self.predictor = nn.Linear(dim, K * dim, bias=False)  # every W_k
         self.negatives = config.negatives
@@ -114,9 +115,10 @@ class CPCImage(ContrastiveMethod):
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One view of each image, [1, B, C, H, W], and what `PatchEncoder.grid` calls `kept`."""
         x = make_views(batch.images, self.recipe, 1, generator)
-        draw, n = Draw(x.shape[1], generator), self.side
-        dropped = draw.uniform(0, 1, n, n) < self.drop
-        channel = draw.uniform(0, x.shape[2], n, n).long()
+        draw, cells = Draw(x.shape[1], generator), map(self.encoder.cells, x.shape[3:])
+        rows, columns = cells
+        dropped = draw.uniform(0, 1, rows, columns) < self.drop
+        channel = draw.uniform(0, x.shape[2], rows, columns).long()
         return x, torch.where(dropped, channel, -1)[None].to(x.device, non_blocking=True)
 
     def embed(self, views: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -151,11 +153,16 @@ class CPCImage(ContrastiveMethod):
         }
 
     def pictures(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Images above their views: [2, B, C, H, W]."""
-        views, _ = self.views(batch, generator)
-        if views.shape[2:] != batch.images.shape[1:]:
-            return {"views": views}
-        return {"views": torch.cat([batch.images.float().div(255)[None], views])}
+        """Images, their views, and every other patch of them, those that do not overlap."""
+        views, kept = self.views(batch, generator)
+        patches = self.encoder.cut(views[0], kept[0])[:, ::2, ::2]
+        B, n, m, C, side, _ = patches.shape
+        tiled = patches.permute(0, 3, 1, 4, 2, 5).reshape(1, B, C, n * side, m * side)
+        room = (views.shape[4] - m * side, views.shape[3] - n * side)
+        rows = [views, F.pad(tiled, (0, room[0], 0, room[1]))]
+        if views.shape[2:] == batch.images.shape[1:]:
+            rows.insert(0, batch.images.float().div(255)[None])
+        return {"views": torch.cat(rows)}
 
     def figures(self, batch: Batch, generator: torch.Generator) -> dict[str, Chart | Tensor]:
         """How well each step is predicted, and which rows each prediction resembles."""

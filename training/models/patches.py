@@ -50,25 +50,37 @@ class PatchEncoder(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.zeros_(cast(Tensor, layer.bias))
 
+    def cells(self, side: int) -> int:
+        """Patches along a side of so many pixels."""
+        return (side - self.patch) // self.stride + 1 if side >= self.patch else 0
+
+    def cut(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Patches [B, rows, columns, C, patch, patch] of images.
+
+        Args:
+            x: [B, C, H, W].
+            kept: [B, rows, columns] int64, the one channel that a patch has in place of all, -1
+                where it keeps them; all of them if None.
+        """
+        patches = x.unfold(2, self.patch, self.stride).unfold(3, self.patch, self.stride)
+        patches = patches.permute(0, 2, 3, 1, 4, 5)
+        if kept is None:
+            return patches
+        channel = kept[..., None, None, None]
+        index = channel.clamp_min(0).expand(-1, -1, -1, 1, self.patch, self.patch)
+        return torch.where(channel < 0, patches, patches.gather(3, index))
+
     def grid(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         """Latents of all patches: [B, C, H, W] in [0, 1] -> [B, rows, columns, dim].
 
         Args:
             x: images.
-            kept: [B, rows, columns] int64, the one channel that a patch has in place of all, -1
-                where it keeps them; all of them if None.
+            kept: see `cut`.
         """
-        B, C = x.shape[:2]
-        cut = x.unfold(2, self.patch, self.stride)
-        cut = cut.unfold(3, self.patch, self.stride)  # [B, C, rows, columns, patch, patch]
-        rows, columns = cut.shape[2:4]
-        patches = cut.permute(0, 2, 3, 1, 4, 5).reshape(-1, C, self.patch, self.patch)
-        if kept is not None:
-            channel = kept.reshape(-1, 1, 1, 1)
-            index = channel.clamp_min(0).expand(-1, 1, self.patch, self.patch)
-            patches = torch.where(channel < 0, patches, patches.gather(1, index))
-        z = F.adaptive_avg_pool2d(self.layers(self.standardise(patches)), 1).flatten(1)
-        return z.view(B, rows, columns, self.dim)
+        patches = self.cut(x, kept)
+        B, rows, columns = patches.shape[:3]
+        z = self.layers(self.standardise(patches.flatten(0, 2)))
+        return F.adaptive_avg_pool2d(z, 1).view(B, rows, columns, self.dim)
 
     def stage_modules(self) -> list[nn.Module]:
         """One stage: the network that encodes a patch."""

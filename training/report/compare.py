@@ -220,4 +220,5 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _basis(results: Mapping[str, Any]) -> tuple[object, ...]:
     protocol = _mapping(results.get("protocol"))
-    return tuple(protocol.get(name) for name in ("data", "train_images", "test_images"))
+    same = [protocol.get(name) for name in ("data", "train_images", "test_images")]
+    return (*same, _mapping(protocol.get("linear")).get("classifier"))

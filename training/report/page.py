@@ -24,6 +24,7 @@ __all__ = [
 ROOM, WIDE_ROOM = 460, 970  # pixels inside a figure, and inside a wide one, on a large screen
 LARGEST_ZOOM = 4
 WEBP_QUALITY = 90
+WEBP_SIDE = 16_383  # pixels, the format's limit
 
 # The policy makes "self-contained" a fact: a browser refuses to fetch anything.
 _HEAD = """<!doctype html>
@@ -78,11 +79,13 @@ def picture(png: bytes, alt: str, *, wide: bool = False) -> str:
         with Image.open(io.BytesIO(png)) as image:
             width, height = image.size
             buffer = io.BytesIO()
-            image.save(buffer, "WEBP", quality=WEBP_QUALITY, method=6)
+            image.load()
+            if max(image.size) <= WEBP_SIDE:
+                image.save(buffer, "WEBP", quality=WEBP_QUALITY, method=6)
     except (OSError, SyntaxError):
         return missing("This picture's file is cut off.")
     webp = buffer.getvalue()
-    kind, content = ("webp", webp) if 2 * len(webp) < len(png) else ("png", png)
+    kind, content = ("webp", webp) if webp and 2 * len(webp) < len(png) else ("png", png)
     zoom = min(LARGEST_ZOOM, max(1, (WIDE_ROOM if wide else ROOM) // width))
     data = base64.b64encode(content).decode()
     return (
