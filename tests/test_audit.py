@@ -56,6 +56,8 @@ def sentence(**changes):
         ({"pretext": 0.5, "guarded": 0.5}, "closes a shortcut (off: task +20.0 points, probe +0.0"),
         ({"pretext": 0.5, "guarded": 0.2}, "it falls from 50.0% to 20.0% when it is back"),
         ({"pretext": 0.5, "probe": 0.52}, "no shortcut: what makes the task easier makes the"),
+        ({"pretext": 0.9, "probe": 0.52, "guarded": 0.1}, "closes a shortcut (off: task +60.0"),
+        ({"pretext": 0.9, "probe": 0.52, "guarded": 0.1}, "in spite of the features"),
         ({"pretext": 0.31, "probe": 0.47}, "nothing to close was found, but features gain by it"),
         ({"pretext": 0.25, "probe": 0.52}, "nothing to close was found (off: task -5.0 points"),
         (

@@ -8,6 +8,7 @@ from sslops.training.evaluate.table import align
 __all__ = ["EASIER", "SAME", "audit_table", "verdicts"]
 
 EASIER = 0.02  # a rise of the task's accuracy that counts
+LOST = 0.5  # of what is known with the guard: whoever knows less with it has learned something else
 SAME = 0.01  # a change of the probe's accuracy that may be chance, in a short run of one seed
 
 
@@ -34,13 +35,15 @@ def _verdict(on: Mapping[str, Any], off: Mapping[str, Any]) -> str:
         text += " without aberration"
         if probe >= SAME:
             text += "; that features are better without it is the colours' doing"
-    elif task > EASIER and probe < SAME:
+    elif task > EASIER and (probe < SAME or off["guarded"] < LOST * on["pretext"]):
         text = f"closes a shortcut ({change})"
         if off["guarded"] < off["pretext"] - EASIER:
             text += (
                 f": the network trained without it falls from {off['pretext']:.1%} to"
                 f" {off['guarded']:.1%} when it is back"
             )
+        if probe >= SAME:
+            text += ", in spite of the features of its best stage"
     elif task > EASIER:
         text = f"no shortcut: what makes the task easier makes the features better too ({change})"
     elif probe < -SAME:

@@ -157,7 +157,8 @@ def restore_encoder(encoder: nn.Module) -> None:
     """Undo `prepare_encoder`: a copy would go on computing with the weights of the original."""
     for module in encoder.modules():
         for name in ("forward", *CALLED):
-            module.__dict__.pop(name, None)
+            if callable(module.__dict__.get(name)):  # a transformer's `grid` is its size
+                del module.__dict__[name]
 
 
 def _compile(encoder: nn.Module) -> None:
@@ -166,7 +167,7 @@ def _compile(encoder: nn.Module) -> None:
     for part in parts:
         part.compile()
         for name in CALLED:
-            if hasattr(part, name):
+            if callable(getattr(part, name, None)):
                 part.__dict__[name] = torch.compile(getattr(part, name))
 
 
