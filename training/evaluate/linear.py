@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sslops.training.evaluate.logistic import MAX_ITERATIONS, TOLERANCE, Linear, fit
+from sslops.training.evaluate.logistic import MAX_ITERATIONS, TOLERANCE, Linear, fit, principal_axes
 
 __all__ = ["CS", "FOLDS", "Probe", "Scaler", "choose_strength", "fold_of_each", "linear_probe"]
 
@@ -92,10 +92,11 @@ def linear_probe(
     """
     scaler = Scaler.of(train, per_feature=per_feature)
     train = scaler(train)
+    axes = principal_axes(train)
     strength, validation = choose_strength(
-        train, labels, classes=classes, seed=seed, strengths=strengths, folds=folds
+        train, labels, classes=classes, seed=seed, strengths=strengths, folds=folds, axes=axes
     )
-    classifier = fit(train, labels, classes, torch.tensor([strength]))
+    classifier = fit(train, labels, classes, torch.tensor([strength]), axes=axes)
     return Probe(accuracy(classifier, scaler(test), test_labels), strength, validation)
 
 
@@ -107,8 +108,11 @@ def choose_strength(
     seed: int,
     strengths: Sequence[float] = CS,
     folds: int = FOLDS,
+    axes: Tensor | None = None,
 ) -> tuple[float, dict[float, float]]:
     """The C with the best mean accuracy on left-out folds; of equals the smallest.
+
+    `axes` are `principal_axes(features)`, for who has them already.
 
     Returns:
         The C, and the accuracy of each candidate.
@@ -130,6 +134,7 @@ def choose_strength(
         classes,
         torch.tensor(grid * folds),
         members=members,
+        axes=axes,
         tolerance=CV_TOLERANCE,
         max_iterations=CV_ITERATIONS,
     )

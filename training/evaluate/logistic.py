@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_ITERATIONS", "TOLERANCE", "Linear", "fit"]
+__all__ = ["MAX_ITERATIONS", "TOLERANCE", "Linear", "fit", "principal_axes"]
 
 MAX_ITERATIONS = 200
 TOLERANCE = 1e-3
@@ -53,6 +53,7 @@ def fit(
     strengths: Tensor,
     *,
     members: Tensor | None = None,
+    axes: Tensor | None = None,
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
 ) -> Linear:
@@ -64,6 +65,7 @@ def fit(
         classes: K.
         strengths: [G], the C of each; a larger one is a weaker penalty.
         members: [N, G] bool, the rows each may see; all if None.
+        axes: `principal_axes(features)`, for who fits to the same features again.
         tolerance: a problem is solved where no entry of its gradient, over the square root of the
             curvature along its axis, is larger, as a share of the largest one at the start.
         max_iterations: stop there in any case.
@@ -77,16 +79,16 @@ def fit(
     counts = members.sum(0).to(features)  # [G]
     shares = (members.to(features) / counts).T.contiguous()  # [G, N]; rows sum to 1
     penalties = 1 / (strengths.to(features) * counts)  # [G]
-    axes = _principal_axes(features)  # [D, R]
+    axes = principal_axes(features) if axes is None else axes  # [D, R]
     rotated = features @ axes
     variances = rotated.square().mean(0)
     kept = variances > ROUNDING * variances.max()
-    axes, rotated = axes[:, kept], rotated[:, kept]
+    axes, rotated, variances = axes[:, kept], rotated[:, kept], variances[kept]
     rows = torch.cat([rotated, features.new_ones(N, 1)], 1)  # the last weight is the bias
     columns = rows.T.contiguous()
     R = rotated.shape[1]
-    curvature = (rows.square().mean(0) / K).expand(G, R + 1).clone()
-    curvature[:, :R] += penalties[:, None]
+    curvature = features.new_full((G, R + 1), 1 / K)  # that of the bias
+    curvature[:, :R] = variances / K + penalties[:, None]
     preconditioner = curvature.clamp_min(_TINY).reciprocal()[:, None]  # [G, 1, R + 1]
 
     def objective(theta: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +112,7 @@ def fit(
     return Linear(axes @ theta[:, :, :R].transpose(1, 2), theta[:, :, R])
 
 
-def _principal_axes(features: Tensor) -> Tensor:
+def principal_axes(features: Tensor) -> Tensor:
     """[N, D] -> orthonormal [D, R], R = min(N, D): no weight leaves the span of the rows."""
     N, D = features.shape
     span = torch.linalg.qr(features.T).Q if N < D else None  # [D, N]

@@ -115,8 +115,8 @@ class CPCImage(ContrastiveMethod):
     def views(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One view of each image, [1, B, C, H, W], and what `PatchEncoder.grid` calls `kept`."""
         x = make_views(batch.images, self.recipe, 1, generator)
-        draw, cells = Draw(x.shape[1], generator), map(self.encoder.cells, x.shape[3:])
-        rows, columns = cells
+        draw = Draw(x.shape[1], generator)
+        rows, columns = map(self.encoder.cells, x.shape[3:])
         dropped = draw.uniform(0, 1, rows, columns) < self.drop
         channel = draw.uniform(0, x.shape[2], rows, columns).long()
         return x, torch.where(dropped, channel, -1)[None].to(x.device, non_blocking=True)
