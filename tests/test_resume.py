@@ -90,7 +90,7 @@ def signals_at(monkeypatch, step, *numbers):
     def after_step(self, now):
         if now == step:
             for number in numbers:
-                signal.raise_signal(number)  # to this thread: os.kill's may come late, two as one
+                signal.raise_signal(number)  # in this thread, one by one
 
     monkeypatch.setattr(SimCLR, "after_step", after_step)
 
@@ -122,6 +122,15 @@ def test_measuring_changes_no_training(tmp_path, whole):
     assert_same(ours["views"], theirs["views"])
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: what a shell runs in the background starts with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_acts_at_once(tmp_path, monkeypatch):
     """And no handler stays behind, however a run ends."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
