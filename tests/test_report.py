@@ -20,6 +20,7 @@ from sslops.training.report import (
     compare,
     neighbours_png,
     pairs_png,
+    write_comparison,
     write_pictures,
     write_report,
 )
@@ -198,6 +199,23 @@ def test_compare_marks_runs_on_other_data(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "config.json").write_text('{"method": "moco", "data": "digits"}')
     assert "*" not in compare([tmp_path / "c", first])  # what is not evaluated sets no measure
+
+
+def test_the_page_of_a_comparison_shows_pictures_that_differ(tmp_path):
+    runs = [make_run(tmp_path / name) for name in "abc"]
+    for i, run in enumerate(runs):
+        config = json.loads((run / "config.json").read_text()) | {"adversarial": i / 2}
+        (run / "config.json").write_text(json.dumps(config))
+        for name in ("views", "neighbours-before", "filled"):
+            bright = torch.full((3, 4, 1, 8, 8), 0.0 if name == "views" else i / 2)
+            (run / "pictures" / f"{name}.png").write_bytes(pairs_png(bright))
+    (runs[2] / "pictures" / "filled.png").unlink()  # a run may lack what others have
+    text = write_comparison([*runs, runs[0]], tmp_path / "page.html").read_text()
+    assert text.count("<img") == 2 + 3  # of each run once: filled; neighbours are random pictures
+    assert all(f"<h2>{name}</h2>" in text for name in ("Filled", "Neighbours"))
+    for i, run in enumerate(runs):
+        assert text.count(f"<h3>{run}</h3>") == (2 if i < 2 else 1)
+        assert f"<figcaption>adversarial {i / 2}</figcaption>" in text
 
 
 def stripes(n: int) -> Split:

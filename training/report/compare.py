@@ -10,6 +10,7 @@ from sslops.training.evaluate.table import align
 from sslops.training.report.page import cell_table, figure, legend, page, section
 from sslops.training.report.run_folder import Run, read_run
 from sslops.training.report.svg import Line, line_chart
+from sslops.training.report.views import pictures_beside
 
 __all__ = ["compare", "write_comparison"]
 
@@ -55,7 +56,10 @@ def compare(run_dirs: Sequence[str | Path]) -> str:
 
 
 def write_comparison(run_dirs: Sequence[str | Path], path: Path) -> Path:
-    """The table of `compare` and its figure, accuracy against labels and stages, as one HTML file.
+    """The table of `compare`, its figure and pictures of all runs, as one HTML file.
+
+    The figure is accuracy against labels and stages; pictures of the same name stand below one
+    another, each with the settings in which its run differs from others of its method.
 
     Returns:
         `path`.
@@ -75,6 +79,7 @@ def write_comparison(run_dirs: Sequence[str | Path], path: Path) -> Path:
         "<header><h1>Comparison of runs</h1></header>",
         section("All runs", cell_table(["run", *columns], cells), lead=note),
         section("Figure", legend(styles), f'<div class="charts">{"".join(charts)}</div>'),
+        pictures_beside(list({row.run.folder: row.run for row in rows}.values())),
     ]
     partial = path.with_name(path.name + ".partial")
     partial.write_text(page("Comparison of runs", body), encoding="utf-8")

@@ -1,5 +1,7 @@
 """Sections one looks at: t-SNE, nearest neighbours, augmented views, the method's pictures."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sslops.training.report.page import figure, legend, missing, picture, section, titled
@@ -7,7 +9,7 @@ from sslops.training.report.run_folder import Run
 from sslops.training.report.svg import scatter
 from sslops.training.report.tracking import FOLLOWED
 
-__all__ = ["feature_space", "method_pictures", "neighbours"]
+__all__ = ["feature_space", "method_pictures", "neighbours", "pictures_beside"]
 
 NEIGHBOURS = {"neighbours-before": "Before training", "neighbours": "After training"}
 LEGEND_CLASSES = 20
@@ -122,6 +124,41 @@ def method_pictures(run: Run) -> str:
             figure(head, picture(run.pictures[name], head, wide=True), caption, wide=True)
         )
     return section("What the method sees", f'<div class="charts">{"".join(figures)}</div>')
+
+
+def pictures_beside(runs: Sequence[Run]) -> str:
+    """Pictures of the same name below one another, without those that are alike in all runs."""
+    names = sorted({name for run in runs for name in run.pictures} - {"neighbours-before"})
+    sections = []
+    for name in names:
+        shown = [run for run in runs if name in run.pictures]
+        if len({run.pictures[name] for run in shown}) < 2:
+            continue
+        figures = "".join(
+            figure(
+                str(run.folder),
+                picture(run.pictures[name], f"{titled(name)}, {run.folder}", wide=True),
+                own_settings(run, shown),
+                wide=True,
+            )
+            for run in shown
+        )
+        sections.append(
+            section(
+                titled(name), f'<div class="charts">{figures}</div>', lead=CAPTIONS.get(name, "")
+            )
+        )
+    return "".join(sections)
+
+
+def own_settings(run: Run, runs: Sequence[Run]) -> str:
+    """The settings in which a run differs from one of the others of its method."""
+    same = [other.config for other in runs if other.method == run.method]
+    return " · ".join(
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in run.config.items()
+        if any(other.get(name) != value for other in same)
+    )
 
 
 def _class_names(run: Run, labels: object, suffix: str) -> list[str]:
