@@ -80,8 +80,17 @@ def as_user(case: Case, dtype: torch.dtype, trained: tuple[str, ...], grad: Tens
     return [each.detach() for each in losses], lse, logits, dict(zip(trained, grads, strict=True))
 
 
-def ours(case: Case, trained: tuple[str, ...], grad: Tensor, stats: bool = True):
-    """(loss, InfoNCEStats, gradients) of whatever is chosen to run."""
+def ours(
+    case: Case,
+    trained: tuple[str, ...],
+    grad: Tensor,
+    stats: bool = True,
+    shares: Tensor | None = None,
+):
+    """(loss, InfoNCEStats, gradients) of whatever is chosen to run.
+
+    With `shares` and trained keys the gradients come with the loss, if `grad` is a multiple.
+    """
     leaves = {"queries": case.queries.detach().clone(), "keys": case.keys.detach().clone()}
     wide = torch.promote_types(case.queries.dtype, torch.float32)
     # a number where it is not trained: that is another path
@@ -92,6 +101,7 @@ def ours(case: Case, trained: tuple[str, ...], grad: Tensor, stats: bool = True)
         *leaves.values(), case.queue, case.targets, case.query_ids, case.key_ids,
         scale, 1 / case.temperature if scale is None else 2.0,
         within=case.within, symmetric=case.symmetric, normalize=case.normalize, stats=stats,
+        shares=None if shares is None else shares.to(wide),
     )  # fmt: skip
     if not trained:
         return loss, found, {}
@@ -103,16 +113,27 @@ def ours(case: Case, trained: tuple[str, ...], grad: Tensor, stats: bool = True)
 
 
 def check(case: Case, grad: Tensor | None = None, trained: tuple[str, ...] = ALL) -> None:
-    """Every result against float64, allowed twice the error of plain PyTorch in the dtype."""
+    """Every result against float64, allowed twice the error of plain PyTorch in the dtype.
+
+    Trained keys twice: in two passes, and with what each row counts said before.
+    """
     dtype, M = case.queries.dtype, len(case.queries)
     grad = torch.rand(M) + 0.1 if grad is None else grad
-    truth_loss, truth_lse, logits, truth = as_user(case, torch.float64, trained, grad)
+    truths = as_user(case, torch.float64, trained, grad)
     # products with a bfloat16 queue are those of bfloat16
     halved = case.queue is not None and case.queue.dtype is torch.bfloat16
     plain_dtype = torch.bfloat16 if halved else dtype
     naive_loss, naive_lse, _, naive = as_user(case, plain_dtype, trained, grad)
-    loss, stats, grads = ours(case, trained, grad)
-    plain, fewer, again = ours(case, trained, grad, stats=False)
+    joint = "keys" in trained and case.queue is None and not case.symmetric
+    for shares in (None, grad) if joint else (None,):
+        _check_one(case, grad, trained, shares, (naive_loss, naive_lse, naive), truths)
+
+
+def _check_one(case, grad, trained, shares, plain_results, truths) -> None:
+    naive_loss, naive_lse, naive = plain_results
+    truth_loss, truth_lse, logits, truth = truths
+    loss, stats, grads = ours(case, trained, grad, shares=shares)
+    plain, fewer, again = ours(case, trained, grad, stats=False, shares=shares)
     assert fewer.hit.numel() == fewer.key_hit.numel() == 0
     torch.testing.assert_close(plain, loss, rtol=1e-5, atol=1e-5 / case.temperature)
     assert again.keys() == grads.keys()

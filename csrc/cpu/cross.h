@@ -48,6 +48,9 @@ struct CrossProblem {
   // Sigmoid: the logit is scale * <x_i, y_j> + bias, negated for a pair of `own`.
   float scale, bias;
 
+  // Joint: 1 over the sum of a row's exponentials, its positive's among them; 0 past the last row.
+  const float* row_over;
+
   // Attend: rows are keys, `base` the index of the first; `own` belongs to the columns.
   int64_t base;
 };
@@ -62,6 +65,11 @@ struct CrossKernels {
   // Rows are keys that lie as staged by the caller, columns are queries: running maxima, sums and
   // weighted means of keys (to_cols.dx) of the queries, one tile of keys after the other.
   void (*attend)(const CrossProblem&, Range i, Range j, float* scratch);
+  // The two halves of a tile whose exponentials e [i, kTileStride] the caller keeps in between, not
+  // online: sums of rows, and keys weighted with e to to_rows.dx; then, once row_over is known,
+  // queries weighted with e * row_over * row_weight to to_cols.dx.
+  void (*gather)(const CrossProblem&, Range i, Range j, float* e, float* scratch);
+  void (*spread)(const CrossProblem&, Range i, Range j, float* e, float* scratch);
 };
 
 // Floats of scratch a thread: a tile, two tiles in bfloat16, vectors of its columns.

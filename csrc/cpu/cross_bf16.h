@@ -22,21 +22,23 @@ struct EngineBf16 {
     uint16_t* gt = g + kTile * kHalfStride;           // [kTile, kHalfStride]
     for (int64_t r = 0; r < i.size(); r += 32)
       for (int64_t c = 0; c < j.size(); c += 16)
-        round_block(s + r * kTileStride + c, g + r * kHalfStride + c, gt + c * kHalfStride + r);
+        round_block(s + r * kTileStride + c, rows ? g + r * kHalfStride + c : nullptr,
+                    cols ? gt + c * kHalfStride + r : nullptr);
     if (rows) accumulate_bf16(p.to_rows, i, j, g);
     if (cols) accumulate_bf16(p.to_cols, j, i, gt);
   }
-  // 32 rows x 16 columns
+  // 32 rows x 16 columns; either result may be null
   static SSLOPS_INLINE void round_block(const float* s, uint16_t* g, uint16_t* gt) {
     __m512i pairs[16];
     for (int r = 0; r < 32; r += 2) {
       __m256i half[2];
       for (int h = 0; h < 2; ++h) {
         half[h] = round_to_bf16(V::load(s + (r + h) * kTileStride));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(g + (r + h) * kHalfStride), half[h]);
+        if (g) _mm256_storeu_si256(reinterpret_cast<__m256i*>(g + (r + h) * kHalfStride), half[h]);
       }
       pairs[r / 2] = interleave(half[0], half[1]);
     }
+    if (!gt) return;
     transpose(pairs);
     for (int c = 0; c < 16; ++c) _mm512_storeu_si512(gt + c * kHalfStride, pairs[c]);
   }

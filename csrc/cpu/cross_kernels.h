@@ -1,6 +1,7 @@
 // Everything that runs on tiles of two sets of rows, for one engine (cross_tiles.h).
 #pragma once
 #include "cross_attend.h"
+#include "cross_joint.h"
 #include "cross_sigmoid.h"
 
 namespace sslops {
@@ -8,8 +9,9 @@ namespace {
 
 template <class E>
 const CrossKernels& cross_kernels() {
-  static const CrossKernels all{Cross<E>::forward, Cross<E>::backward, CrossSigmoid<E>::sigmoid,
-                                CrossAttend<E>::attend};
+  static const CrossKernels all{Cross<E>::forward,        Cross<E>::backward,
+                                CrossSigmoid<E>::sigmoid, CrossAttend<E>::attend,
+                                CrossJoint<E>::gather,    CrossJoint<E>::spread};
   return all;
 }
 

@@ -6,13 +6,10 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <limits>
-#include <tuple>
 
-#include "cross_problem.h"
+#include "info_nce_problem.h"
 #include "level.h"
-#include "squares.h"
 
 namespace sslops {
 namespace {
@@ -20,9 +17,6 @@ namespace {
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr float kLow = -std::numeric_limits<float>::infinity();
 
-using Statistics =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using Forward = Statistics(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                            const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                            const OptionalTensor&, double, bool, bool, bool, bool);
@@ -32,67 +26,7 @@ using Backward = Gradients(const at::Tensor&, const OptionalTensor&, const at::T
                            const at::Tensor&, const at::Tensor&, const at::Tensor&,
                            const OptionalTensor&, double, bool, bool, std::array<bool, 3>);
 
-// Queries against keys, or against negatives; the positives are always keys.
-struct Problem {
-  bool apart;  // the negatives are not the keys
-  Rows x, y;
-  Rows keys;  // if apart: unit rows, only ever read one by one
-  CrossProblem p;
-  Ids ids;
-  std::vector<int32_t> own;
-
-  Problem(const at::Tensor& q, const at::Tensor& k, const OptionalTensor& negatives,
-          const OptionalTensor& targets, const OptionalTensor& query_ids,
-          const OptionalTensor& key_ids, double scale, bool within, bool normalize)
-      : apart(negatives.has_value()) {
-    TORCH_CHECK_VALUE(q.dim() == 2 && k.dim() == 2 && q.numel() > 0 && k.size(1) == q.size(1),
-                      "info_nce: queries and keys must be [rows, D], got ", q.sizes(), " and ",
-                      k.sizes());
-    TORCH_CHECK_VALUE(!apart || (negatives->dim() == 2 && negatives->size(1) == q.size(1)),
-                      "info_nce: negatives must be [K, D], got ",
-                      apart ? negatives->sizes() : q.sizes());
-    const bool bf16 =
-        multiplies_bf16(q.scalar_type()) || (apart && multiplies_bf16(negatives->scalar_type()));
-    x = make_rows(q, normalize, bf16);
-    y = apart ? make_rows(*negatives, false, bf16) : make_rows(k, normalize, bf16);
-    if (apart) keys = make_rows(k, normalize, false);
-    p = make_cross(x, y, scale);
-    ids = make_ids(query_ids, key_ids, x.rows, y.rows);
-    ids.point(p);
-    p.within = within;
-    own = make_own(targets, x.M, k.size(0), x.rows);
-    if (!apart) p.own = own.data();
-  }
-
-  const Rows& positives() const { return apart ? keys : y; }
-
-  void run(void (*tile)(const CrossProblem&, Range, Range, float*)) const {
-    const Squares squares = make_squares(x.rows, y.rows, x.D);
-    at::Tensor scratch = at::empty({squares.threads, kCrossScratch}, at::kFloat);
-    float* data = scratch.mutable_data_ptr<float>();
-    for_each_square_tile(squares, [&](Range i, Range j, int64_t thread, int64_t) {
-      tile(p, i, j, data + thread * kCrossScratch);
-    });
-  }
-};
-
-// Losses of rows whose positive is kept out of their sum.
-void finish_losses(int64_t M, const float* maximum, const float* sum, const float* positive,
-                   const float* best, double scale, at::Tensor& loss, at::Tensor& lse,
-                   at::Tensor& hit) {
-  float* loss_out = loss.mutable_data_ptr<float>();
-  float* lse_out = lse.mutable_data_ptr<float>();
-  bool* hit_out = best ? hit.mutable_data_ptr<bool>() : nullptr;
-  for (int64_t m = 0; m < M; ++m) {
-    const double negatives = (std::log2(static_cast<double>(sum[m])) + maximum[m]) * kLn2;
-    const double own = positive[m] * scale;
-    const double each = softplus(negatives - own);
-    loss_out[m] = static_cast<float>(each);
-    lse_out[m] = static_cast<float>(own + each);
-    // a maximum skips NaN, the sum did not
-    if (best) hit_out[m] = each == each && positive[m] > best[m];
-  }
-}
+}  // namespace
 
 Statistics info_nce_fwd(const at::Tensor& queries, const at::Tensor& keys,
                         const OptionalTensor& negatives, const OptionalTensor& targets,
@@ -123,7 +57,8 @@ Statistics info_nce_fwd(const at::Tensor& queries, const at::Tensor& keys,
   TORCH_CHECK_VALUE(!columns || (N == M && !targets.has_value() && !negatives.has_value()),
                     "info_nce: columns need as many keys as queries, got ", N, " and ", M);
 
-  Problem all(queries, keys, negatives, targets, query_ids, key_ids, inverse, within, normalize);
+  InfoNceProblem all(queries, keys, negatives, targets, query_ids, key_ids, inverse, within,
+                     normalize);
   CrossProblem& p = all.p;
   p.columns = columns;
   const int64_t rows = all.x.rows, cols = columns ? all.y.rows : 0;
@@ -153,51 +88,20 @@ Statistics info_nce_fwd(const at::Tensor& queries, const at::Tensor& keys,
   return out;
 }
 
-// Adds what the positives pull: c_m k_t(m) to dx and, where keys are trained, c_m x_m to dk.
-void add_positives(const Problem& all, const std::vector<float>& pull, float* dx, float* dk,
-                   int64_t ld) {
-  const Rows& keys = all.positives();
-  const int64_t D = all.x.D, grain = std::max<int64_t>(1, 32768 / D);
-  if (dx)
-    at::parallel_for(0, all.x.M, grain, [&](int64_t begin, int64_t end) {
-      std::vector<float> buffer(D);
-      for (int64_t m = begin; m < end; ++m) {
-        const float* key = keys.row(all.own[m], buffer.data());
-        for (int64_t d = 0; d < D; ++d) dx[m * ld + d] += pull[m] * key[d];
-      }
-    });
-  if (!dk) return;
-  const ByTarget rows = by_target(all.own, all.x.M, keys.M);
-  at::parallel_for(0, keys.M, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer(D);
-    for (int64_t k = begin; k < end; ++k)
-      for (int64_t n = rows.first[k]; n < rows.first[k + 1]; ++n) {
-        const int64_t m = rows.order[n];
-        const float* query = all.x.row(m, buffer.data());
-        for (int64_t d = 0; d < D; ++d) dk[k * ld + d] += pull[m] * query[d];
-      }
-  });
-}
-
-Gradients info_nce_bwd(const at::Tensor& grad_loss, const OptionalTensor& grad_key_loss,
-                       const at::Tensor& queries, const at::Tensor& keys,
-                       const OptionalTensor& negatives, const OptionalTensor& targets,
-                       const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-                       const at::Tensor& loss, const at::Tensor& lse, const at::Tensor& key_loss,
-                       const at::Tensor& key_lse, const OptionalTensor& scale, double scale_factor,
-                       bool within, bool normalize, std::array<bool, 3> needs) {
-  if (queries.scalar_type() == at::kDouble) {
-    static const auto plain = reference<Backward>("sslops::info_nce_bwd_reference");
-    return plain.call(grad_loss, grad_key_loss, queries, keys, negatives, targets, query_ids,
-                      key_ids, loss, lse, key_loss, key_lse, scale, scale_factor, within, normalize,
-                      needs);
-  }
+Gradients info_nce_gradients(const at::Tensor& grad_loss, const OptionalTensor& grad_key_loss,
+                             const at::Tensor& queries, const at::Tensor& keys,
+                             const OptionalTensor& negatives, const OptionalTensor& targets,
+                             const OptionalTensor& query_ids, const OptionalTensor& key_ids,
+                             const at::Tensor& loss, const at::Tensor& lse,
+                             const at::Tensor& key_loss, const at::Tensor& key_lse,
+                             const OptionalTensor& scale, double scale_factor, bool within,
+                             bool normalize, std::array<bool, 3> needs, bool wide) {
   const double inverse = inverse_temperature(scale, scale_factor);
   const bool apart = negatives.has_value(), columns = grad_key_loss.has_value();
   needs[2] = needs[2] && apart;
   const auto f32 = queries.options().dtype(at::kFloat);
-  const auto result = [](bool needed, const at::Tensor& like) {
-    return at::empty(needed ? like.sizes() : at::IntArrayRef{0}, like.options());
+  const auto result = [&](bool needed, const at::Tensor& like) {
+    return at::empty(needed ? like.sizes() : at::IntArrayRef{0}, wide ? f32 : like.options());
   };
   Gradients out{result(needs[0], queries), result(needs[1], keys),
                 result(needs[2], apart ? *negatives : lse), at::full({}, kNan, f32)};
@@ -207,7 +111,8 @@ Gradients info_nce_bwd(const at::Tensor& grad_loss, const OptionalTensor& grad_k
     return out;
   }
 
-  Problem all(queries, keys, negatives, targets, query_ids, key_ids, inverse, within, normalize);
+  InfoNceProblem all(queries, keys, negatives, targets, query_ids, key_ids, inverse, within,
+                     normalize);
   CrossProblem& p = all.p;
   const int64_t M = all.x.M, rows = all.x.rows, cols = all.y.rows, ld = all.x.ld;
   TORCH_CHECK_VALUE(grad_loss.numel() == M && loss.numel() == M && lse.numel() == M,
@@ -267,6 +172,26 @@ Gradients info_nce_bwd(const at::Tensor& grad_loss, const OptionalTensor& grad_k
     finish_gradient(all.positives(), dk.const_data_ptr<float>(), ld, by, normalize, dkeys);
   if (needs[2]) finish_gradient(all.y, p.to_cols.dx, ld, by, false, dnegatives);
   return out;
+}
+
+namespace {
+
+Gradients info_nce_bwd(const at::Tensor& grad_loss, const OptionalTensor& grad_key_loss,
+                       const at::Tensor& queries, const at::Tensor& keys,
+                       const OptionalTensor& negatives, const OptionalTensor& targets,
+                       const OptionalTensor& query_ids, const OptionalTensor& key_ids,
+                       const at::Tensor& loss, const at::Tensor& lse, const at::Tensor& key_loss,
+                       const at::Tensor& key_lse, const OptionalTensor& scale, double scale_factor,
+                       bool within, bool normalize, std::array<bool, 3> needs) {
+  if (queries.scalar_type() == at::kDouble) {
+    static const auto plain = reference<Backward>("sslops::info_nce_bwd_reference");
+    return plain.call(grad_loss, grad_key_loss, queries, keys, negatives, targets, query_ids,
+                      key_ids, loss, lse, key_loss, key_lse, scale, scale_factor, within, normalize,
+                      needs);
+  }
+  return info_nce_gradients(grad_loss, grad_key_loss, queries, keys, negatives, targets, query_ids,
+                            key_ids, loss, lse, key_loss, key_lse, scale, scale_factor, within,
+                            normalize, needs, false);
 }
 
 }  // namespace

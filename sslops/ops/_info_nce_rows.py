@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sslops._library import op
-from sslops.ops import _info_nce  # noqa: F401  registers the ops
+from sslops.ops import _info_nce_joint  # noqa: F401  registers the ops
 
 
 class InfoNCEStats(NamedTuple):
@@ -43,13 +43,25 @@ def rows_of_info_nce(
     symmetric: bool = False,
     normalize: bool,
     stats: bool,
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, InfoNCEStats]:
-    """The loss of each row from checked arguments, by the cheapest op that can give it."""
+    """The loss of each row from checked arguments, by the cheapest op that can give it.
+
+    `shares` [M]: what the upstream gradients of the rows will most likely be in proportion to. It
+    decides what the gradient costs, never what it is.
+    """
     args = (queries, keys, negatives, targets, query_ids, key_ids, scale, factor, within)
     trained = keys if negatives is None else negatives
-    single = queries.requires_grad and torch.is_grad_enabled() and not trained.requires_grad
-    if single and not symmetric:
-        loss, lse, hit, _, _ = op("info_nce_single", queries)(*args, normalize, stats)
+    found: tuple[Tensor, ...] | None = None
+    if torch.is_grad_enabled() and not symmetric:
+        if trained.requires_grad and shares is not None and queries.device.type == "cpu":
+            found = op("info_nce_joint", queries)(
+                *args[:6], shares.detach(), *args[6:], normalize, stats
+            )
+        elif queries.requires_grad and not trained.requires_grad:
+            found = op("info_nce_single", queries)(*args, normalize, stats)
+    if found is not None:
+        loss, lse, hit, *_ = found
         none, no_hit = loss.new_empty(0), hit.new_empty(0)
         return loss, InfoNCEStats(loss.detach(), lse, hit, none, none, no_hit)
     loss, lse, key_loss, key_lse, hit, key_hit = op("info_nce_fwd", queries)(

@@ -105,6 +105,7 @@ def cpc_loss(
     scale, factor = checked_by_all(team, name, predictions, checked)
     K, B, T, D = predictions.shape
     dtype = autocast_dtype(predictions)
+    wide = torch.promote_types(dtype, torch.float32)
     index, positive, step = _positions(K, B, T, predictions.device)
     rows = predictions.to(dtype).reshape(-1, D).index_select(0, index)  # [M, D]
     keys = targets.to(dtype).reshape(-1, D)  # [B T, D]
@@ -126,15 +127,16 @@ def cpc_loss(
             sampled = rows_at(team, key_ids, before, keys)
         query_ids = positive + before  # a draw that hits the positive is left out
         if normalize:
-            wide = torch.promote_types(dtype, torch.float32)
             sampled = F.normalize(sampled.to(wide), dim=1)
     elif negatives != "all":
         key_ids = torch.arange(B, device=keys.device).repeat_interleave(T)
         query_ids = positive // T
+    count = T - torch.arange(1, K + 1, device=keys.device)  # [K], rows of a sequence
     if len(rows):
         found = rows_of_info_nce(
             rows, keys, sampled, positive, query_ids, key_ids, scale, factor,
             within=negatives == "sequence", normalize=normalize, stats=return_stats,
+            shares=None if team is not None else count.to(wide).reciprocal()[step],
         )  # fmt: skip
     else:
         found = _nothing(scale, rows, keys, *(() if sampled is None else (sampled,)))
@@ -143,7 +145,6 @@ def cpc_loss(
         found = against_other_sequences(found, team, places, rows, keys, positive, *options)
     loss, stats = found
 
-    count = T - torch.arange(1, K + 1, device=loss.device)  # [K], rows of a sequence
     by_step = loss.new_zeros(K).index_add(0, step, loss) / count
     mean = shared_mean(team, by_step.mean(), by_step.new_full((), B))
     if not return_stats:

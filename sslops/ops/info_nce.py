@@ -17,6 +17,7 @@ from sslops.ops._checks import (
 from sslops.ops._group import reduce_over
 from sslops.ops._group_info_nce import rows_of_team
 from sslops.ops._info_nce_rows import InfoNCEStats, rows_of_info_nce
+from sslops.ops._remote import wide
 from sslops.parallel import Group, checked_by_all, team_of
 
 __all__ = ["InfoNCEStats", "info_nce"]
@@ -48,7 +49,7 @@ def info_nce(
     The negatives y are the other keys, or, with `queue`, the queue's rows alone (MoCo). A_i are
     those of them that are not the positive and do not carry row i's id. Memory is O((M + N) D).
     Where the negatives are not trained (a queue, or keys without gradient) loss and gradient come
-    from a single pass over them.
+    from a single pass over them; on the CPU those of a mean or sum over trained keys do, too.
 
     Args:
         queries: [M, D] float16, bfloat16, float32 or float64, any strides. Under autocast,
@@ -115,9 +116,13 @@ def info_nce(
         row_ids, column_ids, scale, factor,
     )  # fmt: skip
     if team is None:
+        shares = None
+        if reduction != "none":
+            shares = wide(queries).new_ones(len(queries)) if w is None else w
         loss, stats = rows_of_info_nce(
-            *rows_and_ids, symmetric=symmetric, normalize=normalize, stats=return_stats
-        )
+            *rows_and_ids, symmetric=symmetric, normalize=normalize, stats=return_stats,
+            shares=shares,
+        )  # fmt: skip
     else:
         loss, stats = rows_of_team(
             team, name, *rows_and_ids, symmetric=symmetric, normalize=normalize,

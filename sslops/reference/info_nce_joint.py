@@ -1,0 +1,61 @@
+"""InfoNCE whose gradient is computed with the loss, in plain PyTorch; see info_nce."""
+
+import torch
+from torch import Tensor
+
+from sslops.reference.info_nce import info_nce_bwd, info_nce_fwd
+
+
+def info_nce_joint(
+    queries: Tensor,
+    keys: Tensor,
+    negatives: Tensor | None,
+    targets: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    weights: Tensor | None,
+    scale: Tensor | None,
+    scale_factor: float,
+    within: bool,
+    normalize: bool,
+    stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses and the gradients of their weighted sum, all sides trained.
+
+    Args are those of `info_nce_fwd`, and:
+        weights: [M] of the dtype of the loss, None for 1.
+
+    Returns:
+        (loss [M], lse [M], hit [M] bool or empty, dqueries [M, D], dkeys [N, D], dnegatives [K, D]
+        or empty, dscale 0-d): derivatives of sum(weights * loss), in the dtype of the loss.
+    """
+    options = (targets, query_ids, key_ids)
+    last = (scale, scale_factor, within)
+    loss, lse, none, _, hit, _ = info_nce_fwd(
+        queries, keys, negatives, *options, *last, False, normalize, stats
+    )
+    w = torch.ones_like(loss) if weights is None else weights
+    rows = [None if each is None else each.to(loss.dtype) for each in (queries, keys, negatives)]
+    gradients = info_nce_bwd(
+        w, None, *rows, *options, loss, lse, none, none, *last, normalize, [True] * 3
+    )
+    return loss, lse, hit, *gradients
+
+
+def multiple_of(grad: Tensor, weights: Tensor | None) -> Tensor | None:
+    """The c of grad = c * weights, 0-d, None if there is none.
+
+    Within a few roundings of each element, which leave as little in the gradients. Read on the
+    host: for the CPU.
+
+    Args:
+        grad: [M].
+        weights: [M], None for 1.
+    """
+    w = torch.ones_like(grad) if weights is None else weights
+    first = w.abs().argmax()
+    c = grad[first] / w[first]
+    expected = c * w
+    few = 8 * torch.finfo(grad.dtype).eps
+    same = ((grad - expected).abs() <= few * expected.abs()).all()  # false where anything is NaN
+    return c if bool(same) else None

@@ -1,0 +1,243 @@
+"""InfoNCE's gradient that comes with the loss: strips, wrong guesses, what it falls back to.
+
+Its accuracy is checked wherever info_nce's is (info_nce_checks.check).
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sslops
+from sslops.ops._info_nce_rows import rows_of_info_nce
+from sslops.reference.info_nce_joint import multiple_of
+
+from .conftest import LEVELS, running
+from .info_nce_checks import ALL, check, make_case, ours
+from .numerics import assert_as_accurate_as
+
+OPS = torch.ops.sslops
+
+
+def recorded(monkeypatch):
+    """Names of the ops that are asked for, as they are."""
+    from sslops.ops import _info_nce_joint, _info_nce_rows
+
+    names = []
+    for module in (_info_nce_joint, _info_nce_rows):
+        original = module.op
+        monkeypatch.setattr(
+            module, "op", lambda name, x, f=original: names.append(name) or f(name, x)
+        )
+    return names
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_known_mean_takes_one_pass(monkeypatch, reduction, weighted):
+    names = recorded(monkeypatch)
+    q, k = (torch.randn(9, 5, requires_grad=True) for _ in range(2))
+    w = torch.rand(9, requires_grad=True) if weighted else None
+    (3e4 * sslops.info_nce(q, k, weights=w, reduction=reduction)).backward()
+    assert names == ["info_nce_joint"]
+    names.clear()
+    rows = sslops.info_nce(q, k, reduction="none")
+    (rows if w is None else rows * w).sum().backward()
+    assert names == ["info_nce_fwd"]
+    names.clear()
+    with torch.no_grad():
+        sslops.info_nce(q, k)
+    assert names == ["info_nce_fwd"]
+
+
+@pytest.mark.parametrize("negatives", ["all", "sequence", "other", 7])
+def test_cpc_takes_one_pass(monkeypatch, negatives):
+    names = recorded(monkeypatch)
+    predictions, targets = torch.randn(3, 4, 9, 5), torch.randn(4, 9, 5)
+    leaves = predictions.requires_grad_(), targets.requires_grad_()
+    (0.3 * sslops.cpc_loss(*leaves, negatives=negatives)).backward()
+    assert names == ["info_nce_joint"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_wrong_guess_costs_time_alone(backend, dtype):
+    case = make_case(60, 70, 16, dtype, targets=True)
+    grad = torch.rand(60) + 0.1
+    for shares in (torch.ones(60), torch.zeros(60), grad.roll(1), grad * (1 + 1e-5 * (grad > 0.5))):
+        _, _, other = ours(case, ALL, grad, shares=shares)
+        _, _, exact = ours(case, ALL, grad)
+        assert all(torch.equal(other[name], exact[name]) for name in ALL)
+
+
+def test_multiples():
+    w = torch.tensor([0.0, 1.0, -2.0, 1e-30])
+    assert multiple_of(-3 * w, w) == -3
+    assert multiple_of(0 * w, w) == 0
+    assert multiple_of(torch.full((4,), 65536.0), None) == 65536
+    assert multiple_of(w, None) is None
+    assert multiple_of(3 * w + torch.tensor([1e-30, 0, 0, 0]), w) is None
+    assert multiple_of(3 * w + torch.tensor([0, 0, 0, 1e-34]), w) is None  # each by itself
+    for bad in (float("nan"), float("inf")):
+        assert multiple_of(bad * torch.ones(4), None) is None
+        assert multiple_of(torch.ones(4), torch.full((4,), bad)) is None
+    assert multiple_of(torch.ones(4), torch.zeros(4)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_strips(backend, dtype, threads):
+    """Several strips and column tiles, and threads that wait for each other's columns."""
+    case = make_case(700, 800, 24, dtype, targets=True)
+    grad, before = torch.rand(700) + 0.1, torch.get_num_threads()
+    _, _, exact = ours(case, ALL, grad)
+    try:
+        torch.set_num_threads(threads)
+        loss, stats, grads = ours(case, ALL, grad, shares=grad)
+        again = ours(case, ALL, grad, shares=grad)
+        check(case, grad)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(loss, again[0])
+    assert all(map(torch.equal, stats, again[1]))
+    assert all(torch.equal(grads[name], again[2][name]) for name in ALL)
+    torch.testing.assert_close(grads, exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_too_narrow_for_strips(backend, dtype):
+    """A strip of 128 rows would be larger than twice the inputs: two passes."""
+    check(make_case(130, 5000, 3, dtype, targets=True))
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 3.0, 60.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_trained_negatives_apart_from_the_keys(backend, dtype, size):
+    """As cpc_loss draws them; with keys so large that their logits need a maximum."""
+    M, N, D, K, factor = 40, 50, 12, 60, 0.7
+    targets, ids = torch.randint(N, (M,)), (torch.arange(M) % 5 - 1, torch.arange(K) % 5 - 1)
+    inputs = [torch.randn(n, D).mul(size if n == N else 1).to(dtype) for n in (M, N, K)]
+    w = torch.rand(M) + 0.1
+
+    def losses(kind, plain):
+        q, k, n = leaves = [x.to(kind, copy=True).requires_grad_() for x in inputs]
+        if not plain:
+            loss, _ = rows_of_info_nce(
+                q, k, n, targets, *ids, None, factor, normalize=False, stats=False, shares=w
+            )
+        else:
+            logits = factor * torch.cat([(q * k[targets]).sum(1, keepdim=True), q @ n.T], dim=1)
+            same = (ids[0][:, None] == ids[1]) & (ids[0][:, None] >= 0)
+            logits = logits.masked_fill(F.pad(same, (1, 0)), -math.inf)
+            loss = F.cross_entropy(logits, torch.zeros(M, dtype=torch.int64), reduction="none")
+        (loss * w).sum().backward()
+        return loss.detach(), *(x.grad for x in leaves)
+
+    truth, naive = losses(torch.float64, True), losses(dtype, True)
+    q, k, n = (x.double().norm(dim=1).max() for x in inputs)
+    logit = factor * q * max(k, n) + math.log(K)
+    mass = w.sum()
+    bounds = (logit, logit * factor * max(k, n) * w.max(), *[logit * factor * q * mass] * 2)
+    for name, *each, bound in zip(
+        ("loss", "dq", "dk", "dn"), losses(dtype, False), naive, truth, bounds, strict=True
+    ):
+        assert_as_accurate_as(*each, name=name, scale=float(bound))
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+def test_half_precision_gradients_below_their_range(backend, temperature):
+    """A gradient scaler's 65,536 must reach them before they are rounded to float16."""
+    case = make_case(64, 64, 16, torch.float16, temperature=temperature)
+    grad = torch.full((64,), 1.0)
+    tiny = [ours(case, ("keys",), s * grad, shares=1e-9 * grad)[2]["keys"] for s in (1e-9, 1.0)]
+    assert (tiny[0] == 0).float().mean() > 0.5  # as any float16 gradient of that size
+    exact = ours(case, ("keys",), grad)[2]["keys"]
+    torch.testing.assert_close(tiny[1], exact, rtol=2e-3, atol=1e-6)
+
+
+def test_positives_far_above_what_float32_holds(backend):
+    """exp(100) of a key against exp(60) of a trained negative: the quotient is still a number."""
+    q, k, n = torch.ones(3, 1), torch.full((3, 1), 100.0), torch.full((2, 1), 60.0)
+    n.requires_grad_()
+    loss, _ = rows_of_info_nce(
+        q, k, n, None, None, None, None, 1.0, normalize=False, stats=False, shares=torch.ones(3)
+    )
+    (dn,) = torch.autograd.grad(loss.sum(), n)
+    torch.testing.assert_close(dn, torch.full((2, 1), 3 * math.exp(-40)), rtol=1e-4, atol=0)
+
+
+def test_sums_of_many_large_terms(backend):
+    """Each is a float32 number, their sum is not."""
+    q, k = torch.full((130, 192), 0.1), torch.full((40_000, 192), 0.1)
+    q, k = q.requires_grad_(), k.requires_grad_()
+    temperature = 1.92 / 79
+    loss = sslops.info_nce(q, k, temperature=temperature, normalize=False)
+    assert loss.item() == pytest.approx(math.log(40_000), rel=1e-5)
+    _, dk = torch.autograd.grad(loss, (q, k))
+    torch.testing.assert_close(dk[30_000], dk.new_full((192,), 0.1 / temperature / 40_000))
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("permuted", [False, True])
+def test_opcheck(negatives, dtype, permuted):
+    def rows(n):
+        x = torch.randn(4, n, dtype=dtype).t() if permuted else torch.randn(n, 4, dtype=dtype)
+        return x.detach().requires_grad_()
+
+    queries, keys, scale = rows(6), rows(6), torch.tensor(3.0, requires_grad=True)
+    others, targets = rows(9) if negatives else None, torch.tensor([5, 5, 0, 1, 2, 2])
+    ids = (torch.arange(6) % 3 - 1, torch.arange(9 if negatives else 6) % 3)
+    tensors, w = (queries, keys, others, targets, *ids), torch.rand(6)
+    for stats, weights in ((False, None), (True, w)):
+        args = (*tensors, weights, scale, 2.0, False, True, stats)
+        torch.library.opcheck(OPS.info_nce_joint, args)
+    plain = [each if each is None else each.detach() for each in tensors]
+    args = (None, 6.0, False, True)
+    loss, lse, _, *found = OPS.info_nce_joint(*plain, w, *args, False)
+    for grad in (2 * w, torch.rand(6)):  # as guessed, and not
+        for needs in ([True, True, True], [True, False, False]):
+            saved = (grad, *plain, w, loss, lse, *found, *args, needs)
+            torch.library.opcheck(OPS.info_nce_joint_bwd, saved)
+
+
+@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
+def test_fullgraph_compile(backend_name):
+    q, k = (torch.randn(40, 8, requires_grad=True) for _ in range(2))
+    with running(backend_name):
+        compiled = torch.compile(
+            lambda a, b: sslops.info_nce(a, b), fullgraph=True, backend="aot_eager"
+        )
+        expected = torch.autograd.grad(sslops.info_nce(q, k), (q, k))
+        torch.testing.assert_close(torch.autograd.grad(compiled(q, k), (q, k)), expected)
+
+
+def test_gradients_of_a_non_positive_temperature_are_nan(backend):
+    q, k = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
+    loss = sslops.info_nce(q, k, temperature=torch.tensor(-1.0))
+    assert loss.isnan()
+    assert all(each.isnan().all() for each in torch.autograd.grad(loss, (q, k)))
+
+
+def test_inputs_that_are_not_finite(backend):
+    for bad in (float("nan"), float("inf")):
+        q, k = torch.randn(40, 8), torch.randn(40, 8)
+        q[3, 2] = bad
+        q, k = q.requires_grad_(), k.requires_grad_()
+        loss, stats = sslops.info_nce(q, k, return_stats=True)
+        assert loss.isnan()
+        assert not stats.hit[3]
+        _, dk = torch.autograd.grad(loss, (q, k))
+        assert dk.isnan().any()
+
+
+@pytest.mark.parametrize("backend_name", LEVELS)
+def test_refuses_weights_of_another_length(backend_name):
+    q = torch.randn(6, 4)
+    with (
+        running(backend_name),
+        pytest.raises(ValueError, match=r"weights must be \[M\] with M = 6, got \[5\]"),
+    ):
+        OPS.info_nce_joint(
+            q, q, None, None, None, None, torch.ones(5), None, 1.0, False, True, False
+        )
