@@ -134,12 +134,13 @@ def pictures_beside(runs: Sequence[Run]) -> str:
         shown = [run for run in runs if name in run.pictures]
         if len({run.pictures[name] for run in shown}) < 2:
             continue
+        wide = name not in NEIGHBOURS
         figures = "".join(
             figure(
                 str(run.folder),
-                picture(run.pictures[name], f"{titled(name)}, {run.folder}", wide=True),
+                picture(run.pictures[name], f"{titled(name)}, {run.folder}", wide=wide),
                 own_settings(run, shown),
-                wide=True,
+                wide=wide,
             )
             for run in shown
         )
