@@ -51,7 +51,9 @@ SWEEP = [
     for dtype in ("float32", "bfloat16")
 ]
 MEMORY = [("clip_loss", "8192x512", provider) for provider in ("sslops", "eager", "chunked")] + [
-    ("moco", "256x65536x128", provider) for provider in ("sslops", "eager")
+    (op, size, provider)
+    for op, size in (("moco", "256x65536x128"), ("info_nce", "8192x128"))
+    for provider in ("sslops", "eager")
 ]
 
 
