@@ -35,7 +35,8 @@ def info_nce_joint(
         queries, keys, negatives, *options, *last, False, normalize, stats
     )
     w = torch.ones_like(loss) if weights is None else weights
-    rows = [None if each is None else each.to(loss.dtype) for each in (queries, keys, negatives)]
+    third = None if negatives is None else negatives.to(loss.dtype)
+    rows = (queries.to(loss.dtype), keys.to(loss.dtype), third)
     gradients = info_nce_bwd(
         w, None, *rows, *options, loss, lse, none, none, *last, normalize, [True] * 3
     )
