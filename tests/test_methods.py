@@ -21,6 +21,7 @@ from sslops.training.feed import Feed
 from sslops.training.guard import Interrupted
 from sslops.training.methods import METHODS
 from sslops.training.report import write_report
+from sslops.training.report.views import caption
 
 from .method_cases import METHOD_CASES
 from .test_training import assert_same, without_times
@@ -73,6 +74,9 @@ def test_resumes_to_the_bit(tmp_path, name, fields, monkeypatch):
     whole, parts = (load(tmp_path / each / "checkpoint" / "last.pt") for each in ("whole", "parts"))
     assert whole["step"] == 8
     assert_same(whole, parts)
+    drawn = {path.stem for path in (tmp_path / "whole" / "pictures").iterdir()}
+    assert drawn == {path.stem for path in (tmp_path / "parts" / "pictures").iterdir()}
+    assert all(caption(each) for each in drawn), "every picture says what it shows"
     assert without_times(tmp_path / "whole") == without_times(tmp_path / "parts")
 
 

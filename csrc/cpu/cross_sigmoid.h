@@ -50,10 +50,9 @@ struct CrossSigmoid : Cross<E> {
     const F size = select(l < F{}, -l, l);
     const F t = V::template exp2<5>(size * -1.44269504f);  // exp(-|l|)
     const F inverse = 1.0f / (1.0f + t);
-    F loss = V::max(l, F{}) + V::log1p(t);
-    loss = select(l == l, loss, l);  // NaN is not compared away
+    const F loss = V::max(l, F{}) + V::log1p(t);  // NaN if l is
     F g = select(l < F{}, t * inverse, inverse);
-    g = select(l == l, g, l);
+    g = select(l == l, g, l);  // NaN is not compared away
     g = select(own, -g, g);
     losses += select(none, F{}, loss);
     g = select(none, F{}, g);

@@ -26,6 +26,8 @@ CAPTIONS = {
     "the network sees them.",
     "patches-put-in-place": "Each column is one training image: its patches, and below each where "
     "the network puts it around the middle one.",
+    "places-taken-for": "One small grid for each place around the middle, from the upper left: how "
+    "often its patches are put into each place, the most frequent white.",
     "puzzles": "Each column is one training image: its tiles as the network sees them, and two of "
     "the orders it is shown.",
     "puzzles-put-back-solutions": "Each column is one training image: a puzzle, what it becomes in "
@@ -33,10 +35,25 @@ CAPTIONS = {
     "holes": "Each column is one training image: a view, and below what the network sees of it.",
     "from-top-input-nearest-fill-prediction-truth": "Each column is one training image: what the "
     "network sees, the hole filled with the nearest pixels, filled by the network, and the truth.",
+    "image-lightness-colours-asked-for": "Each column is one training image: as it is, the "
+    "lightness that the network sees, and the colours it is asked for, at their resolution.",
+    "predicted-against-true": "Each column is one recording, each row a number of steps ahead: "
+    "from top to bottom the times of predicting, from left to right those of what came, bright "
+    "where the two fit. A network that knows is bright on a line beside the diagonal.",
+    "attention": "Each column is one training image, and below it where the class token of the "
+    "last block looks.",
+    "attention-by-stage": "Each column is one image, and below it where the activations of each "
+    "stage are large.",
     "lightness-its-colours-colours-their-lightness-true": "Each column is one training image: "
     "its lightness, the colours that one half gives it, its colours, the lightness that the other "
     "half gives them, and the image.",
 }
+PAINTED = "Each column is one image: without its colours, with those of the network, and as it is."
+
+
+def caption(name: str) -> str:
+    """What stands under a method's picture; empty for one of a method from outside."""
+    return PAINTED if name.startswith("grey-") else CAPTIONS.get(name, "")
 
 
 def feature_space(run: Run) -> str:
@@ -118,10 +135,9 @@ def method_pictures(run: Run) -> str:
         return section("What the method sees", missing("No picture of augmented images was saved."))
     figures = []
     for name in sorted(names, key=lambda n: (n != "views", n)):
-        caption = CAPTIONS.get(name, "")
         head = "Augmented views" if name == "views" else titled(name)
         figures.append(
-            figure(head, picture(run.pictures[name], head, wide=True), caption, wide=True)
+            figure(head, picture(run.pictures[name], head, wide=True), caption(name), wide=True)
         )
     return section("What the method sees", f'<div class="charts">{"".join(figures)}</div>')
 
@@ -145,9 +161,7 @@ def pictures_beside(runs: Sequence[Run]) -> str:
             for run in shown
         )
         sections.append(
-            section(
-                titled(name), f'<div class="charts">{figures}</div>', lead=CAPTIONS.get(name, "")
-            )
+            section(titled(name), f'<div class="charts">{figures}</div>', lead=caption(name))
         )
     return "".join(sections)
 
