@@ -176,3 +176,16 @@ def test_ids_equal_fewer_negatives():
     row_ids = torch.full((8,), 2)
     found = sslops.info_nce(queries, keys, queue=queue, query_ids=row_ids, key_ids=key_ids)
     torch.testing.assert_close(found, sslops.info_nce(queries, keys, queue=queue[:12]))
+
+
+def test_keys_left_out_by_the_hundred_set_no_maximum(backend):
+    """Among logits of -300 a tile without any negative must not count as one of logit 0."""
+    queries, keys = torch.ones(3, 1), torch.full((600, 1), -300.0)
+    row_ids, key_ids = torch.full((3,), 7), torch.full((600,), 8)
+    key_ids[:256] = 7
+    loss = sslops.info_nce(
+        queries, keys, targets=torch.tensor([599, 0, 300]), query_ids=row_ids, key_ids=key_ids,
+        temperature=1.0, normalize=False, reduction="none",
+    )  # fmt: skip
+    expected = torch.tensor([344.0, 345.0, 344.0]).log()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
