@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs no factor of ten.
 export GOMP_SPINCOUNT ?= 0
 
-SANITIZED := $(addprefix tests/test_,$(addsuffix .py,nt_xent nt_xent_weights info_nce info_nce_masks \
+SANITIZED := $(addprefix tests/test_,$(addsuffix .py,nt_xent nt_xent_weights info_nce info_nce_joint info_nce_masks \
     clip_loss sup_con cpc_loss sigmoid_loss))
 
 .PHONY: help setup demo test fuzz peers lint types bench figures gpu sanitize docs doctor wheel clean
