@@ -101,7 +101,7 @@ def ours(
         *leaves.values(), case.queue, case.targets, case.query_ids, case.key_ids,
         scale, 1 / case.temperature if scale is None else 2.0,
         within=case.within, symmetric=case.symmetric, normalize=case.normalize, stats=stats,
-        shares=None if shares is None else shares.to(wide),
+        reduced=shares is not None, shares=None if shares is None else shares.to(wide),
     )  # fmt: skip
     if not trained:
         return loss, found, {}

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import sslops
+from sslops.ops._info_nce_joint import multiple_of
 from sslops.ops._info_nce_rows import rows_of_info_nce
-from sslops.reference.info_nce_joint import multiple_of
 
 from .conftest import LEVELS, running
 from .info_nce_checks import ALL, check, make_case, ours
@@ -123,7 +123,17 @@ def test_trained_negatives_apart_from_the_keys(backend, dtype, size):
         q, k, n = leaves = [x.to(kind, copy=True).requires_grad_() for x in inputs]
         if not plain:
             loss, _ = rows_of_info_nce(
-                q, k, n, targets, *ids, None, factor, normalize=False, stats=False, shares=w
+                q,
+                k,
+                n,
+                targets,
+                *ids,
+                None,
+                factor,
+                normalize=False,
+                stats=False,
+                reduced=True,
+                shares=w,
             )
         else:
             logits = factor * torch.cat([(q * k[targets]).sum(1, keepdim=True), q @ n.T], dim=1)
@@ -160,7 +170,7 @@ def test_positives_far_above_what_float32_holds(backend):
     q, k, n = torch.ones(3, 1), torch.full((3, 1), 100.0), torch.full((2, 1), 60.0)
     n.requires_grad_()
     loss, _ = rows_of_info_nce(
-        q, k, n, None, None, None, None, 1.0, normalize=False, stats=False, shares=torch.ones(3)
+        q, k, n, None, None, None, None, 1.0, normalize=False, stats=False, reduced=True
     )
     (dn,) = torch.autograd.grad(loss.sum(), n)
     torch.testing.assert_close(dn, torch.full((2, 1), 3 * math.exp(-40)), rtol=1e-4, atol=0)

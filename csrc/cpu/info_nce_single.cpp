@@ -83,9 +83,8 @@ class Stage {
 struct Plan {
   int64_t tiles, strips, strip;
   Plan(int64_t rows, int64_t keys, int64_t D) {
-    constexpr int64_t kSerial = 1 << 20;  // multiply-adds below which a second thread costs more
-    const bool serial = rows * keys * D < kSerial || at::in_parallel_region();
-    const int64_t tasks = serial ? 1 : 4 * at::get_num_threads();
+    const int64_t threads = threads_for(rows * keys * D);
+    const int64_t tasks = threads == 1 ? 1 : 4 * threads;
     tiles = (rows + kTile - 1) / kTile;
     strips = std::clamp<int64_t>((tasks + tiles - 1) / tiles, 1, (keys + kTile - 1) / kTile);
     strip = ((keys + strips - 1) / strips + kTile - 1) / kTile * kTile;

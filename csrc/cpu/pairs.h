@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "threads.h"
 #include "tiles.h"
 
 namespace sslops {
@@ -24,9 +25,7 @@ struct Blocks {
 
 // Four blocks a thread give each round two pairs a thread; small problems stay on one thread.
 inline Blocks make_blocks(int64_t rows, int64_t D) {
-  constexpr int64_t kSerial = 1 << 20;  // multiply-adds below which a second thread costs more
-  const bool serial = rows * rows * D < kSerial || at::in_parallel_region();
-  const int64_t threads = serial ? 1 : at::get_num_threads();
+  const int64_t threads = threads_for(rows * rows * D);
   const int64_t parts = threads == 1 ? 1 : 4 * threads;
   int64_t block = ((rows + parts - 1) / parts + kPanel - 1) / kPanel * kPanel;
   if (threads > 1) block = std::clamp<int64_t>(block, 2 * kPanel, 4 * kTile);

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "threads.h"
 #include "tiles.h"
 
 namespace sslops {
@@ -30,9 +31,7 @@ inline int64_t round_to_panel(int64_t n) { return (n + kPanel - 1) / kPanel * kP
 
 // Two strips a thread; small problems stay on one thread.
 inline Squares make_squares(int64_t rows, int64_t cols, int64_t D) {
-  constexpr int64_t kSerial = 1 << 20;  // multiply-adds below which a second thread costs more
-  const bool serial = rows * cols * D < kSerial || at::in_parallel_region();
-  const int64_t threads = serial ? 1 : at::get_num_threads();
+  const int64_t threads = threads_for(rows * cols * D);
   int64_t count = threads == 1 ? 1 : 2 * threads;
   count = std::max<int64_t>(1, std::min({count, rows / kPanel, cols / kPanel}));
   const auto strip = [&](int64_t n) { return round_to_panel((n + count - 1) / count); };

@@ -18,10 +18,8 @@ struct Strips {
 // Strips whose tiles have `room` floats in all threads together; null if they would be so flat that
 // columns are read more often than that is worth.
 inline std::optional<Strips> make_strips(int64_t rows, int64_t cols, int64_t D, int64_t room) {
-  constexpr int64_t kSerial = 1 << 20;  // multiply-adds below which a second thread costs more
   constexpr int64_t kFlat = kTile / 2;
-  const bool serial = rows * cols * D < kSerial || at::in_parallel_region();
-  const int64_t threads = serial ? 1 : at::get_num_threads();
+  const int64_t threads = threads_for(rows * cols * D);
   const int64_t tiles = (cols + kTile - 1) / kTile;
   const int64_t fit = room / (threads * tiles * kTileStride) / kPanel * kPanel;
   if (fit < std::min(kFlat, rows)) return std::nullopt;

@@ -43,21 +43,21 @@ def rows_of_info_nce(
     symmetric: bool = False,
     normalize: bool,
     stats: bool,
+    reduced: bool = False,
     shares: Tensor | None = None,
 ) -> tuple[Tensor, InfoNCEStats]:
     """The loss of each row from checked arguments, by the cheapest op that can give it.
 
-    `shares` [M]: what the upstream gradients of the rows will most likely be in proportion to. It
-    decides what the gradient costs, never what it is.
+    `reduced`: the rows will most likely be summed in proportion to `shares` [M], None for equal
+    ones. It decides what the gradient costs on the CPU, never what it is.
     """
     args = (queries, keys, negatives, targets, query_ids, key_ids, scale, factor, within)
     trained = keys if negatives is None else negatives
     found: tuple[Tensor, ...] | None = None
     if torch.is_grad_enabled() and not symmetric:
-        if trained.requires_grad and shares is not None and queries.device.type == "cpu":
-            found = op("info_nce_joint", queries)(
-                *args[:6], shares.detach(), *args[6:], normalize, stats
-            )
+        if trained.requires_grad and reduced and queries.device.type == "cpu":
+            weights = None if shares is None else shares.detach()
+            found = op("info_nce_joint", queries)(*args[:6], weights, *args[6:], normalize, stats)
         elif queries.requires_grad and not trained.requires_grad:
             found = op("info_nce_single", queries)(*args, normalize, stats)
     if found is not None:

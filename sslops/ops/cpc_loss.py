@@ -136,7 +136,7 @@ def cpc_loss(
         found = rows_of_info_nce(
             rows, keys, sampled, positive, query_ids, key_ids, scale, factor,
             within=negatives == "sequence", normalize=normalize, stats=return_stats,
-            shares=None if team is not None else count.to(wide).reciprocal()[step],
+            reduced=team is None, shares=count.to(wide).reciprocal()[step],
         )  # fmt: skip
     else:
         found = _nothing(scale, rows, keys, *(() if sampled is None else (sampled,)))

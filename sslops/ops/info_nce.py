@@ -17,7 +17,6 @@ from sslops.ops._checks import (
 from sslops.ops._group import reduce_over
 from sslops.ops._group_info_nce import rows_of_team
 from sslops.ops._info_nce_rows import InfoNCEStats, rows_of_info_nce
-from sslops.ops._remote import wide
 from sslops.parallel import Group, checked_by_all, team_of
 
 __all__ = ["InfoNCEStats", "info_nce"]
@@ -116,12 +115,9 @@ def info_nce(
         row_ids, column_ids, scale, factor,
     )  # fmt: skip
     if team is None:
-        shares = None
-        if reduction != "none":
-            shares = wide(queries).new_ones(len(queries)) if w is None else w
         loss, stats = rows_of_info_nce(
             *rows_and_ids, symmetric=symmetric, normalize=normalize, stats=return_stats,
-            shares=shares,
+            reduced=reduction != "none", shares=w,
         )  # fmt: skip
     else:
         loss, stats = rows_of_team(

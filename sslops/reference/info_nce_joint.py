@@ -41,22 +41,3 @@ def info_nce_joint(
         w, None, *rows, *options, loss, lse, none, none, *last, normalize, [True] * 3
     )
     return loss, lse, hit, *gradients
-
-
-def multiple_of(grad: Tensor, weights: Tensor | None) -> Tensor | None:
-    """The c of grad = c * weights, 0-d, None if there is none.
-
-    Within a few roundings of each element, which leave as little in the gradients. Read on the
-    host: for the CPU.
-
-    Args:
-        grad: [M].
-        weights: [M], None for 1.
-    """
-    w = torch.ones_like(grad) if weights is None else weights
-    first = w.abs().argmax()
-    c = grad[first] / w[first]
-    expected = c * w
-    few = 8 * torch.finfo(grad.dtype).eps
-    same = ((grad - expected).abs() <= few * expected.abs()).all()  # false where anything is NaN
-    return c if bool(same) else None
