@@ -17,7 +17,7 @@ from bench.__main__ import main
 from bench.cases import OPS, make_case
 from bench.check import judge, truth
 from bench.gpu_check import SHARES, STEPS, TOTAL, Check, counts
-from bench.providers import PROVIDERS, Job, Provider
+from bench.providers import PROVIDERS, Job, Provider, stand_ins
 from bench.providers.chunked import LOSSES as CHUNKED_LOSSES
 from bench.providers.eager import LOSSES as EAGER_LOSSES
 from bench.timing import measure, summary
@@ -137,6 +137,20 @@ def test_skipped_providers_name_their_reason(tmp_path):
     assert said[0] == "without memeff: needs a CUDA device"
     missing = Provider({}, needs=("no_such_package",))
     assert "no_such_package does not import" in missing.available(CPU)
+
+
+def test_a_peer_is_imported_without_what_its_losses_do_not_use(tmp_path, monkeypatch):
+    (tmp_path / "peer_one.py").write_text(
+        "from absent_models import Backbone\nclass Loss(Backbone): pass\n"
+    )
+    (tmp_path / "peer_two.py").write_text("import absent_numbers\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(stand_ins.UNUSED, "peer_one", ("absent_models",))
+    stand_ins.import_peer("peer_one").Loss()
+    assert "absent_models" not in sys.modules
+    with pytest.raises(ImportError, match="absent_numbers"):
+        stand_ins.import_peer("peer_two")
+    assert "absent_numbers" in Provider({}, needs=("peer_two",)).available(CPU)
 
 
 def test_a_used_up_budget_is_said(tmp_path):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sslops
+from bench.providers.stand_ins import import_peer
 from sslops.compat import (
     info_nce_pytorch,
     lightly,
@@ -21,23 +22,15 @@ from sslops.compat import (
     solo_learn,
 )
 from tests import _migration
-from tests._compat import assert_same_loss, import_peer
+from tests._compat import assert_same_loss
 
 pytestmark = pytest.mark.peer
 B, D, K = 16, 8, 64
-STAND_INS = {
-    "lightly": ("torchvision", "timm", "pytorch_lightning"),
-    "open_clip": ("torchvision", "timm"),
-    "solo": (
-        "torchvision", "timm", "pytorch_lightning", "einops", "torchmetrics", "pl_bolts", "wandb",
-        "PIL",
-    ),
-}  # fmt: skip
 
 
 def peer(module):
     try:
-        return import_peer(module, STAND_INS.get(module.split(".")[0], ()))
+        return import_peer(module)
     except ImportError as error:
         pytest.skip(f"{module} cannot be imported: {error}")
 

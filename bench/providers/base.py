@@ -1,6 +1,5 @@
 """What an adapter returns, and how its availability is asked."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.cases import Case
+from bench.providers.stand_ins import import_peer
 
 
 class Skip(Exception):
@@ -57,7 +57,7 @@ class Provider:
             return "needs a CUDA device"
         for module in self.needs:
             try:
-                importlib.import_module(module)
+                import_peer(module)
             except Exception as error:  # some fail with far more than an ImportError
                 return f"{module} does not import: {type(error).__name__}: {error}"
         return self.extra()
@@ -68,8 +68,3 @@ class Provider:
             return metadata.version(self.package or "torch")
         except metadata.PackageNotFoundError:
             return "unknown"
-
-
-def module(name: str) -> Any:
-    """An optional package, imported when it is used."""
-    return importlib.import_module(name)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.cases import TEMPERATURE, Case
-from bench.providers.base import Job, Provider, Skip, module
+from bench.providers.base import Job, Provider, Skip
+from bench.providers.stand_ins import import_peer
 
 Direction = Callable[[Tensor, Tensor, float | Tensor], Tensor]  # unit rows, scale -> mean loss
 
@@ -21,19 +22,19 @@ def _memeff_clip(case: Case) -> Job:
     x = case.inputs
     temperature = 1 / float(x["scale"].detach())
     # stable=True, the default, is another gradient: it depends on the batch
-    loss = module("memeff").MemoryEfficientCLIPLoss(temperature, stable=False)
+    loss = import_peer("memeff").MemoryEfficientCLIPLoss(temperature, stable=False)
     return Job(lambda: loss(x["image"], x["text"]))
 
 
 def _memeff_info_nce(case: Case) -> Job:
     x = case.inputs
-    loss = module("memeff").MemoryEfficientQwen3Loss(TEMPERATURE, margin=4.0, stable=False)
+    loss = import_peer("memeff").MemoryEfficientQwen3Loss(TEMPERATURE, margin=4.0, stable=False)
     return Job(lambda: loss(x["queries"], x["keys"]))
 
 
 def _memeff_nt_xent(case: Case) -> Job:
     """Each view against the other, with the rows of its own side as further negatives."""
-    kind = module("memeff").MemoryEfficientQwen3Loss
+    kind = import_peer("memeff").MemoryEfficientQwen3Loss
     loss = kind(TEMPERATURE, margin=4.0, use_qq_negatives=True, stable=False)
 
     def both() -> Tensor:
@@ -49,7 +50,7 @@ def _inf_cl(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
     head_dim = gcd(D, 256)
     if head_dim < 16:
         raise Skip(f"needs a D that 16 divides, got {D}")
-    loss: Tensor = module("inf_cl").cal_flash_loss(x, y, scale=scale, head_dim=head_dim)
+    loss: Tensor = import_peer("inf_cl").cal_flash_loss(x, y, scale=scale, head_dim=head_dim)
     return loss.mean()
 
 
@@ -59,20 +60,20 @@ def _targets(x: Tensor) -> Tensor:
 
 def _cce(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
     """Without the filter that drops small gradients, which are most of a contrastive loss."""
-    loss = module("cut_cross_entropy").linear_cross_entropy
+    loss = import_peer("cut_cross_entropy").linear_cross_entropy
     result: Tensor = loss(scale * x, y, _targets(x), impl="cce", filter_eps=None)
     return result
 
 
 def _liger(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
-    loss = module("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss()
+    loss = import_peer("liger_kernel.transformers").LigerFusedLinearCrossEntropyLoss()
     result: Tensor = loss(y, scale * x, _targets(x))
     return result
 
 
 def _liger_scaled(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
     """The CuTe kernel for Hopper; it takes the temperature as a number."""
-    loss = module("liger_kernel.ops").LigerFusedLinearScaledCrossEntropyFunction
+    loss = import_peer("liger_kernel.ops").LigerFusedLinearScaledCrossEntropyFunction
     rows: Tensor = loss.apply(x, y, _targets(x), 1 / float(scale))
     return rows.mean()
 
@@ -107,7 +108,7 @@ def _ops(direction: Direction, number: bool = False) -> dict[str, Callable[[Case
 
 def _siglip(case: Case) -> Job:
     x = case.inputs
-    loss = module("siglip_kernel").fused_siglip_loss
+    loss = import_peer("siglip_kernel").fused_siglip_loss
 
     def run() -> Tensor:
         image, text = F.normalize(x["image"], dim=1), F.normalize(x["text"], dim=1)
