@@ -21,6 +21,7 @@ BACKENDS = ("auto", "reference", "cpp", "triton", "cuda")
 _backend = "auto"
 
 
+@functools.cache
 def load_extension() -> bool:
     """Load sslops._C, whose static initialisers register the C++ kernels; False if not built."""
     if importlib.util.find_spec("sslops._C") is None:
@@ -29,6 +30,7 @@ def load_extension() -> bool:
     return True
 
 
+@functools.cache
 def load_cuda_extension() -> bool:
     """Load sslops._C_cuda, which has no Python in it; False if it was not built."""
     spec = importlib.util.find_spec("sslops._C_cuda")

@@ -28,6 +28,18 @@ def assert_as_accurate_as(
     assert error <= allowed, f"{name}: error {error:.3g} is above the allowed {allowed:.3g}"
 
 
+def assert_same_in_another_order(actual: Tensor, expected: Tensor) -> None:
+    """Fail if a tensor differs by more than sums of the same terms in another order may.
+
+    A GPU lays a tile out by the strides of what it reads, so the order of a row's sum follows them.
+    """
+    if not expected.is_floating_point():
+        assert torch.equal(actual, expected)
+        return
+    bound = 8 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+    torch.testing.assert_close(actual, expected, rtol=0, atol=bound)
+
+
 def naive_nt_xent(
     z: Tensor,
     temperature: float | Tensor,

@@ -112,7 +112,7 @@ inline cudaStream_t current_stream(int device) {
   }();
   STD_TORCH_CHECK(get != nullptr, "sslops: this torch was built without CUDA");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  STD_TORCH_CHECK(get(device, &stream) == AOTI_TORCH_SUCCESS, "sslops: no current stream");
   return static_cast<cudaStream_t>(stream);
 }
 
