@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sslops.kernels._tile import EPS, LOG2E, SPLIT, effective_scale, load_rows, one_minus_exp
+from sslops.kernels._loss import one_minus_exp
+from sslops.kernels._tile import EPS, LOG2E, SPLIT, effective_scale, load_rows
 
 FACTORS_OPTIONS = {"ROWS": 128, "num_warps": 4}
 FINISH_OPTIONS = {"ROWS": 16, "COLS": 64, "num_warps": 4}

@@ -8,6 +8,7 @@ strip A's rows, slot A of strip B's columns. No atomics, a fixed order.
 import triton
 import triton.language as tl
 
+from sslops.kernels._loss import beats, positive_logit, softplus
 from sslops.kernels._tile import (
     HEADROOM,
     LN2,
@@ -21,9 +22,7 @@ from sslops.kernels._tile import (
     load_or,
     load_tile,
     other_case,
-    positive_logit,
     similarities,
-    softplus,
 )
 
 
@@ -170,8 +169,12 @@ def info_nce_loss_kernel(
     if hit_ptr is not None:
         best = join_best(best_ptr, rows, M, M_pad, G)
         # in the tile's own digits: a negative that is the same row must tie
-        own = positive * LOG2E
         if positive_ptr is not None:
-            own = tl.load(positive_ptr + rows, mask=rows < M, other=0.0)
+            hit = tl.load(positive_ptr + rows, mask=rows < M, other=0.0) > best
+        else:
+            hit = beats(
+                positive * LOG2E, best, scale, x_ptr, k_ptr, targets_ptr, rows, M, N, D_pad, ROWS,
+                COLS,
+            )  # fmt: skip
         # a maximum skips NaN, the sum did not
-        tl.store(hit_ptr + rows, (own > best) & (loss == loss), mask=rows < M)
+        tl.store(hit_ptr + rows, hit & (loss == loss), mask=rows < M)

@@ -9,6 +9,7 @@ flash-decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html
 import triton
 import triton.language as tl
 
+from sslops.kernels._loss import beats, one_minus_exp, positive_logit, softplus
 from sslops.kernels._tile import (
     EPS,
     LN2,
@@ -19,10 +20,7 @@ from sslops.kernels._tile import (
     load_or,
     load_rows,
     load_tile,
-    one_minus_exp,
-    positive_logit,
     round_tf32,
-    softplus,
 )
 
 
@@ -201,10 +199,14 @@ def info_nce_combine_kernel(
     tl.store(loss_ptr + rows, loss, mask=rows < M)
     tl.store(lse_ptr + rows, lse, mask=rows < M)
     if hit_ptr is not None:
-        own = positive * LOG2E
         if positive_ptr is not None:
-            own = tl.load(positive_ptr + rows, mask=rows < M, other=0.0)
-        tl.store(hit_ptr + rows, (own > best) & (loss == loss), mask=rows < M)
+            hit = tl.load(positive_ptr + rows, mask=rows < M, other=0.0) > best
+        else:
+            hit = beats(
+                positive * LOG2E, best, scale, x_ptr, k_ptr, targets_ptr, rows, M, N, D_pad, ROWS,
+                COLS,
+            )  # fmt: skip
+        tl.store(hit_ptr + rows, hit & (loss == loss), mask=rows < M)
 
     share = tl.exp2(part - (lse * LOG2E)[None, :])[:, :, None]  # [SPLITS, ROWS, 1]
     pull = one_minus_exp(loss)[:, None]

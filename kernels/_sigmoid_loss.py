@@ -6,14 +6,13 @@ Rows own: no atomics. The gradient of the keys is the same kernel with the sides
 import triton
 import triton.language as tl
 
+from sslops.kernels._loss import log1p_of_exp, positive_logit
 from sslops.kernels._tile import (
     LOG2E,
     drop_pairs,
     effective_scale,
     load_or,
     load_tile,
-    log1p_of_exp,
-    positive_logit,
     round_tf32,
     similarities,
 )

@@ -146,32 +146,6 @@ def join_best(best_ptr, rows, M, M_pad, G):
 
 
 @triton.jit
-def log1p_of_exp(u):
-    """log(1 + u) for u in [0, 1] to float32's precision, however small u is."""
-    # 2 atanh(t); the hardware's logarithm has no relative precision near 1
-    t = u / (2.0 + u)
-    q = t * t  # <= 1/9
-    series = 1 / 9 + q * (1 / 11 + q * (1 / 13))
-    series = 1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * series)))
-    return 2.0 * t * series
-
-
-@triton.jit
-def softplus(d):
-    """log(1 + exp(d))."""
-    return tl.where(d == d, tl.maximum(d, 0.0), d) + log1p_of_exp(tl.exp2(-tl.abs(d) * LOG2E))
-
-
-@triton.jit
-def one_minus_exp(loss):
-    """1 - exp(-loss) for loss >= 0 to float32's precision: one minus a probability near one."""
-    x = -tl.minimum(loss, 0.5)
-    series = 1.0 + x / 6 * (1.0 + x / 7 * (1.0 + x / 8))
-    series = 1.0 + x / 2 * (1.0 + x / 3 * (1.0 + x / 4 * (1.0 + x / 5 * series)))
-    return tl.where(loss < 0.5, -x * series, 1.0 - tl.exp2(-loss * LOG2E))
-
-
-@triton.jit
 def load_or(ptr, offs, count, OTHER: tl.constexpr):
     """Integers at offs, OTHER past count; offs themselves where there is no vector."""
     values = offs
@@ -222,21 +196,6 @@ def load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd):
     ptrs = z_ptr + rows.to(tl.int64)[:, None] * stride_zm + cols.to(tl.int64)[None, :] * stride_zd
     mask = (rows[:, None] < M) & (cols[None, :] < D)
     return tl.load(ptrs, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def positive_logit(
-    x_ptr, k_ptr, targets_ptr, rows, M, N, D_pad, ROWS: tl.constexpr, COLS: tl.constexpr
-):
-    """Dot products of rows with their positives, before the scale: [ROWS]."""
-    partners = load_or(targets_ptr, rows, M, 0)
-    positive = tl.zeros([ROWS], tl.float32)
-    for first in range(0, D_pad, COLS):
-        cols = first + tl.arange(0, COLS)
-        a = load_rows(x_ptr, rows, cols, M, D_pad, D_pad, 1)
-        b = load_rows(k_ptr, partners, cols, N, D_pad, D_pad, 1)
-        positive += tl.sum(a * b, axis=1)
-    return positive
 
 
 @triton.jit(do_not_specialize=["M", "D"])

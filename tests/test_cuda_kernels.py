@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+import sslops
+
 from ._cuda import PLACES, running_cuda
 from .info_nce_checks import check, make_case, ours
 
@@ -74,6 +76,22 @@ def test_a_row_that_sees_nothing_has_no_loss():
     assert stats.hit.all()
     assert not grads["queries"].any()
     assert not grads["keys"].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", [24, 100, 300])
+def test_a_negative_that_is_the_positive_ties(D, dtype):
+    """Or a collapsed encoder would look accurate: products are added in different orders."""
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, 150, D).to(dtype)
+    rows = {"normalize": False, "temperature": 7.0, "return_stats": True}
+    _, stats = sslops.info_nce(queries, keys, queue=keys.clone(), **rows)
+    assert not stats.hit.any()
+    _, stats = sslops.info_nce(queries, keys[:1].expand_as(keys), symmetric=True, **rows)
+    assert not stats.hit.any()
+    assert not stats.key_hit[0]
+    far = keys - 0.2 * queries  # of a lower product than the positive
+    assert sslops.info_nce(queries, keys, queue=far[:1], **rows)[1].hit[0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

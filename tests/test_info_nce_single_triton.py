@@ -161,6 +161,16 @@ def test_hit_is_strict(device):
     assert hit.sum() > 40
 
 
+@pytest.mark.parametrize("D", [24, 100, 300])
+def test_a_queue_that_holds_the_positive_ties(D, device):
+    """The positive is in no tile: its products are added in another order."""
+    queries, keys = torch.randn(2, 150, D, device=device)
+    masks = (None, None, None, False)
+    assert not run(queries, keys, keys.clone(), masks, 7.0, False)[2].any()
+    far = (keys - 0.2 * queries)[:1]  # of a lower product than the positive
+    assert run(queries, keys, far, masks, 7.0, False)[2][0]
+
+
 @pytest.mark.parametrize("K", [None, 130])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_one_bad_negative_or_scale_gives_nan(K, dtype, device):

@@ -12,6 +12,10 @@ namespace sslops {
 
 constexpr int kFinishThreads = 128, kFinishWarps = 4;
 
+// Of the products of a logit: more than two orders of adding them differ by. An equal row must tie,
+// and the matrix unit adds in another order and cuts what it adds.
+constexpr float kTie = 1.0f / (1 << 18);
+
 struct Matrix {  // rows of the tile kernels' dtype
   const void* data;
   int64_t ld;
@@ -49,9 +53,14 @@ __global__ void __launch_bounds__(kFinishThreads, 8) finish_forward_kernel(Finis
     const int64_t at = part * p.M + i;
     sum += p.part_sum[at] * exp2f(p.part_max[at] - from);
   }
-  float dot = 0.0f;
-  for (int64_t d = thread; d < p.D; d += kFinishThreads) dot += p.x.at(i, d) * p.positives.at(t, d);
+  float dot = 0.0f, size = 0.0f;
+  for (int64_t d = thread; d < p.D; d += kFinishThreads) {
+    const float product = p.x.at(i, d) * p.positives.at(t, d);
+    dot += product;
+    size += fabsf(product);
+  }
   dot = block_sum<kFinishWarps>(dot);
+  if (p.hit != nullptr) size = block_sum<kFinishWarps>(size);
 
   const float scale = p.scale.value(), positive = dot * scale;
   const float negative = (from + (log2f(sum) - p.lift)) * kLn2;  // sum 0: -inf
@@ -61,7 +70,8 @@ __global__ void __launch_bounds__(kFinishThreads, 8) finish_forward_kernel(Finis
   if (thread == 0) {
     p.loss[i] = loss;
     p.lse[i] = lse;
-    if (p.hit != nullptr) p.hit[i] = dot * (scale * kLog2e) > top && loss == loss;
+    if (p.hit != nullptr)
+      p.hit[i] = (dot - kTie * size) * (scale * kLog2e) > top && loss == loss;
   }
   if (p.part_out == nullptr) return;
 
