@@ -1,10 +1,10 @@
 """Everything that only a GPU can show, in eight minutes: `python bench/gpu_check.py --out DIR`.
 
-Builds, runs the whole test suite on the GPU, looks for memory errors and races in the kernels, and
-measures against the peers that are installed. A step that fails does not stop the next one. Each
-has its share of the time; what it leaves goes to those after it. `DIR/check.json` holds the result
-of every step and is written anew after each; `DIR/log.txt` is everything that was printed. With
-`--dry-run` a machine without a GPU goes through the same motions on tiny sizes.
+Builds, runs the tests of the kernels on the GPU, looks for memory errors and races, measures
+against the peers that are installed, and runs the other tests. A step that fails does not stop the
+next one. Each has its share of the time; what it leaves goes to those after it. `DIR/check.json`
+holds the result of every step and is written anew after each; `DIR/log.txt` is everything that was
+printed. With `--dry-run` a machine without a GPU goes through the same motions on tiny sizes.
 """
 
 import argparse
@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 470.0  # seconds
 RESERVE = 5.0  # for writing down
 SHARES = {
-    "environment": 15, "build": 90, "tests": 120, "grid": 80, "graphs": 20, "memcheck": 35,
-    "racecheck": 35, "large": 20, "passes": 20, "slow": 30,
+    "environment": 25, "build": 60, "smoke": 25, "kernels": 85, "grid": 70, "graphs": 15,
+    "memcheck": 30, "racecheck": 30, "large": 35, "passes": 15, "tests": 90, "slow": 20,
 }  # fmt: skip
 SLOW = (
     "compile,cce-exact,inf-cl"  # to compile, to tune, or to run: they could use up the grid's time
@@ -39,6 +39,10 @@ QUICK = (
 )
 GPU_STATE = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
 SANITIZER = "compute-sanitizer"
+# Tests that launch kernels; the rest of the suite comes after what only a GPU can show.
+ON_GPU = re.compile("triton|test_cuda_(kernels|update)|pitfalls")
+WITHOUT_GPU = ("test_triton_compile.py", "test_cuda_compile.py", "test_bench.py")  # of no use here
+GRACE = 10.0  # seconds between an interrupt and a kill
 
 
 class NotHere(Exception):
@@ -126,6 +130,9 @@ class Check:
                 code: int | None = process.wait(timeout=limit)
             except subprocess.TimeoutExpired:
                 code = None
+                process.send_signal(signal.SIGINT)  # pytest then says what it has found
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
                 with contextlib.suppress(ProcessLookupError):  # its children as well
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -167,55 +174,89 @@ def environment(check: Check, limit: float) -> dict[str, Any]:
     return {"versions": versions, "gpu": gpu_state(check), "python": sys.version.split()[0]}
 
 
+def nvcc() -> str | None:
+    """Where setup.py finds it."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which("nvcc", path=f"{home}/bin") or shutil.which("nvcc")
+
+
+def architecture(check: Check) -> dict[str, str]:
+    """The one that is here, as setup.py takes it from the environment."""
+    if shutil.which("nvidia-smi") is None:
+        return {}
+    run = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    found = re.search(r"^(\d+)\.\d+$", check.run(run, 15)["output"], re.MULTILINE)
+    names = {"9": "90a", "10": "100"}
+    return {"SSLOPS_CUDA_ARCHS": names.get(found.group(1), "80")} if found else {}
+
+
 def build(check: Check, limit: float) -> dict[str, Any]:
     """With CUDA if there is a compiler for it; what fails is followed by what needs less."""
-    kinds = ["cuda", "cpu", "none"] if shutil.which("nvcc") else ["cpu", "none"]
+    kinds = ["cuda", "cpu", "none"] if nvcc() else ["cpu", "none"]
     tried: dict[str, list[str]] = {}
     end = time.monotonic() + limit
     for kind in ["none"] if check.dry else kinds:
         jobs = str(os.cpu_count() or 2)
         row = check.python(
             "setup.py", "build_ext", "--inplace", limit=max(2, end - time.monotonic()),
-            SSLOPS_BUILD=kind, MAX_JOBS=jobs,
+            SSLOPS_BUILD=kind, MAX_JOBS=jobs, **architecture(check),
         )  # fmt: skip
         if row["status"] == "passed":
             status = "failed" if tried else "passed"
             reason = {"reason": f"only {kind} could be built"} if tried else {}
-            return {"status": status, "built": kind, "nvcc": shutil.which("nvcc"),
-                    "errors": tried} | reason  # fmt: skip
+            return {"status": status, "built": kind, "nvcc": nvcc(), "errors": tried} | reason
         tried[kind] = brief(row, 30)["output"]
     return {"status": "failed", "reason": "nothing could be built", "errors": tried}
 
 
-def test_files(check: Check) -> list[str]:
-    """All, those first that need a GPU."""
-    names = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").glob("test_*.py"))
-    if check.dry:
-        return ["tests/test_backend.py"]
-    names.remove("tests/test_bench.py")  # it runs this script
-    return sorted(names, key=lambda name: not re.search("triton|cuda|gpu", name))
+def smoke(check: Check, limit: float) -> dict[str, Any]:
+    """Every kernel once; what is compiled here the sanitizer finds in Triton's cache."""
+    return brief(check.python("-m", "bench.small_run", check.device, limit=limit), 40)
 
 
-def tests(check: Check, limit: float) -> dict[str, Any]:
-    arguments = ["-m", "pytest", *test_files(check), "-o", "addopts=", "-v", "-rsfE", "--tb=short"]
-    arguments += ["--strict-markers", "-p", "no:cacheprovider"]
-    if importlib.util.find_spec("xdist") and not check.dry:
-        arguments += ["-n", "8"]
-    row = check.python(*arguments, limit=limit, OMP_NUM_THREADS="1", GOMP_SPINCOUNT="0")
-    return counts(row["output"]) | {
-        **brief(row),
-        "command": f"pytest of {len(arguments)} arguments",
-    }
+def files(*, on_gpu: bool) -> list[str]:
+    """Of the test suite, those that launch kernels, or the others."""
+    paths = sorted((ROOT / "tests").glob("test_*.py"))
+    return [
+        str(path.relative_to(ROOT))
+        for path in paths
+        if path.name not in WITHOUT_GPU and bool(ON_GPU.search(path.name)) == on_gpu
+    ]
+
+
+def tests(*, on_gpu: bool) -> Callable[[Check, float], dict[str, Any]]:
+    """One half of the test suite."""
+
+    def step(check: Check, limit: float) -> dict[str, Any]:
+        chosen = ["tests/test_backend.py"] if check.dry else files(on_gpu=on_gpu)
+        arguments = ["-m", "pytest", *chosen, "-o", "addopts=", "-v", "-rsfE", "--tb=short"]
+        arguments += ["--strict-markers", "-p", "no:cacheprovider", "-k", "not emulated"]
+        if importlib.util.find_spec("xdist") and not check.dry:
+            # one test at a time: those of a file come in a row, and compile the same kernels
+            arguments += ["-n", str(max(2, (os.cpu_count() or 2) - 2)), "--maxschedchunk=1"]
+        # an interrupt needs time to be written down
+        row = check.python(
+            *arguments, limit=max(2, limit - GRACE), OMP_NUM_THREADS="1", GOMP_SPINCOUNT="0"
+        )
+        return counts(row["output"]) | {
+            **brief(row),
+            "command": f"pytest of {len(arguments)} arguments",
+        }
+
+    return step
 
 
 def counts(output: str) -> dict[str, Any]:
     """From pytest's verbose lines, so that a run that was stopped counts too."""
     body, summary = output.split("short test summary info")[0], output.splitlines()
     one = re.compile(r"(?:^|\s)(PASSED|FAILED|ERROR|SKIPPED|XFAIL)(?:\s|$)")
-    found = [m.group(1) for line in body.splitlines() if (m := one.search(line))]
+    lines = [(m.group(1), line) for line in body.splitlines() if (m := one.search(line))]
+    found = [kind for kind, _ in lines]
+    failed = [s for s in summary if s.startswith(("FAILED", "ERROR "))]
+    failed = failed or [line for kind, line in lines if kind in ("FAILED", "ERROR")]
     return {
         "counts": {kind: found.count(kind) for kind in sorted(set(found))},
-        "failures": [s[:300] for s in summary if s.startswith(("FAILED", "ERROR "))][:60],
+        "failures": [s[:300] for s in failed][:60],
         "skips": [s[:300] for s in summary if s.startswith("SKIPPED")][:60],
     }
 
@@ -255,7 +296,8 @@ def measured(flags: str) -> Callable[[Check, float], dict[str, Any]]:
 STEPS: dict[str, Callable[[Check, float], dict[str, Any]]] = {
     "environment": environment,
     "build": build,
-    "tests": tests,
+    "smoke": smoke,
+    "kernels": tests(on_gpu=True),
     "grid": measured(
         f"--modes both --dtype bfloat16,float32/bfloat16 --providers {QUICK} --seconds 1"
     ),
@@ -274,6 +316,7 @@ STEPS: dict[str, Callable[[Check, float], dict[str, Any]]] = {
         "--modes forward,backward,both --dtype float32,bfloat16 --op nt_xent,clip_loss,info_nce"
         " --size 8192x128 --providers sslops,eager --seconds 0.5"
     ),
+    "tests": tests(on_gpu=False),
     "slow": measured(
         "--modes both --dtype bfloat16 --op nt_xent,info_nce,clip_loss --size 8192x128"
         f" --providers sslops,eager,{SLOW} --seconds 1"

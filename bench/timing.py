@@ -50,6 +50,8 @@ def make_run(case: Case, job: Job, mode: str) -> Run:
     if mode == "backward":
         return Run(lambda: loss and loss(), lambda made: gradients(case, made), job.context)
     if mode == "graph":
+        if job.waits:  # a capture that breaks off leaves its stream to what comes after it
+            raise ValueError("bench: a CUDA graph cannot hold a step that waits for the device")
         graph = capture(case, job)
         return Run(lambda: None, lambda _: graph.replay(), job.context)
     return Run(lambda: None, lambda _: step(case, job), job.context)

@@ -16,7 +16,7 @@ from bench import bench_losses, grid, harness, memory, plots, table
 from bench.__main__ import main
 from bench.cases import OPS, make_case
 from bench.check import judge, truth
-from bench.gpu_check import SHARES, STEPS, TOTAL, Check, counts
+from bench.gpu_check import SHARES, STEPS, TOTAL, WITHOUT_GPU, Check, counts, files
 from bench.providers import PROVIDERS, Job, Provider, stand_ins
 from bench.providers.chunked import LOSSES as CHUNKED_LOSSES
 from bench.providers.eager import LOSSES as EAGER_LOSSES
@@ -262,7 +262,11 @@ def test_gpu_check_goes_on_after_a_failure(tmp_path):
         raise OSError("broken")
 
     def slow(check, limit):
-        return check.python("-c", "import time; print('so far'); time.sleep(60)", limit=1.5)
+        code = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        code += (
+            "try: print('so far'); time.sleep(60)\nexcept KeyboardInterrupt: print('that is all')"
+        )
+        return check.python("-c", code, limit=1.5)
 
     check = Check(tmp_path, dry=True)
     check.do("build", fails)
@@ -275,7 +279,7 @@ def test_gpu_check_goes_on_after_a_failure(tmp_path):
     broken, stopped, fine = check.results
     assert (broken["status"], broken["reason"]) == ("failed", "OSError: broken")
     assert (stopped["status"], stopped["code"]) == ("failed", None)
-    assert stopped["output"] == "so far\n"
+    assert stopped["output"] == "so far\nthat is all\n"
     assert stopped["seconds"] < 10
     assert (fine["status"], fine["output"]) == ("passed", "42\n")
 
@@ -288,7 +292,21 @@ def test_gpu_check_stays_below_eight_minutes():
 
 def test_counts_of_a_run_that_was_stopped():
     text = "tests/a.py::b PASSED [ 1%]\n[gw0] [ 2%] FAILED tests/a.py::c \ntests/a.py::d "
-    assert counts(text)["counts"] == {"FAILED": 1, "PASSED": 1}
+    found = counts(text)
+    assert found["counts"] == {"FAILED": 1, "PASSED": 1}
+    assert found["failures"] == ["[gw0] [ 2%] FAILED tests/a.py::c "]
+
+
+def test_gpu_check_runs_every_test_file_that_says_something_there():
+    on_gpu, others = files(on_gpu=True), files(on_gpu=False)
+    assert not set(on_gpu) & set(others)
+    left_out = {path.name for path in (ROOT / "tests").glob("test_*.py")}
+    left_out -= {Path(name).name for name in (*on_gpu, *others)}
+    assert left_out == set(WITHOUT_GPU)
+    marked = "marks=pytest.mark.gpu", "@pytest.mark.gpu", "pytest.mark.skipif(not torch.cuda"
+    for name in others:
+        text = (ROOT / name).read_text()
+        assert not any(mark in text for mark in marked), f"{name} launches kernels"
 
 
 def test_the_command_runs_the_grid_and_keeps_the_folder(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The CUDA kernels of the losses: without a GPU (tests/cuda_emulation.h), on one if there is."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import sslops
 
 from ._cuda import PLACES, running_cuda
 from .info_nce_checks import check, make_case, ours
+from .numerics import assert_as_accurate_as, naive_nt_xent
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -66,6 +68,22 @@ def test_ids(dtype, within):
         case = make_case(*shape, 24, dtype, query_ids=ids[0], key_ids=ids[1], **kwargs)
         case.within = within
         check(case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("views", "D"), [(2, 24), (3, 130)])
+def test_nt_xent(views, D, dtype, monkeypatch):
+    """The kernels know no views; ids of the samples say what is left out."""
+    monkeypatch.setattr(sys.modules["sslops.ops.nt_xent"], "backend", lambda: "cuda")
+    z = torch.randn(views * 35, D).to(dtype)
+    found = []
+    for how, rows in ((sslops.nt_xent, z), (naive_nt_xent, z), (naive_nt_xent, z.double())):
+        leaf = rows.clone().requires_grad_()
+        loss = how(leaf, temperature=0.2, num_views=views).mean()
+        found.append((loss, *torch.autograd.grad(loss, leaf)))
+    for name, *each in zip(("loss", "gradient"), *found, strict=True):
+        scale = 5.0 if name == "loss" else 5.0 * float(each[-1].abs().max())
+        assert_as_accurate_as(*each, name=name, scale=scale)
 
 
 def test_a_row_that_sees_nothing_has_no_loss():

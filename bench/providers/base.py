@@ -26,12 +26,14 @@ class Job:
         after: what follows the backward pass in a training step, or all of an op without a loss.
         state: tensors that a step has changed, [K, D] for a queue.
         context: entered around everything that is timed, outside of the clock.
+        waits: a step reads the device on the host, so that no CUDA graph can hold it.
     """
 
     loss: Callable[[], Tensor] | None = None
     after: Callable[[], object] | None = None
     state: Callable[[], Mapping[str, Tensor]] = dict
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    waits: bool = False
 
 
 @dataclass(frozen=True)

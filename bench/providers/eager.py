@@ -103,12 +103,13 @@ def moco_job(case: Case, loss: Callable[..., Any] = moco) -> Job:
         lambda: loss(x["queries"], x["keys"], queue.queue),
         lambda: queue.enqueue(x["keys"]),
         queue.state,
+        waits=True,
     )
 
 
 def enqueue_job(case: Case) -> Job:
     queue = ColumnQueue(case.inputs["queue"], len(case.inputs["keys"]))
-    return Job(after=lambda: queue.enqueue(case.inputs["keys"]), state=queue.state)
+    return Job(after=lambda: queue.enqueue(case.inputs["keys"]), state=queue.state, waits=True)
 
 
 def averages(case: Case) -> tuple[list[Tensor], list[Tensor]]:

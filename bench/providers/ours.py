@@ -98,6 +98,9 @@ OPS: dict[str, Callable[[Case], Job]] = {
 }
 
 
+NO_CUDA = ("sup_con", "sigmoid_loss")  # csrc/cuda has no kernels of them
+
+
 def ours(backend: str) -> Provider:
     """The provider that runs everything on one back end."""
 
@@ -105,7 +108,7 @@ def ours(backend: str) -> Provider:
         return lambda case: replace(build(case), context=lambda: sslops.use_backend(backend))
 
     return Provider(
-        {op: adapter(build) for op, build in OPS.items()},
+        {op: adapter(OPS[op]) for op in OPS if backend != "cuda" or op not in NO_CUDA},
         package="sslops",
         needs=("triton",) if backend == "triton" else (),
         cuda=backend in ("triton", "cuda"),

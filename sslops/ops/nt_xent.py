@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from sslops._library import define, op, register_autograd
+from sslops._library import backend, define, op, register_autograd
 from sslops.ops._checks import (
     autocast_dtype,
     check_floating,
@@ -231,6 +231,8 @@ def _rows(
     if not len(z):
         none = of_no_rows(scale, z)
         return none, none.detach(), none > 0
+    if ids is None and backend() == "cuda":  # whose kernels know no views, but ids
+        ids = torch.arange(len(z) // num_views, device=z.device)
     if ids is not None:
         return rows_without_duplicates(z, ids, num_views, scale, factor, normalize, stats)
     found: Rows = op("nt_xent_fwd", z)(z, scale, factor, num_views, normalize, stats)
