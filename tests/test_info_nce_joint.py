@@ -60,6 +60,16 @@ def test_cpc_takes_one_pass(monkeypatch, negatives):
     assert names == ["info_nce_joint"]
 
 
+def test_nt_xent_without_duplicates_takes_one_pass(monkeypatch):
+    names = recorded(monkeypatch)
+    z, ids = torch.randn(12, 5, requires_grad=True), torch.arange(6) % 5
+    sslops.nt_xent(z, ids=ids, weights=torch.rand(12)).backward()
+    assert names == ["info_nce_joint"]
+    names.clear()
+    sslops.nt_xent(z, ids=ids[:4], num_views=3).backward()  # several positives: no plain sum
+    assert names == ["info_nce_fwd"]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_wrong_guess_costs_time_alone(backend, dtype):
     case = make_case(60, 70, 16, dtype, targets=True)
@@ -102,6 +112,17 @@ def test_strips(backend, dtype, threads):
     assert all(map(torch.equal, stats, again[1]))
     assert all(torch.equal(grads[name], again[2][name]) for name in ALL)
     torch.testing.assert_close(grads, exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", [30, 64, 100, 300])
+def test_sequences_shorter_than_a_tile(backend, dtype, length):
+    """Tiles fall into rectangles, of which some are left out whole; some targets lie in these."""
+    case = make_case(500, 600, 24, dtype, targets=True, within=True)
+    case.query_ids, case.key_ids = torch.arange(500) // length, torch.arange(600) // length
+    check(case)
+    case.query_ids = case.query_ids.flip(0)
+    check(case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

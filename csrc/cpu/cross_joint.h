@@ -11,10 +11,22 @@ struct CrossJoint : Cross<E> {
   using Base = Cross<E>;
   using V = typename Base::V;
   using F = typename Base::F;
-  using Base::W, Base::mask, Base::empty, Base::best;
+  using Base::W, Base::mask, Base::for_parts, Base::best;
 
+  // e [i, kTileStride]: written by `gather`, read by `spread`
   static void gather(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
-    if (empty(p, i, j, i, j)) return;
+    for_parts(p, i, j,
+              [&](Range a, Range b) { gather_part(p, a, b, e + at(i, j, a, b), scratch); });
+  }
+  static void spread(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
+    for_parts(p, i, j,
+              [&](Range a, Range b) { spread_part(p, a, b, e + at(i, j, a, b), scratch); });
+  }
+  static int64_t at(Range i, Range j, Range a, Range b) {
+    return (a.begin - i.begin) * kTileStride + b.begin - j.begin;
+  }
+
+  static void gather_part(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
     E::similarity(p, i, j, e);
     const bool masked = mask(p, i, j, e, /*collect=*/true);
     if (p.row_best) best(p, i, j, e, false, nullptr);
@@ -33,8 +45,7 @@ struct CrossJoint : Cross<E> {
     E::accumulate(p, i, j, e, scratch, true, false);
   }
 
-  static void spread(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
-    if (empty(p, i, j, i, j)) return;
+  static void spread_part(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
     for (int64_t r = 0; r < i.size(); ++r) {
       float* row = e + r * kTileStride;
       // one after the other: of a light row with a large sum their product would be flushed

@@ -54,6 +54,31 @@ struct Cross {
     return true;
   }
 
+  // Calls part(rows, columns) for the rectangles of a tile that `within` does not leave out whole:
+  // sequences are shorter than a tile.
+  template <class Part>
+  static SSLOPS_INLINE void for_parts(const CrossProblem& p, Range i, Range j, Part&& part) {
+    if (!p.within) return part(i, j);
+    constexpr int64_t kPart = 2 * kPanel;
+    Range rows{i.begin, i.begin}, cols{j.end, j.end};  // rows so far that see the same columns
+    for (int64_t r = i.begin; r < i.end; r += kPart) {
+      const Range some{r, r + kPart < i.end ? r + kPart : i.end};
+      Range seen{j.end, j.end};
+      for (int64_t c = j.begin; c < j.end; c += kPart) {
+        const Range other{c, c + kPart < j.end ? c + kPart : j.end};
+        if (empty(p, some, other, some, other)) continue;
+        seen = {seen.begin < c ? seen.begin : c, other.end};
+      }
+      if (seen.begin != cols.begin || seen.end != cols.end) {
+        if (rows.size() > 0 && cols.size() > 0) part(rows, cols);
+        rows.begin = r;
+        cols = seen;
+      }
+      rows.end = some.end;
+    }
+    if (rows.size() > 0 && cols.size() > 0) part(rows, cols);
+  }
+
   // Marks what is left out of a tile; true if there is anything. `collect`: note the own columns.
   static bool mask(const CrossProblem& p, Range i, Range j, float* s, bool collect) {
     bool any = false;
@@ -87,7 +112,9 @@ struct Cross {
   static SSLOPS_INLINE float or_zero(float top) { return top < 0.5f * kMasked ? 0.0f : top; }
 
   static void forward(const CrossProblem& p, Range i, Range j, float* scratch) {
-    if (empty(p, i, j, i, j)) return;
+    for_parts(p, i, j, [&](Range a, Range b) { forward_part(p, a, b, scratch); });
+  }
+  static void forward_part(const CrossProblem& p, Range i, Range j, float* scratch) {
     float* s = scratch;
     float* col_max = scratch + kTile * kTileStride;
     float* col_sum = col_max + kTile;
@@ -144,7 +171,9 @@ struct Cross {
   }
 
   static void backward(const CrossProblem& p, Range i, Range j, float* scratch) {
-    if (empty(p, i, j, i, j)) return;
+    for_parts(p, i, j, [&](Range a, Range b) { backward_part(p, a, b, scratch); });
+  }
+  static void backward_part(const CrossProblem& p, Range i, Range j, float* scratch) {
     float* s = scratch;
     E::similarity(p, i, j, s);
     const bool diagonal = p.shared && i.begin == j.begin;

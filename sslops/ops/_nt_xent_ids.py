@@ -37,8 +37,13 @@ def rows_without_duplicates(
     factor: float,
     normalize: bool,
     stats: bool,
+    reduced: bool,
+    shares: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss [M], lse [M], hit [M] or [0]) of `sslops.nt_xent` for samples with ids [B]."""
+    """(loss [M], lse [M], hit [M] or [0]) of `sslops.nt_xent` for samples with ids [B].
+
+    `reduced` and `shares` as for `rows_of_info_nce`.
+    """
     M = z.shape[0]
     positive = positives(z, num_views, normalize) * (factor if scale is None else scale * factor)
     best = positive.detach().argmax(dim=1)  # [M], which of the V - 1 views after its own
@@ -46,8 +51,9 @@ def rows_without_duplicates(
     targets = (torch.arange(M, device=z.device) + shift) % M
     groups = _groups(ids).repeat(num_views)
     loss, found = rows_of_info_nce(
-        z, z, None, targets, groups, groups, scale, factor, normalize=normalize, stats=stats
-    )
+        z, z, None, targets, groups, groups, scale, factor, normalize=normalize, stats=stats,
+        reduced=reduced and num_views == 2, shares=shares,
+    )  # fmt: skip
     if num_views == 2:
         return loss, found.lse, found.hit
     column = best[:, None]

@@ -209,7 +209,7 @@ def nt_xent(
     flat = (z.flatten(0, 1) if z.ndim == 3 else z).to(autocast_dtype(z))
     args = (flat, known, V, scale, factor, normalize, return_stats)
     if team is None:
-        rows, lse, hit = _rows(*args)
+        rows, lse, hit = _rows(*args, reduction != "none", row_weights)
     else:
         given = (reduction, normalize, known is not None, return_stats)
         sizes = agree_on_nt_xent(team, flat, V, scale, factor, given)
@@ -226,15 +226,18 @@ def _rows(
     factor: float,
     normalize: bool,
     stats: bool,
+    reduced: bool = False,
+    shares: Tensor | None = None,
 ) -> Rows:
-    """(loss [M], lse [M], hit) among the samples of this process."""
+    """(loss [M], lse [M], hit) among the samples of this process; the last two as for info_nce."""
     if not len(z):
         none = of_no_rows(scale, z)
         return none, none.detach(), none > 0
     if ids is None and backend() == "cuda":  # whose kernels know no views, but ids
         ids = torch.arange(len(z) // num_views, device=z.device)
     if ids is not None:
-        return rows_without_duplicates(z, ids, num_views, scale, factor, normalize, stats)
+        args = (z, ids, num_views, scale, factor, normalize, stats)
+        return rows_without_duplicates(*args, reduced, shares)
     found: Rows = op("nt_xent_fwd", z)(z, scale, factor, num_views, normalize, stats)
     return found
 
