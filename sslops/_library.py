@@ -67,8 +67,9 @@ def use_backend(name: str) -> _UseBackend:
     one thread; a compiled graph keeps what was chosen when it was traced.
 
     Args:
-        name: "auto", the fastest measured for each device; "reference", plain PyTorch; "cpp",
-            the compiled CPU kernels; "triton" or "cuda", the GPU kernels of that kind.
+        name: "auto", the compiled kernels on a CPU and Triton's on a GPU; "reference", plain
+            PyTorch; "cpp", the compiled CPU kernels; "triton" or "cuda", the GPU kernels of that
+            kind.
 
     Raises:
         ValueError: unknown name. An op that is called on a device for which the chosen back end

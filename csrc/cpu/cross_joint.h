@@ -13,17 +13,16 @@ struct CrossJoint : Cross<E> {
   using F = typename Base::F;
   using Base::W, Base::mask, Base::for_parts, Base::best;
 
-  // e [i, kTileStride]: written by `gather`, read by `spread`
+  // e [i, kTileStride]: written by `gather`, read by `spread`, which find the same parts
   static void gather(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
-    for_parts(p, i, j,
-              [&](Range a, Range b) { gather_part(p, a, b, e + at(i, j, a, b), scratch); });
+    for_parts(p, i, j, [&](Range a, Range b) {
+      gather_part(p, a, b, e + (a.begin - i.begin) * kTileStride, scratch);
+    });
   }
   static void spread(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
-    for_parts(p, i, j,
-              [&](Range a, Range b) { spread_part(p, a, b, e + at(i, j, a, b), scratch); });
-  }
-  static int64_t at(Range i, Range j, Range a, Range b) {
-    return (a.begin - i.begin) * kTileStride + b.begin - j.begin;
+    for_parts(p, i, j, [&](Range a, Range b) {
+      spread_part(p, a, b, e + (a.begin - i.begin) * kTileStride, scratch);
+    });
   }
 
   static void gather_part(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {

@@ -1,8 +1,10 @@
-"""Losses of pairs that were chosen one by one, in plain PyTorch: they store M x N numbers."""
+"""Losses of pairs and of anchors: those that were chosen one by one store M x N numbers."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from sslops import info_nce
 
 
 def logits_of(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
@@ -40,3 +42,42 @@ def anchor_losses(logits: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     count = positive.sum(dim=1)
     mean = torch.where(positive, logits, 0.0).sum(dim=1) / count.clamp_min(1)
     return torch.where(count > 0, lse - mean, 0.0)
+
+
+def anchors_among(
+    queries: Tensor,
+    ids: Tensor,
+    keys: Tensor,
+    key_ids: Tensor,
+    positive: Tensor,
+    own: Tensor | None,
+    temperature: float,
+) -> Tensor:
+    """Supervised contrastive loss of each query among the keys, 0 without a positive: [M].
+
+    The log-sum-exp is that of InfoNCE; the positives come from a sum of keys for each label.
+
+    Args:
+        queries: [M, D].
+        ids: [M], from 0.
+        keys: [N, D].
+        key_ids: [N], from 0.
+        positive: [M, N] bool, equal ids but for the query itself.
+        own: [M] which key is the query itself, or None.
+        temperature: tau.
+    """
+    target, count = positive.to(torch.uint8).argmax(dim=1), positive.sum(dim=1)
+    places = None if own is None else torch.arange(len(keys), device=keys.device)
+    loss = info_nce(
+        queries, keys, targets=target, query_ids=own, key_ids=places, temperature=temperature,
+        reduction="none",
+    )  # fmt: skip
+    assert isinstance(loss, Tensor)
+    x, y = (F.normalize(each.to(loss.dtype), dim=1) for each in (queries, keys))
+    labels = int(torch.stack([ids.max(), key_ids.max()]).max()) + 1
+    together = y.new_zeros(labels, y.shape[1]).index_add(0, key_ids, y)[ids]
+    if own is not None:
+        together = together - y[own]
+    mean = (x * together).sum(dim=1) / count.clamp_min(1)
+    own_logit = (x * y[target]).sum(dim=1)
+    return torch.where(count > 0, loss + (own_logit - mean) / temperature, 0.0)

@@ -69,8 +69,7 @@ class PairLoss(nn.Module):
         positive = ids[:, None] == key_ids
         if own is not None:
             positive.scatter_(1, own[:, None], False)
-        square = own is not None and queries is keys
-        return self.reduced(self.among(queries, ids, keys, key_ids, positive, square))
+        return self.reduced(self.among(queries, ids, keys, key_ids, positive, own))
 
     def among(
         self,
@@ -79,7 +78,7 @@ class PairLoss(nn.Module):
         keys: Tensor,
         key_ids: Tensor,
         positive: Tensor,
-        square: bool,
+        own: Tensor | None,
     ) -> Tensor:
         """Losses by labels.
 
@@ -89,7 +88,7 @@ class PairLoss(nn.Module):
             keys: [N, D].
             key_ids: [N].
             positive: [M, N] bool.
-            square: whether the keys are the queries, which do not see themselves.
+            own: [M] which key is the query itself, and not seen; None if none is.
         """
         raise NotImplementedError
 

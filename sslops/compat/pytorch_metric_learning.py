@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sslops import info_nce, nt_xent, sup_con
 from sslops.compat._cross_batch import CrossBatchMemory
-from sslops.compat._masks import anchor_losses, logits_of, pair_losses
+from sslops.compat._masks import anchor_losses, anchors_among, logits_of, pair_losses
 from sslops.compat._pair_loss import PairLoss, pairs_of
 
 __all__ = ["CrossBatchMemory", "NTXentLoss", "SelfSupervisedLoss", "SupConLoss"]
@@ -52,7 +52,7 @@ class NTXentLoss(PairLoss):
         keys: Tensor,
         key_ids: Tensor,
         positive: Tensor,
-        square: bool,
+        own: Tensor | None,
     ) -> Tensor:
         """Loss of each positive pair: [P]."""
         anchors, targets = positive.nonzero(as_tuple=True)
@@ -106,15 +106,15 @@ class SupConLoss(PairLoss):
         keys: Tensor,
         key_ids: Tensor,
         positive: Tensor,
-        square: bool,
+        own: Tensor | None,
     ) -> Tensor:
         """Loss of each query: [M]; 0 if all labels are the same."""
         negative = ids[:, None] != key_ids
-        if square:
+        if own is not None and queries is keys:
             found = sup_con(queries, ids, temperature=self.temperature, reduction="none")
             losses = cast(Tensor, found)
         else:
-            losses = anchor_losses(logits_of(queries, keys, self.temperature), positive, negative)
+            losses = anchors_among(queries, ids, keys, key_ids, positive, own, self.temperature)
         return torch.where(negative.any(), losses, 0.0)
 
     def chosen(self, queries: Tensor, keys: Tensor, indices: Sequence[Tensor]) -> Tensor:
