@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import sslops
+from sslops.ops import _info_nce_joint, _info_nce_rows
 from sslops.ops._info_nce_joint import multiple_of
 from sslops.ops._info_nce_rows import rows_of_info_nce
 
@@ -22,8 +23,6 @@ OPS = torch.ops.sslops
 
 def recorded(monkeypatch):
     """Names of the ops that are asked for, as they are."""
-    from sslops.ops import _info_nce_joint, _info_nce_rows
-
     names = []
     for module in (_info_nce_joint, _info_nce_rows):
         original = module.op
@@ -58,6 +57,22 @@ def test_cpc_takes_one_pass(monkeypatch, negatives):
     leaves = predictions.requires_grad_(), targets.requires_grad_()
     (0.3 * sslops.cpc_loss(*leaves, negatives=negatives)).backward()
     assert names == ["info_nce_joint"]
+
+
+def test_small_inputs_take_two_passes(monkeypatch):
+    monkeypatch.setattr(_info_nce_rows, "JOINT_FROM", 9 * 7 * 5 + 1)
+    names = recorded(monkeypatch)
+    q, k = torch.randn(9, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+    targets = torch.arange(9) % 7
+    sslops.info_nce(q, k, targets=targets).backward()
+    assert names == ["info_nce_fwd"]
+    names.clear()
+    more = torch.randn(8, 5, requires_grad=True)
+    compiled = torch.compile(sslops.info_nce, fullgraph=True, backend="aot_eager", dynamic=True)
+    for keys in (k, more):  # on both sides of the bound
+        found = compiled(q, keys, targets=targets)
+        torch.testing.assert_close(found, sslops.info_nce(q, keys, targets=targets))
+    assert "info_nce_joint" in names
 
 
 def test_nt_xent_without_duplicates_takes_one_pass(monkeypatch):

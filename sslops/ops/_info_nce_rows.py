@@ -8,6 +8,9 @@ from torch import Tensor
 from sslops._library import op
 from sslops.ops import _info_nce_joint  # noqa: F401  registers the ops
 
+# Multiplications of a product: below, one pass saves less than to check its guess costs.
+JOINT_FROM = 1 << 22
+
 
 class InfoNCEStats(NamedTuple):
     """Statistics that `info_nce(..., return_stats=True)` returns beside the loss, all detached.
@@ -55,7 +58,8 @@ def rows_of_info_nce(
     trained = keys if negatives is None else negatives
     found: tuple[Tensor, ...] | None = None
     if torch.is_grad_enabled() and not symmetric:
-        if trained.requires_grad and reduced and queries.device.type == "cpu":
+        enough = queries.numel() * trained.shape[0] >= JOINT_FROM
+        if trained.requires_grad and reduced and enough and queries.device.type == "cpu":
             weights = None if shares is None else shares.detach()
             found = op("info_nce_joint", queries)(*args[:6], weights, *args[6:], normalize, stats)
         elif queries.requires_grad and not trained.requires_grad:

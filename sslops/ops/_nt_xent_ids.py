@@ -45,9 +45,12 @@ def rows_without_duplicates(
     `reduced` and `shares` as for `rows_of_info_nce`.
     """
     M = z.shape[0]
-    positive = positives(z, num_views, normalize) * (factor if scale is None else scale * factor)
-    best = positive.detach().argmax(dim=1)  # [M], which of the V - 1 views after its own
-    shift = (best + 1) * (M // num_views)
+    shift: int | Tensor = M // 2
+    if num_views > 2:
+        by = factor if scale is None else scale * factor
+        positive = positives(z, num_views, normalize) * by
+        best = positive.detach().argmax(dim=1)  # [M], which of the V - 1 views after its own
+        shift = (best + 1) * (M // num_views)
     targets = (torch.arange(M, device=z.device) + shift) % M
     groups = _groups(ids).repeat(num_views)
     loss, found = rows_of_info_nce(
