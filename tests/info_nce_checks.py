@@ -91,7 +91,7 @@ def ours(
 
     With `shares` and trained keys the gradients come with the loss, if `grad` is a multiple.
     """
-    leaves = {"queries": case.queries.detach().clone(), "keys": case.keys.detach().clone()}
+    leaves = {"queries": case.queries.detach(), "keys": case.keys.detach()}
     wide = torch.promote_types(case.queries.dtype, torch.float32)
     # a number where it is not trained: that is another path
     scale = torch.tensor(0.5 / case.temperature, dtype=wide) if "scale" in trained else None

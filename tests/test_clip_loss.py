@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import sslops
 
 from .conftest import LEVELS, running
+from .layouts import LAYOUTS
 from .naive import naive_clip
 from .numerics import assert_as_accurate_as
 
@@ -30,7 +31,7 @@ def check(image, text, scale, weights=None, normalize=True, **kwargs):
     for kind in (dtype, torch.float64, "ours"):
         own = dtype if kind == "ours" else kind
         wide = torch.promote_types(dtype, torch.float32) if kind == "ours" else kind
-        leaves = [image.to(own, copy=True), text.to(own, copy=True), torch.tensor(scale).to(wide)]
+        leaves = [image.to(own), text.to(own), torch.tensor(scale).to(wide)]
         leaves = [each.detach().requires_grad_() for each in leaves]
         if kind == "ours":
             loss = sslops.clip_loss(*leaves, reduction="none", normalize=normalize, **kwargs)
@@ -87,18 +88,19 @@ def test_rows_that_are_not_normalised(backend, size):
     dtype=st.sampled_from(DTYPES),
     smoothing=st.sampled_from([0.0, 0.1]),
     kinds=st.sampled_from([None, 1, 5]),
+    layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 2),
     normalize=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_fuzz(backend_name, N, D, scale, dtype, smoothing, kinds, normalize, seed):
+def test_fuzz(backend_name, N, D, scale, dtype, smoothing, kinds, layouts, normalize, seed):
     torch.manual_seed(seed)
     kwargs = {"label_smoothing": smoothing}
     if kinds is not None:
         kwargs = {name: torch.randint(-1, kinds, (N,)) for name in ("image_ids", "text_ids")}
-    image, text = pairs(N, D, dtype)
     size = 1.0 if normalize else D**-0.5
+    rows = [LAYOUTS[way](x * size) for way, x in zip(layouts, pairs(N, D, dtype), strict=True)]
     with running(backend_name):
-        check(image * size, text * size, scale, normalize=normalize, **kwargs)
+        check(*rows, scale, normalize=normalize, **kwargs)
 
 
 def test_weights_and_reductions():

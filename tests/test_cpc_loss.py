@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import sslops
 
 from .conftest import LEVELS, running
+from .layouts import LAYOUTS
 from .naive import naive_cpc
 from .numerics import assert_as_accurate_as
 
@@ -40,8 +41,8 @@ def check(predictions, targets, negatives, temperature=0.1, normalize=True):
     for kind in (dtype, torch.float64, "ours"):
         own = dtype if kind == "ours" else kind
         wide = torch.promote_types(dtype, torch.float32) if kind == "ours" else kind
-        leaves = [predictions.to(own, copy=True), targets.to(own, copy=True)]
-        leaves = [each.requires_grad_() for each in (*leaves, torch.tensor(temperature).to(wide))]
+        leaves = [predictions.to(own), targets.to(own), torch.tensor(temperature).to(wide)]
+        leaves = [each.detach().requires_grad_() for each in leaves]
         if kind == "ours":
             loss, stats = sslops.cpc_loss(
                 *leaves[:2], negatives=negatives, temperature=leaves[2], normalize=normalize,
@@ -99,14 +100,17 @@ def test_the_paper_s_score(backend, negatives):
     negatives=st.sampled_from(["all", "sequence", "other", 1, 2, 100]),
     temperature=st.floats(0.05, 2.0),
     dtype=st.sampled_from(DTYPES),
+    layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 2),
     seed=st.integers(0, 1000),
 )
-def test_fuzz(backend_name, K, B, more, D, negatives, temperature, dtype, seed):
+def test_fuzz(backend_name, K, B, more, D, negatives, temperature, dtype, layouts, seed):
     torch.manual_seed(seed)
     if isinstance(negatives, int):
         negatives = min(negatives, B * (K + more))
+    inputs = make_input(K, B, K + more, D, dtype)
     with running(backend_name):
-        check(*make_input(K, B, K + more, D, dtype), negatives, temperature)
+        rows = [LAYOUTS[way](x) for way, x in zip(layouts, inputs, strict=True)]
+        check(*rows, negatives, temperature)
 
 
 @pytest.mark.parametrize("negatives", NEGATIVES)

@@ -4,12 +4,14 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import sslops
 from sslops.reference import ema as reference
 
+from .conftest import LEVELS, running
+from .layouts import LAYOUTS
 from .numerics import assert_as_accurate_as
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -62,16 +64,22 @@ def test_any_mix_in_one_call(backend, momentum):
     check_average(targets, sources, momentum)
 
 
-@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
 @given(
-    sizes=st.lists(st.lists(st.integers(0, 40), max_size=3), min_size=1, max_size=8),
+    sizes=st.lists(st.lists(st.integers(0, 20), max_size=3), min_size=1, max_size=6),
     pair=st.sampled_from(PAIRS),
+    layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 2),
     momentum=st.floats(0.0, 1.0),
     seed=st.integers(0, 1000),
 )
-def test_any_shapes(sizes, pair, momentum, seed):
+def test_fuzz(backend_name, sizes, pair, layouts, momentum, seed):
     torch.manual_seed(seed)
-    check_average(tensors(pair[0], sizes), tensors(pair[1], sizes), momentum)
+    targets, sources = (
+        [LAYOUTS[way](each) for each in tensors(dtype, sizes)]
+        for way, dtype in zip(layouts, pair, strict=True)
+    )
+    with running(backend_name):
+        check_average(targets, sources, momentum)
 
 
 def test_matches_a_loop_over_elements(backend):
@@ -134,14 +142,6 @@ def test_integers_are_copied(backend, dtype):
     sslops.ema_update_([t, average], [s, torch.ones(3)], 0.5)
     assert torch.equal(t, s)
     assert torch.equal(average, torch.full((3,), 0.5))
-
-
-LAYOUTS = {
-    "contiguous": torch.clone,
-    "permuted": lambda x: x.permute(2, 0, 1).contiguous().permute(1, 2, 0),
-    "transposed": lambda x: x.transpose(0, 2).contiguous().transpose(0, 2),
-    "strided": lambda x: torch.stack([x, x], dim=-1)[..., 1],
-}
 
 
 @pytest.mark.parametrize("stochastic", [False, True])

@@ -8,7 +8,8 @@ import torch
 from sslops import _library
 from sslops.reference import ema as reference
 
-from .test_ema import LAYOUTS, bits, check_average
+from .layouts import LAYOUTS
+from .test_ema import bits, check_average
 
 pytest.importorskip("triton.language")
 from sslops.kernels import ema as kernels

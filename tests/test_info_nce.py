@@ -14,6 +14,7 @@ from sslops.reference import info_nce as reference
 
 from .conftest import LEVELS, running
 from .info_nce_checks import ALL, Case, check, make_case, ours
+from .layouts import LAYOUTS
 from .naive import info_nce_logits, loop_info_nce
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -99,12 +100,12 @@ def test_very_uneven_weights(backend, dtype):
     within=st.booleans(),
     normalize=st.booleans(),
     trained=st.sampled_from([(), ("queries",), ("keys",), ("queries", "scale"), ALL]),
-    stride=st.sampled_from([1, 2]),
+    layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 3),
     order=st.integers(-20, 2),
     seed=st.integers(0, 1000),
 )
 def test_fuzz(
-    backend_name, M, more, D, temperature, dtype, kind, ids, within, normalize, trained, stride,
+    backend_name, M, more, D, temperature, dtype, kind, ids, within, normalize, trained, layouts,
     order, seed,
 ):  # fmt: skip
     """Any shape, stride, dtype, ids, and weights down to 10^-20."""
@@ -120,9 +121,9 @@ def test_fuzz(
         case.query_ids = torch.randint(-1, ids, (M,))
         case.key_ids = torch.randint(-1, ids, (N,))
         case.within = within and kind != "symmetric"
-    wide = torch.zeros(M, stride * D, dtype=dtype)
-    case.queries = wide[:, ::stride].copy_(case.queries)
-    case.keys = case.keys.t().contiguous().t() if stride == 2 else case.keys
+    for name, way in zip(("queries", "keys", "queue"), layouts, strict=True):
+        if getattr(case, name) is not None:
+            setattr(case, name, LAYOUTS[way](getattr(case, name)))
     grad = torch.rand(M) + 0.1
     if dtype is torch.float32:
         grad = grad * 10.0**order

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import sslops
 
 from .conftest import LEVELS, running
+from .layouts import LAYOUTS
 from .numerics import assert_as_accurate_as, naive_nt_xent
 from .test_nt_xent import DTYPES, make_input
 
@@ -19,7 +20,7 @@ def check(z, ids, num_views=2, temperature=0.1, normalize=True):
     dtype, M = z.dtype, len(z)
     grad, found = torch.rand(M) + 0.1, {}
     for kind in (dtype, torch.float64, "ours"):
-        leaf = z.to(dtype if kind == "ours" else kind, copy=True).requires_grad_()
+        leaf = z.to(dtype if kind == "ours" else kind).detach().requires_grad_()
         wide = torch.promote_types(dtype, torch.float32) if kind == "ours" else kind
         scale = torch.tensor(1 / temperature).to(wide).requires_grad_()
         if kind == "ours":
@@ -65,15 +66,17 @@ def test_matches_float64(backend, B, D, num_views, kinds, dtype):
     num_views=st.integers(2, 4),
     kinds=st.integers(0, 20),
     temperature=st.floats(0.05, 2.0),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(list(LAYOUTS)),
     normalize=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_fuzz(backend_name, B, D, num_views, kinds, temperature, normalize, seed):
+def test_fuzz(backend_name, B, D, num_views, kinds, temperature, dtype, layout, normalize, seed):
     torch.manual_seed(seed)
-    z = make_input(B * num_views, D, num_views, torch.float32)
+    z = make_input(B * num_views, D, num_views, dtype)
     z = z if normalize else z * D**-0.5
     with running(backend_name):
-        check(z, torch.randint(-1, kinds, (B,)), num_views, temperature, normalize)
+        check(LAYOUTS[layout](z), torch.randint(-1, kinds, (B,)), num_views, temperature, normalize)
 
 
 @pytest.mark.parametrize("num_views", [2, 3])

@@ -1,20 +1,20 @@
 """enqueue_ on the CPU and in plain PyTorch: numbers, the ring, registration, refusals."""
 
-import os
 from collections import deque
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import sslops
 
+from .conftest import LEVELS, running
+from .layouts import LAYOUTS
 from .numerics import assert_as_accurate_as
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-EXAMPLES = int(os.environ.get("SSLOPS_EXAMPLES", "100"))
 # K, D, B, start: one of each; ragged D; wrap-around; B > K; B = K; twice round; long start
 CASES = [
     (1, 1, 1, 0),
@@ -35,13 +35,10 @@ def expected_queue(queue, start, keys, normalize):
     return out
 
 
-@pytest.mark.parametrize("stored", DTYPES, ids=str)
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize(("K", "D", "B", "start"), CASES)
-def test_matches_float64(backend, K, D, B, start, normalize, dtype, stored):
+def check(K, D, B, start, normalize, dtype, stored, layout="contiguous"):
+    """The queue against float64 and what a user writes, with keys of any layout."""
     keys, queue = (3 * torch.randn(B, D)).to(dtype), torch.randn(K, D).to(stored)
-    pointer, before = torch.tensor(start), queue.clone()
+    keys, pointer, before = LAYOUTS[layout](keys), torch.tensor(start), queue.clone()
     truth = expected_queue(queue, start, keys, normalize)
     # what a user writes computes the norm in the keys' dtype
     naive = before.clone()
@@ -56,6 +53,32 @@ def test_matches_float64(backend, K, D, B, start, normalize, dtype, stored):
     assert pointer.item() == start + B
     if not normalize:
         assert torch.equal(queue, naive)
+
+
+@pytest.mark.parametrize("stored", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("K", "D", "B", "start"), CASES)
+def test_matches_float64(backend, K, D, B, start, normalize, dtype, stored):
+    check(K, D, B, start, normalize, dtype, stored)
+
+
+@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
+@given(
+    K=st.integers(1, 40),
+    D=st.integers(1, 70),
+    B=st.integers(1, 90),
+    start=st.integers(0, 2**40),
+    normalize=st.booleans(),
+    dtype=st.sampled_from([*DTYPES, torch.float64]),
+    stored=st.sampled_from(DTYPES),
+    layout=st.sampled_from(list(LAYOUTS)),
+    seed=st.integers(0, 1000),
+)
+def test_fuzz(backend_name, K, D, B, start, normalize, dtype, stored, layout, seed):
+    torch.manual_seed(seed)
+    with running(backend_name):
+        check(K, D, B, start, normalize, dtype, stored, layout)
 
 
 @pytest.mark.parametrize("stored", DTYPES, ids=str)
@@ -123,26 +146,24 @@ class Model:
         self.total += len(ids)
 
 
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
 @given(
     K=st.integers(1, 20),
     D=st.integers(1, 9),
     batches=st.lists(st.integers(0, 45), max_size=12),
     with_ids=st.booleans(),
+    layout=st.sampled_from(list(LAYOUTS)),
     seed=st.integers(0, 1000),
 )
-def test_any_sequence_of_batches_is_a_deque(backend, K, D, batches, with_ids, seed):
+def test_fuzz_any_sequence_is_a_deque(backend_name, K, D, batches, with_ids, layout, seed):
     torch.manual_seed(seed)
     queue, pointer = torch.zeros(K, D), torch.zeros((), dtype=torch.int64)
     queue_ids, model = torch.full((K,), -1), Model(K)
     for B in batches:
         keys, ids = torch.randn(B, D), torch.arange(model.total, model.total + B)
         extra = {"ids": ids, "queue_ids": queue_ids} if with_ids else {}
-        sslops.enqueue_(queue, pointer, keys, normalize=False, **extra)
+        with running(backend_name):
+            sslops.enqueue_(queue, pointer, LAYOUTS[layout](keys), normalize=False, **extra)
         model.enqueue(keys, ids)
         assert pointer.item() == model.total
         filled = min(K, model.total)

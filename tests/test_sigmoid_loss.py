@@ -12,6 +12,7 @@ from sslops.reference import _rows
 from sslops.reference import sigmoid_loss as reference
 
 from .conftest import LEVELS, running
+from .layouts import LAYOUTS
 from .naive import naive_sigmoid, unit
 from .numerics import assert_as_accurate_as
 
@@ -34,13 +35,8 @@ def random_ids(M: int, N: int, kinds: int):
 def run(image, text, scale, bias, upstream=1.0, **kwargs):
     """(loss, gradients of the four) of the chosen implementation; the sum over all pairs."""
     wide = torch.promote_types(image.dtype, torch.float32)
-    leaves = [
-        image.clone(),
-        text.clone(),
-        torch.tensor(scale).to(wide),
-        torch.tensor(bias).to(wide),
-    ]
-    leaves = [each.requires_grad_() for each in leaves]
+    leaves = [image, text, torch.tensor(scale).to(wide), torch.tensor(bias).to(wide)]
+    leaves = [each.detach().requires_grad_() for each in leaves]
     loss = sslops.sigmoid_loss(*leaves, reduction="sum", **kwargs)
     return loss.detach(), *torch.autograd.grad(loss * upstream, leaves)
 
@@ -130,16 +126,14 @@ def test_ids(backend, kinds, dtype):
     dtype=st.sampled_from(DTYPES),
     kinds=st.sampled_from([None, 1, 5]),
     normalize=st.booleans(),
-    transposed=st.booleans(),
+    layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 2),
     seed=st.integers(0, 1000),
 )
-def test_fuzz(backend_name, M, more, D, scale, bias, dtype, kinds, normalize, transposed, seed):
+def test_fuzz(backend_name, M, more, D, scale, bias, dtype, kinds, normalize, layouts, seed):
     torch.manual_seed(seed)
     N = M + more
-    image, text = pairs(M, N, D, dtype)
-    if not normalize:
-        image, text = image * D**-0.5, text * D**-0.5
-    image = image.t().contiguous().t() if transposed else image
+    size = 1.0 if normalize else D**-0.5
+    rows = [LAYOUTS[way](x * size) for way, x in zip(layouts, pairs(M, N, D, dtype), strict=True)]
     ids = {}
     if kinds is not None:
         ids = {
@@ -147,7 +141,7 @@ def test_fuzz(backend_name, M, more, D, scale, bias, dtype, kinds, normalize, tr
             "text_ids": torch.randint(-1, kinds, (N,)),
         }
     with running(backend_name):
-        check(image, text, scale, bias, normalize, **ids)
+        check(*rows, scale, bias, normalize, **ids)
 
 
 @pytest.mark.parametrize("normalize", [True, False])

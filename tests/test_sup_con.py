@@ -12,6 +12,7 @@ from sslops.reference import _rows
 from sslops.reference import sup_con as reference
 
 from .conftest import LEVELS, running
+from .layouts import LAYOUTS
 from .naive import naive_sup_con
 from .numerics import assert_as_accurate_as
 
@@ -35,7 +36,7 @@ def check(z, labels, temperature=0.1, mean="outside", normalize=True, grad=None)
     grad = torch.rand(M) + 0.1 if grad is None else grad
     found = {}
     for kind in (dtype, torch.float64, "ours"):
-        leaf = z.to(dtype if kind == "ours" else kind, copy=True).requires_grad_()
+        leaf = z.to(dtype if kind == "ours" else kind).detach().requires_grad_()
         wide = torch.promote_types(dtype, torch.float32) if kind == "ours" else kind
         scale = torch.tensor(1 / temperature).to(wide).requires_grad_()
         options = {"mean": mean, "normalize": normalize}
@@ -107,21 +108,20 @@ def test_very_uneven_weights(backend, mean):
     dtype=st.sampled_from(DTYPES),
     mean=st.sampled_from(MEANS),
     normalize=st.booleans(),
-    transposed=st.booleans(),
+    layout=st.sampled_from(list(LAYOUTS)),
     order=st.integers(-15, 2),
     seed=st.integers(0, 1000),
 )
 def test_fuzz(
-    backend_name, M, D, classes, temperature, dtype, mean, normalize, transposed, order, seed
+    backend_name, M, D, classes, temperature, dtype, mean, normalize, layout, order, seed
 ):
     torch.manual_seed(seed)
     z, labels = make_input(M, D, classes, dtype)
     if not normalize:
         z = z * D**-0.5
-    z = z.t().contiguous().t() if transposed else z
     grad = (torch.rand(M) + 0.1) * (10.0**order if dtype is torch.float32 else 1.0)
     with running(backend_name):
-        check(z, labels, temperature, mean, normalize, grad)
+        check(LAYOUTS[layout](z), labels, temperature, mean, normalize, grad)
 
 
 @pytest.mark.parametrize("mean", MEANS)
