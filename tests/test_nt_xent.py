@@ -161,8 +161,9 @@ def test_reference_in_chunks(monkeypatch):
 
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_opcheck(requires_grad, dtype):
-    z = torch.randn(8, 4, dtype=dtype, requires_grad=requires_grad)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_opcheck(requires_grad, dtype, layout):
+    z = LAYOUTS[layout](torch.randn(8, 4, dtype=dtype)).requires_grad_(requires_grad)
     scale = torch.tensor(3.0, dtype=torch.float32, requires_grad=requires_grad)
     for stats in (False, True):
         torch.library.opcheck(torch.ops.sslops.nt_xent_fwd, (z, None, 2.0, 2, True, stats))
