@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs no factor of ten.
 export GOMP_SPINCOUNT ?= 0
 
-SANITIZED := $(addprefix tests/test_,$(addsuffix .py,nt_xent nt_xent_weights info_nce info_nce_joint info_nce_masks \
-    clip_loss sup_con cpc_loss sigmoid_loss))
+SANITIZED := $(addprefix tests/test_,$(addsuffix .py,nt_xent nt_xent_ids nt_xent_inputs nt_xent_weights \
+    info_nce info_nce_inputs info_nce_joint info_nce_masks clip_loss sup_con sup_con_inputs cpc_loss \
+    sigmoid_loss sigmoid_loss_inputs ema ema_modules ema_rounding queue queue_module offsets pitfalls))
 
 .PHONY: help setup demo test fuzz peers lint types bench figures gpu sanitize docs doctor wheel clean
 help:    ## list the targets
@@ -18,7 +19,7 @@ test: setup ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 peers: .venv-peers/.installed ## compare sslops.compat with the packages it stands in for
 	OMP_NUM_THREADS=1 .venv-peers/bin/python -m pytest -m peer -rs tests/test_compat_peers.py
-fuzz: setup ## the property tests of the losses with 2,000 new examples each
+fuzz: setup ## the property tests of every op with 2,000 new examples each
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -k fuzz
 lint: setup ## ruff and clang-format, nothing is changed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/*/*
@@ -30,8 +31,8 @@ sanitize: setup ## the op tests on C++ built with address and undefined-behaviou
 	rm -rf build/sanitize
 	SSLOPS_SANITIZE=1 SSLOPS_BUILD=cpu $(BIN)/python setup.py -q build --build-base build/sanitize-tmp --build-lib build/sanitize
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=build/sanitize $(BIN)/python -P -m pytest \
-	    --import-mode=importlib -k "not fullgraph" $(SANITIZED)
+	ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 PYTHONPATH=build/sanitize:. $(BIN)/python -P -m pytest \
+	    --import-mode=importlib --capture=sys -k "not fullgraph" $(SANITIZED)
 figures: setup ## draw bench/results into docs/figures
 	$(BIN)/python -m bench.plots bench/results/losses.jsonl --out docs/figures
 gpu: setup ## build, test and measure on the GPU of this machine, in eight minutes

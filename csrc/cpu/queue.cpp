@@ -61,6 +61,7 @@ void mark_written(const at::Tensor& tensor) {
 // Rows [first, first + count) of keys into consecutive slots from `slot` on, round the ring.
 void store_rows(const at::Tensor& queue, const at::Tensor& keys, int64_t first, int64_t count,
                 int64_t slot, bool normalize) {
+  if (count == 0) return;  // there may be no memory to copy from
   const int64_t K = queue.size(0), D = queue.size(1), row_step = keys.stride(0);
   const int64_t in_size = static_cast<int64_t>(keys.element_size());
   const int64_t out_size = static_cast<int64_t>(queue.element_size());
