@@ -3,7 +3,6 @@
 import gc
 import json
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -29,13 +28,13 @@ def interleave(
     """Run every job once a round and return the statistics of each, in milliseconds.
 
     A neighbour on the machine then slows all jobs of a round alike, and ratios hold. The order
-    rotates from round to round; a first round is not counted.
+    rotates from round to round; two first rounds are not counted.
 
     Args:
         jobs: name -> what to time.
         rounds: that are counted.
-        first: pytest-benchmark's `benchmark.pedantic`; it then times the first job itself, with
-            the other jobs of a round in its set-up.
+        first: pytest-benchmark's `benchmark.pedantic`; it then times the first job itself, and
+            the jobs whose turn is before that run in its set-up.
     """
     names = list(jobs)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -46,28 +45,29 @@ def interleave(
         if keep:
             times[name].append((time.perf_counter() - start) * 1e3)
 
-    for name in names:
+    for name in 2 * names:
         run(name, keep=False)
     gc.collect()
-    if first is None:
-        for n in range(rounds):
-            for k in range(len(names)):
-                run(names[(n + k) % len(names)], keep=True)
-    else:
+    turns = iter([names[(n + k) % len(names)] for n in range(rounds) for k in range(len(names))])
 
-        def others() -> None:
-            for name in names[1:]:
-                run(name, keep=True)
+    def others() -> None:
+        for name in turns:
+            if first is not None and name == names[0]:
+                return
+            run(name, keep=True)
 
+    if first is not None:
         first(lambda: run(names[0], keep=True), setup=others, rounds=rounds, iterations=1)
-    return {
-        name: {
-            "median_ms": round(statistics.median(values), 4),
-            "min_ms": round(min(values), 4),
-            "max_ms": round(max(values), 4),
-        }
-        for name, values in times.items()
-    }
+    others()
+    return {name: quantiles(values) for name, values in times.items()}
+
+
+def quantiles(times: list[float]) -> dict[str, float]:
+    """Of times in milliseconds."""
+    shares = torch.tensor([0.0, 0.2, 0.5, 0.8, 1.0], dtype=torch.float64)
+    found = torch.tensor(times, dtype=torch.float64).quantile(shares).tolist()
+    names = ("min_ms", "p20_ms", "median_ms", "p80_ms", "max_ms")
+    return {name: round(value, 4) for name, value in zip(names, found, strict=True)}
 
 
 def device_name(device: torch.device | str | None = None) -> str:

@@ -192,6 +192,27 @@ def test_times_are_taken_in_turns():
     }  # fmt: skip
 
 
+def pedantic(target, setup, rounds, iterations):
+    """What pytest-benchmark does."""
+    for _ in range(rounds):
+        setup()
+        target()
+
+
+@pytest.mark.parametrize("first", [None, pedantic])
+def test_micro_benchmarks_take_turns_too(first):
+    order: list[str] = []
+    jobs = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    times = harness.interleave(jobs, rounds=4, first=first)
+    assert "".join(order) == "abc" * 2 + "abc" + "bca" + "cab" + "abc"
+    for found in times.values():
+        assert list(found) == ["min_ms", "p20_ms", "median_ms", "p80_ms", "max_ms"]
+        assert list(found.values()) == sorted(found.values())
+    assert harness.quantiles([3.0, 1.0, 2.0, 6.0, 5.0, 4.0]) == {
+        "min_ms": 1.0, "p20_ms": 2.0, "median_ms": 3.5, "p80_ms": 5.0, "max_ms": 6.0
+    }  # fmt: skip
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_memory_of_plain_code_grows_with_the_logits():
     case = make_case("nt_xent", "1024x16", "float32", CPU)
