@@ -70,13 +70,25 @@ def stochastic(targets: list[Tensor], sources: list[Tensor]) -> None:
         t.copy_(mean.add_(noise).bitwise_and_(-(1 << 16)).view(torch.float32))
 
 
-def check(target: torch.dtype, source: torch.dtype) -> None:
-    """A fast wrong answer is not a result."""
-    t, s = make(target, [(300, 7), (5,)]), make(source, [(300, 7), (5,)])
-    expected = [a.double().lerp(b.double(), 1.0 - MOMENTUM) for a, b in zip(t, s, strict=True)]
-    sslops.ema_update_(t, s, MOMENTUM)
-    for mean, exact in zip(t, expected, strict=True):
-        assert (mean.double() - exact).abs().max() <= 4 * torch.finfo(target).eps
+def ours(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """The package's op."""
+    sslops.ema_update_(targets, sources, MOMENTUM)
+
+
+def at_random(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """The package's op, rounding at random."""
+    sslops.ema_update_(targets, sources, MOMENTUM, stochastic_rounding=True)
+
+
+def check(form: Callable[..., None], target: torch.dtype, source: torch.dtype) -> None:
+    """A fast wrong answer is not a result. Sources are large, or bfloat16 would hide the step."""
+    t, s = make(target, [(300, 7), (5,)]), [100 * each for each in make(source, [(300, 7), (5,)])]
+    step = [(1.0 - MOMENTUM) * each.double() for each in s]  # moco's rounds it in their dtype
+    expected = [MOMENTUM * each.double() + move for each, move in zip(t, step, strict=True)]
+    form(t, s)
+    for mean, exact, move in zip(t, expected, step, strict=True):
+        allowed = 4 * torch.finfo(target).eps + torch.finfo(source).eps * move.abs()
+        assert ((mean.double() - exact).abs() <= allowed).all(), form.__name__
 
 
 def report(
@@ -97,15 +109,12 @@ def times(repeat: int, form: Callable[..., None], t: list[Tensor], s: list[Tenso
         form(t, s)
 
 
-def ours(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """The package's op."""
-    sslops.ema_update_(targets, sources, MOMENTUM)
-
-
 def against(
     forms: list[Callable[..., None]], t: list[Tensor], s: list[Tensor], repeat: int = 1
 ) -> dict[str, Callable[[], object]]:
-    """Each way on its own targets: moco's replaces them."""
+    """Each way on its own targets, as moco's replaces them, and only if it is right."""
+    for form in (ours, *forms):
+        check(form, t[0].dtype, s[0].dtype)
     jobs: dict[str, Callable[[], object]] = {"sslops": partial(times, repeat, ours, t, s)}
     for form in forms:
         jobs[form.__name__] = partial(times, repeat, form, [each.clone() for each in t], s)
@@ -115,7 +124,6 @@ def against(
 def test_resnet50(benchmark: Any) -> None:
     """float32, against every usual form and a plain copy."""
     shapes = resnet50_shapes()
-    check(torch.float32, torch.float32)
     t, s = (make(torch.float32, shapes) for _ in range(2))
     jobs = against([moco, lightly, in_place, lerp], t, s)
     into = [torch.empty_like(each) for each in t]
@@ -126,7 +134,6 @@ def test_resnet50(benchmark: Any) -> None:
 def test_mixed(benchmark: Any) -> None:
     """A float32 average of a bfloat16 network."""
     shapes = resnet50_shapes()
-    check(torch.float32, torch.bfloat16)
     t, s = make(torch.float32, shapes), make(torch.bfloat16, shapes)
     jobs = against([moco, lightly, in_place], t, s)
     report(benchmark, "resnet50", jobs, 21, target="float32", source="bfloat16")
@@ -135,15 +142,16 @@ def test_mixed(benchmark: Any) -> None:
 def test_bfloat16(benchmark: Any) -> None:
     """A bfloat16 average, rounded at random; eager PyTorch also without that, as a limit."""
     shapes = resnet50_shapes()
-    check(torch.bfloat16, torch.bfloat16)
     t, s = (make(torch.bfloat16, shapes) for _ in range(2))
-    at_random = partial(sslops.ema_update_, t, s, MOMENTUM, stochastic_rounding=True)
-    jobs: dict[str, Callable[[], object]] = {
+    forms: dict[str, Callable[..., None]] = {
         "sslops": at_random,
-        "sslops, to nearest": partial(ours, t, s),
-        "stochastic": partial(stochastic, t, s),
-        "lerp, to nearest": partial(lerp, t, s),
+        "sslops, to nearest": ours,
+        "stochastic": stochastic,
+        "lerp, to nearest": lerp,
     }
+    for form in forms.values():
+        check(form, torch.bfloat16, torch.bfloat16)
+    jobs = {name: partial(form, t, s) for name, form in forms.items()}
     report(benchmark, "resnet50 stochastic", jobs, 11, target="bfloat16", source="bfloat16")
 
 

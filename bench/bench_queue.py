@@ -1,20 +1,22 @@
 """enqueue_ alone, against the enqueue of MoCo's code and of lightly's memory bank: `make bench`.
 
-The peers are written here after facebookresearch/moco, moco/builder.py, and lightly 1.6,
-memory_bank.py: position read on the host, then slices. Their users normalise the keys beforehand,
-so that is part of their time. A whole MoCo step is measured elsewhere.
+Beside what bench_losses.py measures: many batches in one timing, mixed dtypes, batches up to the
+whole queue, and the bank, written here after lightly 1.6, memory_bank.py: position read on the
+host, then slices. Users of both peers normalise the keys, so that is part of their time.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-import sslops
+from bench.cases import Case, make_case
+from bench.check import judge, truth
 from bench.harness import interleave, record
+from bench.providers import PROVIDERS, Job
 
 COMMAND = "make bench"
 K = 65536
@@ -23,70 +25,70 @@ SHAPES = [(32, 128), (256, 128), (2048, 128), (4096, 256), (65536, 128)]
 REPEATS = 20  # of a batch in one timing, as one takes microseconds
 
 
-def moco(stored: torch.dtype, D: int) -> Callable[[Tensor], None]:
-    """Columns of [D, K]; the batch must divide K."""
-    queue, position = torch.zeros(D, K, dtype=stored), torch.zeros(1, dtype=torch.int64)
-
-    def enqueue(keys: Tensor) -> None:
-        keys = F.normalize(keys, dim=1)
-        start, B = int(position), len(keys)
-        assert K % B == 0
-        queue[:, start : start + B] = keys.T
-        position[0] = (start + B) % K
-
-    return enqueue
-
-
-def lightly(stored: torch.dtype, D: int) -> Callable[[Tensor], None]:
+def lightly(case: Case) -> Job:
     """Rows of [K, D]; what does not fit before the end is dropped."""
-    bank, position = torch.zeros(K, D, dtype=stored), torch.zeros(1, dtype=torch.int64)
+    keys, bank = case.inputs["keys"], case.inputs["queue"].clone()
+    position = torch.zeros(1, dtype=torch.int64)
 
-    def enqueue(keys: Tensor) -> None:
-        keys = F.normalize(keys, dim=1)
-        start, B = int(position), len(keys)
+    def enqueue() -> None:
+        rows = F.normalize(keys, dim=1)
+        start, B = int(position), len(rows)
         if start + B >= K:
-            bank[start:] = keys[: K - start].detach()
+            bank[start:] = rows[: K - start].detach()
             position[0] = 0
         else:
-            bank[start : start + B] = keys.detach()
+            bank[start : start + B] = rows.detach()
             position[0] = start + B
 
-    return enqueue
+    return Job(after=enqueue, state=lambda: {"queue": bank})
 
 
-def fused(stored: torch.dtype, D: int) -> Callable[[Tensor], None]:
-    """The package's op."""
-    queue, pointer = torch.zeros(K, D, dtype=stored), torch.zeros((), dtype=torch.int64)
-    return lambda keys: sslops.enqueue_(queue, pointer, keys)
+FORMS: dict[str, Callable[[Case], Job]] = {
+    "sslops": PROVIDERS["sslops"].ops["enqueue_"],
+    "moco": PROVIDERS["eager"].ops["enqueue_"],
+    "lightly": lightly,
+}
 
 
-def repeated(enqueue: Callable[[Tensor], None], keys: Tensor) -> Callable[[], None]:
+def admit(case: Case) -> dict[str, Callable[[], object]]:
+    """One batch of each form, all of which are right."""
+    # beside stored keys a few new ones would be within the tolerance
+    case = replace(case, inputs={**case.inputs, "queue": torch.zeros_like(case.inputs["queue"])})
+    expected, jobs = truth(case), {}
+    for name, form in FORMS.items():
+        job = form(case)
+        verdict = judge(case, job, expected)
+        assert job.after is not None
+        assert not verdict.wrong, f"{name}: {verdict.wrong}"
+        jobs[name] = job.after
+    return jobs
+
+
+def repeated(enqueue: Callable[[], object], times: int) -> Callable[[], None]:
     """Many batches, so that the clock's own time does not count."""
-    times = max(1, REPEATS * 256 // len(keys))
 
     def run() -> None:
         for _ in range(times):
-            enqueue(keys)
+            enqueue()
 
     return run
 
 
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("B", "D"), SHAPES)
-def test_enqueue(benchmark: Any, B: int, D: int, dtype: torch.dtype, stored: torch.dtype) -> None:
-    keys = torch.randn(B, D).to(dtype)
-    jobs = {"sslops": fused, "moco": moco, "lightly": lightly}
+def test_enqueue(benchmark: Any, B: int, D: int, dtype: str, stored: str) -> None:
+    times = max(1, REPEATS * 256 // B)
+    jobs = admit(make_case("enqueue_", f"{B}x{K}x{D}", f"{dtype}/{stored}", "cpu"))
     stats = interleave(
-        {name: repeated(make(stored, D), keys) for name, make in jobs.items()},
+        {name: repeated(job, times) for name, job in jobs.items()},
         rounds=31,
         first=benchmark.pedantic,
     )
-    times = max(1, REPEATS * 256 // B)
     micros = {name: round(s["min_ms"] * 1e3 / times, 2) for name, s in stats.items()}
     ratios = {f"{name} / sslops": round(us / micros["sslops"], 2) for name, us in micros.items()}
     del ratios["sslops / sslops"]
-    names = {"keys": str(dtype).removeprefix("torch."), "queue": str(stored).removeprefix("torch.")}
+    names = {"keys": dtype, "queue": stored}
     benchmark.extra_info.update(ratios)
     print(f"\nenqueue B {B}, D {D}, {names}: {micros} us, {ratios}")
     record(

@@ -12,7 +12,17 @@ import pytest
 import torch
 
 import sslops
-from bench import bench_losses, grid, harness, memory, plots, table
+from bench import (
+    bench_ema,
+    bench_losses,
+    bench_nt_xent,
+    bench_queue,
+    grid,
+    harness,
+    memory,
+    plots,
+    table,
+)
 from bench.__main__ import main
 from bench.cases import OPS, make_case
 from bench.check import judge, truth
@@ -123,6 +133,42 @@ def test_a_wrong_queue_is_noticed():
     job = PROVIDERS["eager"].ops["enqueue_"](case)
     lazy = replace(job, after=lambda: None)
     assert "queue is off" in judge(case, lazy, truth(case)).wrong
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_average_that_does_not_move_is_noticed(dtype):
+    case = make_case("ema_update_", "2", dtype, CPU)
+    lazy = replace(PROVIDERS["eager"].ops["ema_update_"](case), after=lambda: None)
+    assert "is off" in judge(case, lazy, truth(case)).wrong
+
+
+@pytest.mark.parametrize("pair", [("float32", "float32"), ("float32", "bfloat16"),
+                                  ("bfloat16", "bfloat16")])  # fmt: skip
+def test_the_micro_benchmark_of_averages_checks_every_form(pair):
+    def nothing(targets, sources):
+        """Of what is asked."""
+
+    dtypes = [getattr(torch, name) for name in pair]
+    for form in (bench_ema.ours, bench_ema.moco, bench_ema.lightly, bench_ema.in_place):
+        bench_ema.check(form, *dtypes)
+    with pytest.raises(AssertionError, match="nothing"):
+        bench_ema.against([nothing], *([torch.zeros(1, dtype=dtype)] for dtype in dtypes))
+
+
+def test_the_micro_benchmark_of_queues_checks_every_form(monkeypatch):
+    case = make_case("enqueue_", "8x64x24", "float32/float16", CPU)
+    assert list(bench_queue.admit(case)) == ["sslops", "moco", "lightly"]
+    monkeypatch.setitem(bench_queue.FORMS, "moco", lambda case: replace(
+        PROVIDERS["eager"].ops["enqueue_"](case), after=lambda: None))  # fmt: skip
+    with pytest.raises(AssertionError, match="moco: queue is off"):
+        bench_queue.admit(case)
+
+
+def test_the_micro_benchmark_of_nt_xent_checks_every_form():
+    for z in (torch.randn(64, 16), torch.randn(64, 16).bfloat16()):
+        bench_nt_xent.check(z, bench_nt_xent.fused, bench_nt_xent.eager)
+        with pytest.raises(AssertionError):
+            bench_nt_xent.check(z, bench_nt_xent.fused, lambda z: 0.9 * bench_nt_xent.eager(z))
 
 
 def test_skipped_providers_name_their_reason(tmp_path):

@@ -88,7 +88,7 @@ class ColumnQueue:
         """Write the normalised keys where the oldest are."""
         keys = F.normalize(keys, dim=1)
         start, K = int(self.pointer), self.queue.shape[1]
-        self.queue[:, start : start + len(keys)] = keys.T.to(self.queue.dtype)
+        self.queue[:, start : start + len(keys)] = keys.T
         self.pointer[0] = (start + len(keys)) % K
 
     def state(self) -> dict[str, Tensor]:
