@@ -70,8 +70,7 @@ __global__ void __launch_bounds__(kFinishThreads, 8) finish_forward_kernel(Finis
   if (thread == 0) {
     p.loss[i] = loss;
     p.lse[i] = lse;
-    if (p.hit != nullptr)
-      p.hit[i] = (dot - kTie * size) * (scale * kLog2e) > top && loss == loss;
+    if (p.hit != nullptr) p.hit[i] = (dot - kTie * size) * (scale * kLog2e) > top && loss == loss;
   }
   if (p.part_out == nullptr) return;
 
