@@ -8,11 +8,13 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LIB = torch.library.Library("sslops", "DEF")  # type: ignore[no-untyped-call]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -219,6 +221,21 @@ def register_autograd(
         _differentiate(backward + suffix, refuse, lambda ctx, inputs, output: None)
 
 
+def _refused(name: str, what: str, instead: str) -> RuntimeError:
+    loss = re.sub("_(fwd|single|joint)$", "", name.removesuffix("_reference"))
+    return RuntimeError(
+        f"{loss}: differentiation by {what} is not implemented, got a tensor that needs it; use"
+        f" {instead}, or write the loss with plain PyTorch ops"
+    )
+
+
+def _refuse_tangents(name: str, args: tuple[Any, ...]) -> None:
+    tensors = (each for each in args if isinstance(each, Tensor) and each.is_floating_point())
+    unpack: Any = forward_ad.unpack_dual
+    if any(unpack(each).tangent is not None for each in tensors):
+        raise _refused(name, "forward mode", "torch.autograd.grad or .backward()")
+
+
 def _differentiate(
     name: str, gradient: Callable[..., Any], setup_context: Callable[..., None]
 ) -> None:
@@ -242,7 +259,11 @@ def _differentiate(
             return *gradient(ctx, *grads), None
 
     def implementation(keyset: Any, *args: Any) -> Any:
+        if forward_ad._current_level >= 0:  # or tangents would be lost without a word
+            _refuse_tangents(name, args)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            if torch._C._are_functorch_transforms_active():
+                raise _refused(name, "torch.func", "torch.autograd.grad or .backward()")
             return Apply.apply(*args, keyset)  # type: ignore[no-untyped-call]
         return below(keyset, *args)
 
