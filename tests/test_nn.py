@@ -87,8 +87,13 @@ def test_learnt_temperature(kind, args):
     again = kind(learn_temperature=True)
     again.load_state_dict(module.state_dict())
     assert again.temperature == module.temperature
-    with pytest.raises(ValueError, match=f"{kind.__name__}: temperature must be positive, got 0"):
-        kind(0.0)
+    message = f"{kind.__name__}: temperature must be positive and finite, got "
+    for wrong in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=message):
+            kind(wrong)
+    for frozen in (torch.nn.Parameter(torch.tensor(0.1)), "0.1"):
+        with pytest.raises(TypeError, match=r"must be a number.*learn_temperature=True makes it"):
+            kind(frozen)
 
 
 def test_clip_s_scale_is_learnt_and_bounded():
@@ -125,6 +130,31 @@ def test_sigmoid_s_scale_and_bias_are_learnt():
     assert module.bias.grad.abs() > 0
     with pytest.raises(ValueError, match="SigmoidLoss: scale must be positive and finite, got -1"):
         sslops.SigmoidLoss(-1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        (sslops.NTXentLoss, {"reduction": "avg"}, "reduction must be none, mean or sum"),
+        (sslops.InfoNCELoss, {"reduction": "avg"}, "reduction must be none, mean or sum"),
+        (sslops.SupConLoss, {"reduction": "avg"}, "reduction must be none, mean or sum"),
+        (sslops.SupConLoss, {"mean": "in"}, "mean must be outside or inside"),
+        (sslops.CPCLoss, {"negatives": "batch"}, "negatives must be all, sequence, other or n"),
+        (sslops.CPCLoss, {"negatives": 0}, "negatives must be in"),
+        (sslops.ClipLoss, {"reduction": "avg"}, "reduction must be none, mean or sum"),
+        (sslops.ClipLoss, {"label_smoothing": 1.0}, "label_smoothing must be in"),
+        (sslops.SigmoidLoss, {"reduction": "none"}, "reduction must be mean or sum"),
+    ],
+)
+def test_what_no_call_could_use_is_refused_at_once(kind, wrong, message):
+    with pytest.raises(ValueError, match=f"{kind.__name__}: {message}"):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize("kind", [sslops.ClipLoss, sslops.SigmoidLoss])
+def test_a_scale_that_is_a_parameter_is_refused(kind):
+    with pytest.raises(TypeError, match="scale must be a number, got Parameter; learn"):
+        kind(torch.nn.Parameter(torch.tensor(10.0)))
 
 
 @pytest.mark.parametrize("kind", [sslops.ClipLoss, sslops.SigmoidLoss, sslops.InfoNCELoss])

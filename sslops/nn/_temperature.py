@@ -1,7 +1,23 @@
 """What the modules with a temperature share."""
 
+import math
+from numbers import Real
+
 import torch
 from torch import Tensor, nn
+
+
+def positive_number(owner: str, name: str, value: object, learn: str) -> float:
+    """`value` as a float; a tensor would be frozen here without a word."""
+    if not isinstance(value, Real):
+        raise TypeError(
+            f"{owner}: {name} must be a number, got {type(value).__name__}; {learn}=True makes it a"
+            " parameter"
+        )
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{owner}: {name} must be positive and finite, got {value}")
+    return number
 
 
 class WithTemperature(nn.Module):
@@ -9,12 +25,10 @@ class WithTemperature(nn.Module):
 
     def __init__(self, temperature: float, learn_temperature: bool) -> None:
         super().__init__()
-        if not temperature > 0:
-            name = type(self).__name__
-            raise ValueError(f"{name}: temperature must be positive, got {temperature}")
-        start = torch.tensor(float(temperature)).log()
-        self.log_temperature = nn.Parameter(start) if learn_temperature else None
-        self._temperature = float(temperature)
+        owner = type(self).__name__
+        tau = positive_number(owner, "temperature", temperature, "learn_temperature")
+        self.log_temperature = nn.Parameter(torch.tensor(tau).log()) if learn_temperature else None
+        self._temperature = tau
 
     @property
     def temperature(self) -> float | Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from sslops.nn._temperature import WithTemperature
-from sslops.ops.cpc_loss import CPCStats, cpc_loss
+from sslops.ops._checks import check_reduction
+from sslops.ops.cpc_loss import CPCStats, check_negatives, cpc_loss
 from sslops.ops.info_nce import InfoNCEStats, info_nce
 from sslops.ops.sup_con import SupConStats, sup_con
 from sslops.parallel import Group
@@ -48,6 +49,7 @@ class InfoNCELoss(WithTemperature):
     ) -> None:
         super().__init__(temperature, learn_temperature)
         self.symmetric = symmetric
+        check_reduction(type(self).__name__, reduction)
         self.reduction: Literal["none", "mean", "sum"] = reduction
         self.normalize = normalize
         self.return_stats = return_stats
@@ -112,7 +114,10 @@ class SupConLoss(WithTemperature):
         group: Group = None,
     ) -> None:
         super().__init__(temperature, learn_temperature)
+        if mean not in ("outside", "inside"):
+            raise ValueError(f"SupConLoss: mean must be outside or inside, got {mean!r}")
         self.mean: Literal["outside", "inside"] = mean
+        check_reduction(type(self).__name__, reduction)
         self.reduction: Literal["none", "mean", "sum"] = reduction
         self.normalize = normalize
         self.return_stats = return_stats
@@ -163,6 +168,7 @@ class CPCLoss(WithTemperature):
         group: Group = None,
     ) -> None:
         super().__init__(temperature, learn_temperature)
+        check_negatives("CPCLoss", negatives)
         self.negatives: Literal["all", "sequence", "other"] | int = negatives
         self.normalize = normalize
         self.return_stats = return_stats

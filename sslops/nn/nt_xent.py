@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sslops.nn._temperature import WithTemperature
+from sslops.ops._checks import check_reduction
 from sslops.ops.nt_xent import NTXentStats, nt_xent
 from sslops.parallel import Group
 
@@ -45,6 +46,7 @@ class NTXentLoss(WithTemperature):
     ) -> None:
         super().__init__(temperature, learn_temperature)
         self.num_views = num_views
+        check_reduction(type(self).__name__, reduction)
         self.reduction: Literal["none", "mean", "sum"] = reduction
         self.normalize = normalize
         self.return_stats = return_stats

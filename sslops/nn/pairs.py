@@ -1,11 +1,13 @@
 """Modules of clip_loss and sigmoid_loss, which learn their scale as in the papers."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sslops.nn._temperature import positive_number
+from sslops.ops._checks import check_reduction
 from sslops.ops.clip_loss import clip_loss
 from sslops.ops.info_nce import InfoNCEStats
 from sslops.ops.sigmoid_loss import sigmoid_loss
@@ -14,10 +16,10 @@ from sslops.parallel import Group
 __all__ = ["ClipLoss", "SigmoidLoss"]
 
 
-def _log_scale(name: str, scale: float, learn: bool) -> tuple[float, nn.Parameter | None]:
-    if not 0 < scale < math.inf:
-        raise ValueError(f"{name}: scale must be positive and finite, got {scale}")
-    return float(scale), nn.Parameter(torch.tensor(float(scale)).log()) if learn else None
+def _log_scale(name: str, scale: float, learn: str, learnt: bool) -> tuple[float, Any]:
+    """(the number, its logarithm as a parameter or None)."""
+    start = positive_number(name, "scale", scale, learn)
+    return start, nn.Parameter(torch.tensor(start).log()) if learnt else None
 
 
 class ClipLoss(nn.Module):
@@ -55,7 +57,10 @@ class ClipLoss(nn.Module):
         group: Group = None,
     ) -> None:
         super().__init__()
-        self._scale, self.log_scale = _log_scale("ClipLoss", scale, learn_scale)
+        self._scale, self.log_scale = _log_scale("ClipLoss", scale, "learn_scale", learn_scale)
+        check_reduction("ClipLoss", reduction)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"ClipLoss: label_smoothing must be in [0, 1), got {label_smoothing}")
         if not max_scale >= scale:
             raise ValueError(f"ClipLoss: max_scale must be at least scale, got {max_scale}")
         self.max_scale = max_scale
@@ -134,7 +139,9 @@ class SigmoidLoss(nn.Module):
         group: Group = None,
     ) -> None:
         super().__init__()
-        self._scale, self.log_scale = _log_scale("SigmoidLoss", scale, learn)
+        self._scale, self.log_scale = _log_scale("SigmoidLoss", scale, "learn", learn)
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"SigmoidLoss: reduction must be mean or sum, got {reduction!r}")
         start = torch.tensor(float(bias))
         self.bias: float | Tensor = nn.Parameter(start) if learn else float(bias)
         self.reduction: Literal["mean", "sum"] = reduction

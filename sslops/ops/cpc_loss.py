@@ -99,7 +99,7 @@ def cpc_loss(
 
     def checked() -> tuple[Tensor | None, float]:
         B, T = _check_shapes(name, predictions, targets, 1 if team is None else 0)
-        _check_negatives(name, negatives, B * T if team is None else None)
+        check_negatives(name, negatives, B * T if team is None else None)
         return inverse_temperature(name, temperature, predictions)
 
     scale, factor = checked_by_all(team, name, predictions, checked)
@@ -160,12 +160,13 @@ def _nothing(scale: Tensor | None, *sides: Tensor) -> tuple[Tensor, InfoNCEStats
     return none, InfoNCEStats(*(part.detach() for part in (none, none, none > 0, *[none] * 3)))
 
 
-def _check_negatives(name: str, negatives: str | int, most: int | None) -> None:
+def check_negatives(name: str, negatives: str | int, most: int | None = None) -> None:
     """Refuse what is not a choice; with a group, `most` is known when the ranks have met."""
     if not isinstance(negatives, int) and negatives not in ("all", "sequence", "other"):
         raise ValueError(f"{name}: negatives must be all, sequence, other or n, got {negatives!r}")
     if isinstance(negatives, int) and (negatives < 1 or (most is not None and negatives > most)):
-        raise ValueError(f"{name}: negatives must be in [1, B T = {most}], got {negatives}")
+        limit = "B T" if most is None else f"B T = {most}"
+        raise ValueError(f"{name}: negatives must be in [1, {limit}], got {negatives}")
 
 
 def _check_shapes(name: str, predictions: Tensor, targets: Tensor, least: int) -> tuple[int, int]:
