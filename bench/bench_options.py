@@ -55,6 +55,18 @@ def our_weighted_rows(queries: Tensor, keys: Tensor) -> Tensor:
     return weighted
 
 
+def unit_rows(image: Tensor, text: Tensor) -> Tensor:
+    """CLIP's loss of features that are unit vectors already, as open_clip's models return them."""
+    logits = image @ text.T / TEMPERATURE
+    index = torch.arange(len(image))
+    return 0.5 * (F.cross_entropy(logits, index) + F.cross_entropy(logits.T, index))
+
+
+def our_unit_rows(image: Tensor, text: Tensor) -> Any:
+    """The same with the op."""
+    return sslops.clip_loss(image, text, 1 / TEMPERATURE, normalize=False)
+
+
 def inputs(option: str, size: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     """Of an option; what is floating is trained."""
     torch.manual_seed(0)
@@ -63,23 +75,27 @@ def inputs(option: str, size: tuple[int, ...], dtype: torch.dtype) -> list[Tenso
         return [made, torch.randn(size[1:], dtype=dtype)]
     if option == "nt_xent ids":
         return [made, torch.randint(size[0] // 4, (size[0] // 2,))]
-    return [made, torch.randn(size, dtype=dtype)]
+    pair = [made, torch.randn(size, dtype=dtype)]
+    return [F.normalize(each, dim=1) for each in pair] if "unit" in option else pair
 
 
 OURS: dict[str, Callable[..., Any]] = {
     "cpc_loss sequence": partial(sslops.cpc_loss, negatives="sequence", temperature=TEMPERATURE),
     "nt_xent ids": lambda z, ids: sslops.nt_xent(z, ids=ids, temperature=TEMPERATURE),
     "info_nce none": our_weighted_rows,
+    "clip_loss unit": our_unit_rows,
 }
 PLAIN: dict[str, Loss] = {
     "cpc_loss sequence": same_sequence,
     "nt_xent ids": known_duplicates,
     "info_nce none": weighted_rows,
+    "clip_loss unit": unit_rows,
 }
 SIZES = {
     "cpc_loss sequence": ("2x4x32x32", "12x8x128x256", "4x64x128x128", "12x16x100x128"),
     "nt_xent ids": ("64x32", "512x128", "2048x128", "2048x512"),
     "info_nce none": ("32x32", "256x128", "2048x128", "2048x768"),
+    "clip_loss unit": ("32x512", "128x512", "512x512", "2048x512"),
 }
 
 
