@@ -90,8 +90,40 @@ def test_reducers():
     torch.testing.assert_close(SupConLoss(reducer=mean)(z, labels), total / 3)
     torch.testing.assert_close(SupConLoss(reducer=nonzero)(z, labels), total / 2)
     torch.testing.assert_close(NTXentLoss(reducer=nonzero)(z, labels), total / 2)
-    with pytest.raises(ValueError, match="reducer must be MeanReducer or"):
+    add = type("SumReducer", (), {})()
+    torch.testing.assert_close(SupConLoss(reducer=add)(z, labels), total)
+    torch.testing.assert_close(NTXentLoss(reducer=add)(z, labels), total)
+    with pytest.raises(ValueError, match="reducer must be one of"):
         NTXentLoss(reducer=object())
+
+
+@pytest.mark.parametrize("ours", [NTXentLoss, SupConLoss])
+@pytest.mark.parametrize(("rows", "keys"), [(0, None), (1, None), (0, 3), (3, 0), (0, 0)])
+def test_no_pair_is_a_loss_of_zero_with_a_graph(ours, rows, keys):
+    z = torch.randn(4, D, dtype=torch.bfloat16, requires_grad=True)
+    labels = torch.arange(4)
+    other = {} if keys is None else {"ref_emb": z[:keys], "ref_labels": labels[:keys]}
+    loss = ours()(z[:rows], labels[:rows], **other)
+    loss.backward()
+    assert (loss.item(), loss.dtype) == (0, torch.float32)
+    assert torch.equal(z.grad, torch.zeros_like(z))
+    for symmetric in (True, False):
+        assert SelfSupervisedLoss(ours(), symmetric)(z[:0], z[:0]).item() == 0
+
+
+def distance(name, **settings):
+    defaults = {"normalize_embeddings": True, "p": 2, "power": 1, "is_inverted": True}
+    return type(name, (), {**defaults, **settings})()
+
+
+def test_distances():
+    z, labels = torch.randn(4, D), torch.tensor([0, 0, 1, 1])
+    for name in ("CosineSimilarity", "DotProductSimilarity"):
+        loss = NTXentLoss(distance=distance(name))
+        assert torch.equal(loss(z, labels), NTXentLoss()(z, labels))
+    for settings in ({"power": 2}, {"p": 1}, {"normalize_embeddings": False}):
+        with pytest.raises(ValueError, match=rf"power=1 and p=2, got DotP.*{next(iter(settings))}"):
+            SupConLoss(distance=distance("DotProductSimilarity", **settings))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -167,13 +199,18 @@ def test_refuses():
         NTXentLoss(0.0)
     with pytest.raises(ValueError, match="distance must be CosineSimilarity"):
         SupConLoss(distance=torch.nn.PairwiseDistance())
+    NTXentLoss(embedding_regularizer=None, collect_stats=False)
+    with pytest.raises(ValueError, match="embedding_regularizer must be None"):
+        NTXentLoss(embedding_regularizer=object())
+    with pytest.raises(ValueError, match="collect_stats must be None or False, got True"):
+        SupConLoss(collect_stats=True)
     for arguments in ({}, {"labels": labels, "ref_emb": z}, {"ref_labels": labels}):
         with pytest.raises(ValueError, match="labels, and with ref_emb ref_labels, are needed"):
             NTXentLoss()(z, **arguments)
     for wrong in (labels[:3], labels.float()):
         with pytest.raises(ValueError, match="every row needs an integer label"):
             SupConLoss()(z, wrong)
-    with pytest.raises(TypeError, match="loss must be NTXentLoss or SupConLoss"):
+    with pytest.raises(TypeError, match=r"NTXentLoss or SupConLoss.*classes=.*got CrossE"):
         CrossBatchMemory(torch.nn.CrossEntropyLoss(), D)
     with pytest.raises(ValueError, match="miner must be None"):
         CrossBatchMemory(NTXentLoss(), D, miner=object())

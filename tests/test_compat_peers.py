@@ -113,6 +113,15 @@ def test_pytorch_metric_learning(name, labels):
         )
     for loss in ours(), theirs():
         assert loss(rows, torch.zeros(B, dtype=torch.int64)).item() == 0
+        assert [loss(rows[:n], labels[:n]).item() for n in (0, 1)] == [0, 0]
+    distances, reducers = (peer(f"pytorch_metric_learning.{m}") for m in ("distances", "reducers"))
+    for options in (
+        {"distance": distances.DotProductSimilarity()},
+        {"distance": distances.CosineSimilarity(), "reducer": reducers.SumReducer()},
+    ):
+        torch.testing.assert_close(*[f(**options)(rows, labels) for f in (ours, theirs)])
+    with pytest.raises(ValueError, match="power=1"):
+        ours(distance=distances.CosineSimilarity(power=2))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

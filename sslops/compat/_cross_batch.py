@@ -44,8 +44,9 @@ class CrossBatchMemory(LenientState):
         super().__init__()
         if not isinstance(loss, PairLoss):
             raise TypeError(
-                "CrossBatchMemory: loss must be NTXentLoss or SupConLoss of sslops.compat, got"
-                f" {type(loss).__name__}"
+                "CrossBatchMemory: loss must be NTXentLoss or SupConLoss of sslops.compat (around"
+                " another one, keep the package's own memory: patch takes the names to replace as"
+                f" classes=[...]), got {type(loss).__name__}"
             )
         if miner is not None:
             raise ValueError(f"CrossBatchMemory: miner must be None, got {miner!r}")

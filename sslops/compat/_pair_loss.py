@@ -8,26 +8,55 @@ from torch import Tensor, nn
 
 from sslops.compat._shared import as_ids
 
+_REDUCERS = ("MeanReducer", "AvgNonZeroReducer", "SumReducer")
+
+
+def _check_distance(name: str, distance: Any) -> None:
+    if distance is None:
+        return
+    kind = type(distance).__name__
+    cosine = {"normalize_embeddings": True, "p": 2, "power": 1, "is_inverted": True}
+    other = {
+        key: getattr(distance, key)
+        for key, value in cosine.items()
+        if getattr(distance, key, value) != value
+    }
+    if kind not in ("CosineSimilarity", "DotProductSimilarity") or other:
+        raise ValueError(
+            f"{name}: distance must be CosineSimilarity, or DotProductSimilarity of normalised"
+            f" embeddings, with power=1 and p=2, got {kind} {other or ''}".rstrip()
+        )
+
 
 class PairLoss(nn.Module):
     """What NTXentLoss and SupConLoss share."""
 
     default_reducer: str
 
-    def __init__(self, temperature: float, distance: Any = None, reducer: Any = None) -> None:
+    def __init__(
+        self,
+        temperature: float,
+        distance: Any = None,
+        reducer: Any = None,
+        embedding_regularizer: Any = None,
+        collect_stats: bool | None = None,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         if not 0 < temperature < float("inf"):
             raise ValueError(f"{name}: temperature must be positive and finite, got {temperature}")
-        if distance is not None and type(distance).__name__ != "CosineSimilarity":
-            raise ValueError(f"{name}: distance must be CosineSimilarity, got {distance!r}")
+        _check_distance(name, distance)
         reducer = self.default_reducer if reducer is None else type(reducer).__name__
-        if reducer not in ("MeanReducer", "AvgNonZeroReducer"):
+        if reducer not in _REDUCERS:
+            raise ValueError(f"{name}: reducer must be one of {_REDUCERS}, got {reducer}")
+        if embedding_regularizer is not None:
             raise ValueError(
-                f"{name}: reducer must be MeanReducer or AvgNonZeroReducer, got {reducer}"
+                f"{name}: embedding_regularizer must be None, got {embedding_regularizer!r}"
             )
+        if collect_stats:
+            raise ValueError(f"{name}: collect_stats must be None or False, got {collect_stats}")
         self.temperature = temperature
-        self._nonzero = reducer == "AvgNonZeroReducer"
+        self._reducer = reducer
 
     def forward(
         self,
@@ -65,6 +94,9 @@ class PairLoss(nn.Module):
                     f"{name}: every row needs an integer label, got {each.dtype} of shape"
                     f" {tuple(each.shape)} for {tuple(rows.shape)}"
                 )
+        if len(queries) == 0 or len(keys) < (1 if own is None else 2):  # no pair
+            dtype = torch.promote_types(queries.dtype, torch.float32)
+            return self.reduced(queries[:0].sum(1, dtype=dtype) + keys[:0].sum(1, dtype=dtype))
         ids, key_ids = as_ids(labels, key_labels)
         positive = ids[:, None] == key_ids
         if own is not None:
@@ -97,8 +129,10 @@ class PairLoss(nn.Module):
         raise NotImplementedError
 
     def reduced(self, losses: Tensor) -> Tensor:
-        """Mean over all losses or over those that are not zero; 0 if there is none."""
-        if self._nonzero:
+        """Sum, or mean over all losses or over those that are not zero; 0 if there is none."""
+        if self._reducer == "SumReducer":
+            return losses.sum()
+        if self._reducer == "AvgNonZeroReducer":
             return losses.sum() / (losses > 0).sum().clamp_min(1)
         return losses.sum() / max(len(losses), 1)
 

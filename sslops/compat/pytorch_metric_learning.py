@@ -26,12 +26,15 @@ class NTXentLoss(PairLoss):
 
     Args:
         temperature: tau > 0.
-        distance: None or a `CosineSimilarity`.
-        reducer: None, a `MeanReducer` (the default: over pairs) or an `AvgNonZeroReducer`.
+        distance: None, a `CosineSimilarity` or a `DotProductSimilarity` that normalises.
+        reducer: None, a `MeanReducer` (the default: over pairs), an `AvgNonZeroReducer` or a
+            `SumReducer`.
+        embedding_regularizer: must be None.
+        collect_stats: must be None or False.
 
     Raises:
-        ValueError: another distance or reducer, temperature not positive and finite; no labels, or
-            not an integer for each row.
+        ValueError: another distance or reducer, a regularizer or statistics, temperature not
+            positive and finite; no labels, or not an integer for each row.
 
     Example:
         >>> embeddings = torch.randn(8, 16, requires_grad=True)
@@ -41,9 +44,15 @@ class NTXentLoss(PairLoss):
     default_reducer = "MeanReducer"
 
     def __init__(
-        self, temperature: float = 0.07, *, distance: Any = None, reducer: Any = None
+        self,
+        temperature: float = 0.07,
+        *,
+        distance: Any = None,
+        reducer: Any = None,
+        embedding_regularizer: Any = None,
+        collect_stats: bool | None = None,
     ) -> None:
-        super().__init__(temperature, distance, reducer)
+        super().__init__(temperature, distance, reducer, embedding_regularizer, collect_stats)
 
     def among(
         self,
@@ -80,9 +89,11 @@ class SupConLoss(PairLoss):
 
     Args:
         temperature: tau > 0.
-        distance: None or a `CosineSimilarity`.
-        reducer: None, an `AvgNonZeroReducer` (the default: over anchors of non-zero loss) or a
-            `MeanReducer`.
+        distance: see `NTXentLoss`, like the two arguments below the reducer.
+        reducer: None, an `AvgNonZeroReducer` (the default: over anchors of non-zero loss), a
+            `MeanReducer` or a `SumReducer`.
+        embedding_regularizer: must be None.
+        collect_stats: must be None or False.
 
     Raises:
         ValueError: as `NTXentLoss`.
@@ -95,9 +106,15 @@ class SupConLoss(PairLoss):
     default_reducer = "AvgNonZeroReducer"
 
     def __init__(
-        self, temperature: float = 0.1, *, distance: Any = None, reducer: Any = None
+        self,
+        temperature: float = 0.1,
+        *,
+        distance: Any = None,
+        reducer: Any = None,
+        embedding_regularizer: Any = None,
+        collect_stats: bool | None = None,
     ) -> None:
-        super().__init__(temperature, distance, reducer)
+        super().__init__(temperature, distance, reducer, embedding_regularizer, collect_stats)
 
     def among(
         self,
@@ -154,7 +171,7 @@ class SelfSupervisedLoss(nn.Module):
             )
         loss, both = self.loss, torch.cat([embeddings, ref_emb])
         labels = torch.arange(len(embeddings), device=embeddings.device)
-        if self.symmetric and type(loss) is NTXentLoss:
+        if self.symmetric and type(loss) is NTXentLoss and len(both):
             # one positive a row: the same numbers by symmetric kernels
             return loss.reduced(nt_xent(both, temperature=loss.temperature, reduction="none"))
         if self.symmetric:
