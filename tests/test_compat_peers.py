@@ -86,6 +86,10 @@ def test_open_clip(dtype):
     )
     with_bias = [loss.ClipLoss()(*rows, bias, output_dict=True) for loss in (open_clip, package)]
     torch.testing.assert_close(*with_bias)
+    for name, more in (("ClipLoss", ()), ("SigLipLoss", (dtype,))):
+        pair = [getattr(loss, name)() for loss in (open_clip, package)]
+        torch.testing.assert_close(*[loss.get_logits(*rows, logit_bias=bias) for loss in pair])
+        assert torch.equal(*[loss.get_ground_truth(torch.device("cpu"), *more, B) for loss in pair])
 
 
 LABELS = [torch.arange(B // 2).repeat(2), torch.arange(B) % 3, torch.randint(-2, 5, (B,))]

@@ -138,7 +138,28 @@ def test_open_clip_without_bias_and_with_a_dict():
     torch.testing.assert_close(loss, plain.siglip(image, text, 10.0, 0.0))
 
 
+def test_open_clip_logits_and_ground_truth_for_subclasses():
+    image, text, bias = unit(B, D), unit(B, D), torch.tensor(-3.0)
+    loss = open_clip.ClipLoss()
+    of_images, of_texts = loss.get_logits(image, text, 10.0, logit_bias=bias)
+    labels = loss.get_ground_truth(image.device, B)
+    stated = 0.5 * sum(F.cross_entropy(each, labels) for each in (of_images, of_texts))
+    torch.testing.assert_close(stated, loss(image, text, 10.0))
+    torch.testing.assert_close(of_images, 10.0 * image @ text.T - 3.0)
+    loss = open_clip.SigLipLoss()
+    labels = loss.get_ground_truth(image.device, image.dtype, B)
+    logits = loss.get_logits(image, text, 10.0, bias)
+    stated = -F.logsigmoid(labels * logits).sum() / B
+    torch.testing.assert_close(stated, loss(image, text, 10.0, bias))
+    negative = loss.get_ground_truth("cpu", torch.float64, 3, negative_only=True)
+    assert torch.equal(negative, -torch.ones(3, 3, dtype=torch.float64))
+    assert torch.equal(loss.get_logits(image, text, 2.0), 2.0 * image @ text.T)
+
+
 def test_open_clip_refuses():
+    for loss in (open_clip.ClipLoss(), open_clip.SigLipLoss()):
+        with pytest.raises(ValueError, match="Loss: image_features and text_features must share"):
+            loss(unit(B - 1, D), unit(B, D), 10.0, -10.0)
     with pytest.raises(ValueError, match="use_horovod must be False"):
         open_clip.ClipLoss(use_horovod=True)
     with pytest.raises(ValueError, match="dist_impl must be"):

@@ -34,9 +34,23 @@ class _FeatureLoss(nn.Module):
                 f" {own_rank()} of {processes()}, got {self.rank} of {self.world_size}"
             )
 
+    def _check_pairs(self, image: Tensor, text: Tensor) -> None:
+        if image.shape != text.shape:
+            raise ValueError(
+                f"{type(self).__name__}: image_features and text_features must share their shape,"
+                f" got {tuple(image.shape)} and {tuple(text.shape)}"
+            )
+
     @staticmethod
     def _returned(loss: Tensor, output_dict: bool) -> Any:
         return {"contrastive_loss": loss} if output_dict else loss
+
+
+def _logits(
+    rows: Tensor, columns: Tensor, scale: float | Tensor, bias: float | Tensor | None
+) -> Tensor:
+    logits = scale * rows @ columns.T
+    return logits if bias is None else logits + bias
 
 
 class ClipLoss(_FeatureLoss):
@@ -54,7 +68,8 @@ class ClipLoss(_FeatureLoss):
         use_horovod: must be False.
 
     Raises:
-        ValueError: `use_horovod`; a rank or world size that is not torch.distributed's.
+        ValueError: `use_horovod`; a rank or world size that is not torch.distributed's; images and
+            texts of different shapes.
 
     Example:
         >>> image, text = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=2)
@@ -87,6 +102,7 @@ class ClipLoss(_FeatureLoss):
         output_dict: bool = False,
     ) -> Any:
         """Loss of [N, D] and [N, D]; a softmax is blind to the bias, which gets the gradient 0."""
+        self._check_pairs(image_features, text_features)
         if self.world_size > 1:
             loss = self._against_all(image_features, text_features, logit_scale)
         else:
@@ -95,6 +111,28 @@ class ClipLoss(_FeatureLoss):
         if isinstance(logit_bias, Tensor):
             loss = loss + 0.0 * logit_bias.sum()
         return self._returned(loss, output_dict)
+
+    def get_ground_truth(self, device: torch.device | str, num_logits: int) -> Tensor:
+        """Which column belongs to each row of `get_logits`; for subclasses, not used here."""
+        first = num_logits * self.rank if self.world_size > 1 and self.local_loss else 0
+        return torch.arange(first, first + num_logits, device=device)
+
+    def get_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The logits of images and of texts, stored; for subclasses, not used here."""
+        images, texts = image_features, text_features
+        if self.world_size > 1:
+            self._check_world()
+            images, texts = all_gather_with_grad(images), all_gather_with_grad(texts)
+            if not self.local_loss:
+                image_features, text_features = images, texts
+        of_images = _logits(image_features, texts, logit_scale, logit_bias)
+        return of_images, _logits(text_features, images, logit_scale, logit_bias)
 
     def _against_all(self, image: Tensor, text: Tensor, scale: float | Tensor) -> Tensor:
         self._check_world()
@@ -124,7 +162,8 @@ class SigLipLoss(_FeatureLoss):
             open_clip; here the texts are gathered.
 
     Raises:
-        ValueError: unknown `dist_impl`; a rank or world size that is not torch.distributed's.
+        ValueError: unknown `dist_impl`; a rank or world size that is not torch.distributed's;
+            images and texts of different shapes.
 
     Example:
         >>> image, text = torch.nn.functional.normalize(torch.randn(2, 8, 16), dim=2)
@@ -155,6 +194,7 @@ class SigLipLoss(_FeatureLoss):
         output_dict: bool = False,
     ) -> Any:
         """Loss of [N, D] and [N, D]."""
+        self._check_pairs(image_features, text_features)
         if self.world_size > 1:
             self._check_world()
             text_features = all_gather_with_grad(text_features)
@@ -163,3 +203,24 @@ class SigLipLoss(_FeatureLoss):
         bias = 0.0 if logit_bias is None else logit_bias
         loss = sigmoid_loss(image_features, text_features, logit_scale, bias, normalize=False)
         return self._returned(loss, output_dict)
+
+    def get_ground_truth(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        num_logits: int,
+        negative_only: bool = False,
+    ) -> Tensor:
+        """1 for a pair and -1 else: [num_logits, num_logits]; for subclasses, not used here."""
+        labels = torch.full((num_logits, num_logits), -1.0, device=device, dtype=dtype)
+        return labels if negative_only else labels.fill_diagonal_(1.0)
+
+    def get_logits(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+    ) -> Tensor:
+        """The logits of this process's pairs, stored; for subclasses, not used here."""
+        return _logits(image_features, text_features, logit_scale, logit_bias)
