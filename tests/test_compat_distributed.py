@@ -12,6 +12,7 @@ from torch import nn
 
 from sslops.compat import lightly, open_clip, solo_learn
 from sslops.compat import sentence_transformers as st
+from sslops.compat._ranking import DIRECTIONS
 from sslops.training.distributed import join, leave
 
 B, D_IN, D, PROCESSES = 8, 5, 4, 2
@@ -40,6 +41,15 @@ def clip(local, own, z, scale, bias):
     return open_clip.ClipLoss(local, False, **own)(x[0], x[1], scale, bias)
 
 
+def clip_logits(local, own, z, scale, bias):
+    """As a subclass of open_clip's would compute its loss."""
+    x = F.normalize(z, dim=-1)
+    loss = open_clip.ClipLoss(local, True, **own)
+    logits = loss.get_logits(x[0], x[1], scale, bias)
+    labels = loss.get_ground_truth(z.device, len(logits[0]))
+    return sum(F.cross_entropy(each, labels) for each in logits) / 2
+
+
 def siglip(own, z, scale, bias):
     x = F.normalize(z, dim=-1)
     return open_clip.SigLipLoss(**own)(x[0], x[1], scale, bias)
@@ -58,7 +68,7 @@ def simclr(own, z):
     return solo_learn.simclr_loss_func(z.flatten(0, 1), ids, 0.5)
 
 
-ALL = (st._DIRECTIONS, "joint")
+ALL = (DIRECTIONS, "joint")
 BACK = (("query_to_doc", "doc_to_query"), "per_direction")
 # name -> (loss of this process, whether its value is the mean over all processes already)
 CASES = {
@@ -66,6 +76,8 @@ CASES = {
     "lightly with a bank": (lambda own, z, *_: lightly_bank(z, True), False),
     "open_clip": (lambda own, *args: clip(False, own, *args), True),
     "open_clip local": (lambda own, *args: clip(True, own, *args), False),
+    "open_clip logits": (lambda own, *args: clip_logits(False, own, *args), True),
+    "open_clip local logits": (lambda own, *args: clip_logits(True, own, *args), False),
     "open_clip siglip": (siglip, False),
     "solo_learn": (lambda own, z, *_: simclr(own, z), False),
     "sentence_transformers": (

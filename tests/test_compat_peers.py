@@ -193,6 +193,25 @@ def test_sentence_transformers(columns, directions, mode):
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("cached", ["", "Cached"])
+def test_sentence_transformers_matryoshka(cached):
+    package = peer("sentence_transformers.sentence_transformer.losses")
+    model, name = _migration.Encoder(), cached + "MultipleNegativesRankingLoss"
+    model.get_embedding_dimension = lambda: 16
+    batch, results = [{"input_ids": each} for each in torch.randn(3, B, 5)], []
+    for module in (sentence_transformers, package):
+        model.zero_grad()
+        options = {"mini_batch_size": 5} if cached else {}
+        inner = getattr(module, name)(model, **options)
+        loss = package.MatryoshkaLoss(model, inner, [16, 8, 4], [1.0, 0.5, 0.3])
+        with torch.no_grad():
+            quiet = loss(batch, None)
+        value = loss(batch, None)
+        value.backward()
+        results.append((value.detach(), quiet, model.layer.weight.grad.clone()))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
 def test_solo_learn():
     # the version in the index takes two views, and has MoCo's loss under an older name
     losses = peer("solo.losses")

@@ -1,5 +1,7 @@
 """sentence-transformers' ranking loss against a double loop, and its gradient cache."""
 
+from itertools import chain
+
 import pytest
 import torch
 from torch import nn
@@ -128,6 +130,35 @@ def test_cached_leaves_a_frozen_encoder_alone():
     assert model.layer.weight.grad is None
 
 
+def test_cached_loss_may_be_wrapped():
+    """As MatryoshkaLoss does: the loss of shortened embeddings, back through the shortening."""
+    model, columns = Encoder(), features(2)
+    loss = CachedMultipleNegativesRankingLoss(model, mini_batch_size=4)
+    assert loss.uses_gradient_cache
+    inner = loss.calculate_loss
+
+    def shortened(reps, *args, **options):
+        short = [[each[:, :3] for each in column] for column in reps]
+        if not torch.is_grad_enabled():
+            return inner(short, *args, **options)
+        leaves = [[each.detach().requires_grad_() for each in column] for column in short]
+        value = inner(leaves, *args, **options)
+        for there, here in zip(chain(*short), chain(*leaves), strict=True):
+            there.backward(here.grad)
+        return value
+
+    loss.calculate_loss = shortened
+    value = loss(columns, None)
+    value.backward()
+    rows = [model.layer(each["input_ids"])[:, :3] for each in columns]
+    expected = multiple_negatives_ranking_loss(rows)
+    torch.testing.assert_close(value, expected)
+    (grad,) = torch.autograd.grad(expected, model.layer.weight)
+    torch.testing.assert_close(model.layer.weight.grad, grad, rtol=1e-5, atol=1e-7)
+    with torch.no_grad():
+        torch.testing.assert_close(loss(columns, None), expected)
+
+
 def test_pieces_refuse_what_is_not_cut_by_texts():
     rows = torch.randn(4, 5)
     cut = pieces({"input_ids": rows, "one": torch.ones(1, 2), "n": 3}, 3)
@@ -150,6 +181,8 @@ def test_pieces_refuse_what_is_not_cut_by_texts():
         ({"directions": (Q2D, Q2Q), "partition_mode": "per_direction"}, "per_direction goes with"),
         ({"similarity_fct": torch.cdist}, "similarity_fct must be cos_sim or dot_score, got cdist"),
         ({"hardness_mode": "all_negatives", "hardness_strength": 5.0}, "hardness_mode must be"),
+        ({"hardness_mode": "foo"}, "hardness_mode must be None or of .*, got 'foo'"),
+        ({"hardness_strength": -1.0}, "hardness_strength must not be negative, got -1.0"),
         ({"mini_batch_num_tokens": 100}, "mini_batch_num_tokens must be None"),
         ({"mini_batch_size": 0}, "mini_batch_size must be positive"),
     ],

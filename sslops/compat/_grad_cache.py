@@ -65,7 +65,7 @@ class _Circumstances:
 
 def cached(
     embed: Callable[[Features], Tensor],
-    loss_of: Callable[[list[Tensor]], Tensor],
+    loss_of: Callable[..., Tensor],
     columns: Sequence[list[Features]],
     model: object,
 ) -> Tensor:
@@ -73,7 +73,8 @@ def cached(
 
     Args:
         embed: embeddings [rows, D] of a piece.
-        loss_of: scalar of the embeddings of each column.
+        loss_of: scalar of the embeddings of each column, a list of pieces; `with_backward=True`
+            it fills their gradients.
         columns: the pieces of each column.
         model: what `embed` runs; under DistributedDataParallel only the last piece synchronises.
     """
@@ -81,14 +82,12 @@ def cached(
     with torch.no_grad():
         seen = [(_Circumstances(piece), embed(dict(piece))) for piece in flat]
     rows = [embedded.requires_grad_(torch.is_grad_enabled()) for _, embedded in seen]
-    whole, start = [], 0
-    for column in columns:
-        whole.append(torch.cat(rows[start : start + len(column)]))
-        start += len(column)
-    loss = loss_of(whole)
-    if not loss.requires_grad:
-        return loss
-    grads = torch.autograd.grad(loss, rows)
+    left = iter(rows)
+    reps = [[next(left) for _ in column] for column in columns]
+    if not torch.is_grad_enabled():
+        return loss_of(reps)
+    loss = loss_of(reps, with_backward=True)
+    grads = [each.grad for each in rows]
     circumstances = [each for each, _ in seen]
 
     def replay(grad_loss: Tensor) -> None:
@@ -99,7 +98,7 @@ def cached(
             with quiet, torch.enable_grad():
                 with circumstances[n].again():
                     embedded = embed(dict(piece))
-                if embedded.requires_grad:
+                if grad is not None and embedded.requires_grad:
                     embedded.backward(grad * grad_loss.to(grad.dtype))  # type: ignore[no-untyped-call]
 
     loss = loss.detach().requires_grad_()

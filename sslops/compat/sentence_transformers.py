@@ -4,6 +4,7 @@ Differences: docs/migration/sentence_transformers.md.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from sslops import info_nce
 from sslops.compat._grad_cache import cached, pieces
+from sslops.compat._ranking import check_hardness, check_ranking
 from sslops.distributed import all_gather_with_grad, rank
 
 __all__ = [
@@ -22,8 +24,6 @@ __all__ = [
     "multiple_negatives_ranking_loss",
 ]
 
-_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
-
 
 def cos_sim(a: Tensor, b: Tensor) -> Tensor:
     """Cosines of all pairs of rows: [M, N]."""
@@ -33,26 +33,6 @@ def cos_sim(a: Tensor, b: Tensor) -> Tensor:
 def dot_score(a: Tensor, b: Tensor) -> Tensor:
     """Dot products of all pairs of rows: [M, N]."""
     return a @ b.T
-
-
-def _check(name: str, scale: float, directions: Sequence[str], partition_mode: str) -> None:
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"{name}: scale must be positive and finite, got {scale}")
-    if unknown := set(directions) - set(_DIRECTIONS):
-        raise ValueError(f"{name}: directions must be of {_DIRECTIONS}, got {sorted(unknown)}")
-    if "query_to_doc" not in directions:
-        raise ValueError(f"{name}: directions must have query_to_doc, got {tuple(directions)}")
-    if "doc_to_doc" in directions and "doc_to_query" not in directions:
-        raise ValueError(f"{name}: doc_to_doc needs doc_to_query, got {tuple(directions)}")
-    if partition_mode not in ("joint", "per_direction"):
-        raise ValueError(
-            f"{name}: partition_mode must be joint or per_direction, got {partition_mode!r}"
-        )
-    if partition_mode == "per_direction" and {"query_to_query", "doc_to_doc"} & set(directions):
-        raise ValueError(
-            f"{name}: per_direction goes with query_to_doc and doc_to_query alone, got"
-            f" {tuple(directions)}"
-        )
 
 
 def multiple_negatives_ranking_loss(
@@ -96,7 +76,7 @@ def multiple_negatives_ranking_loss(
         torch.Size([])
     """
     name = "multiple_negatives_ranking_loss"
-    _check(name, scale, directions, partition_mode)
+    check_ranking(name, scale, directions, partition_mode)
     shapes = [tuple(each.shape) for each in embeddings]
     if len(shapes) < 2 or len(set(shapes)) > 1:
         raise ValueError(f"{name}: needs two or more tensors of one shape [B, D], got {shapes}")
@@ -167,12 +147,11 @@ class MultipleNegativesRankingLoss(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        _check(name, scale, directions, partition_mode)
+        check_ranking(name, scale, directions, partition_mode)
         kind = getattr(similarity_fct, "__name__", repr(similarity_fct))
         if kind not in ("cos_sim", "dot_score"):
             raise ValueError(f"{name}: similarity_fct must be cos_sim or dot_score, got {kind}")
-        if hardness_mode is not None and hardness_strength:
-            raise ValueError(f"{name}: hardness_mode must be None, got {hardness_mode!r}")
+        check_hardness(name, hardness_mode, hardness_strength)
         self.model = model
         self.scale = scale
         self.similarity_fct = similarity_fct
@@ -249,6 +228,8 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         torch.Size([16, 4])
     """
 
+    uses_gradient_cache = True  # what MatryoshkaLoss and AdaptiveLayerLoss ask for
+
     def __init__(
         self,
         model: Callable[[dict[str, Any]], Any],
@@ -283,7 +264,18 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
     ) -> Tensor:
         """Loss of the columns [anchors, positives, *negatives]; labels are not used."""
         columns = [pieces(features, self.mini_batch_size) for features in sentence_features]
-        return cached(self._embed, self.compute_loss_from_embeddings, columns, self.model)
+        # looked up now: MatryoshkaLoss wraps it
+        return cached(self._embed, partial(self.calculate_loss, labels=labels), columns, self.model)
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """Loss of the pieces of each column; `with_backward`, their gradients are filled too."""
+        loss = self.compute_loss_from_embeddings([torch.cat(each) for each in reps], labels)
+        if with_backward:
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach()
+        return loss
 
     def get_config_dict(self) -> dict[str, Any]:
         """The hyper-parameters, for a model card."""
