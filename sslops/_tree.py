@@ -1,6 +1,6 @@
-"""Nested tuples, lists and dicts of tensors: their tensors, their rows, their parts."""
+"""Nested tuples, lists and mappings of tensors: their tensors, their rows, their parts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,15 @@ __all__ = ["concatenate", "map_tensors", "split_rows", "tensors_of"]
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """`value` with every tensor replaced by `change(tensor)`; all else stays."""
+    """`value` with every tensor replaced by `change(tensor)`; all else stays.
+
+    A mapping that its items as keywords do not make again becomes a dict.
+    """
     if isinstance(value, Tensor):
         return change(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(each, change) for key, each in value.items()}
+    if isinstance(value, Mapping):
+        items = {key: map_tensors(each, change) for key, each in value.items()}
+        return _rebuilt(type(value), items) if isinstance(value, dict) else items
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(map_tensors(each, change) for each in value))
     if isinstance(value, tuple | list):
@@ -22,11 +26,27 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return value
 
 
+def _rebuilt(kind: type[dict[Any, Any]], items: dict[Any, Any]) -> dict[Any, Any]:
+    """`items` as that kind of dict (a ModelOutput of transformers), where keywords make one."""
+    if kind is dict:
+        return items
+    try:
+        found = kind(**items)
+    except Exception:  # it may want other arguments, and check them as it likes
+        return items
+    same = list(found) == list(items) and all(found[key] is items[key] for key in items)
+    return found if same else items
+
+
 def tensors_of(value: Any) -> list[Tensor]:
     """All tensors in `value`, from left to right."""
-    found: list[Tensor] = []
-    map_tensors(value, found.append)
-    return found
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        return [tensor for each in value for tensor in tensors_of(each)]
+    return []
 
 
 def split_rows(value: Any, size: int) -> list[Any]:

@@ -1,7 +1,8 @@
 """Losses that compare a whole batch, with the activations of a few rows at a time (GradCache)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ class _Piece(NamedTuple):
     rows: Any
 
     def __call__(self) -> Any:
-        if isinstance(self.rows, dict):
+        if isinstance(self.rows, Mapping):
             return self.encoder(**self.rows)
         if isinstance(self.rows, tuple | list):
             return self.encoder(*self.rows)
@@ -49,8 +50,9 @@ class GradCache:
 
     Args:
         encoders: one for all inputs, or one for each. Called with a tensor, with the members of a
-            tuple or list, or with the items of a dict as keywords; returns a tensor or a nest of
-            tensors with one row for each row of its input.
+            tuple or list, or with the items of a mapping as keywords; returns a tensor or a nest
+            of tensors with one row for each row of its input. The loss gets a dict of the type
+            that came (ModelOutput) where its items as keywords make one, else a plain one.
         loss: from the embeddings of each input to a scalar, to a tuple that begins with it, or to
             a dict that has it as "loss".
         micro_batch: rows that are encoded at once; one number, or one for each input.
@@ -85,9 +87,12 @@ class GradCache:
         split: Callable[[Any, int], list[Any]] | None = None,
         generators: Sequence[torch.Generator] = (),
     ) -> None:
-        sizes = [micro_batch] if isinstance(micro_batch, int) else list(micro_batch)
-        if not sizes or min(sizes) < 1:
-            raise ValueError(f"GradCache: micro_batch must be at least 1, got {micro_batch}")
+        sizes: list[Any] = list(micro_batch) if isinstance(micro_batch, Iterable) else [micro_batch]
+        if not sizes or not all(isinstance(size, Integral) and int(size) >= 1 for size in sizes):
+            raise ValueError(
+                "GradCache: micro_batch must be an integer of at least 1, or one for each input,"
+                f" got {micro_batch!r}"
+            )
         self._encoders: list[Encoder] = [encoders] if callable(encoders) else list(encoders)
         if model is None and not all(isinstance(each, nn.Module) for each in self._encoders):
             raise ValueError(
@@ -155,7 +160,7 @@ class _Step:
         embeddings = self._embed()
         returned = self.cache._loss(*embeddings, **arguments)
         loss = returned
-        if isinstance(returned, dict):
+        if isinstance(returned, Mapping):
             loss = returned.get("loss")
         elif isinstance(returned, tuple | list):
             loss = returned[0]

@@ -1,6 +1,8 @@
 """GradCache: the gradients of the big batch, with the activations of a micro-batch."""
 
 import copy
+from collections import OrderedDict, UserDict, defaultdict
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sslops import ClipLoss, GradCache, NTXentLoss, clip_loss, nt_xent
+from sslops._tree import map_tensors, tensors_of
 
 B, D = 24, 5
 
@@ -201,6 +204,60 @@ def test_tuples_of_inputs_and_nests_of_embeddings():
     assert model.b.weight.grad is None
 
 
+class Output(OrderedDict):
+    """Items that are attributes too, as transformers' ModelOutput has them."""
+
+    def __init__(self, rows=None, pooled=None):
+        super().__init__(rows=rows, pooled=pooled)
+        self.__dict__.update(self)
+
+
+class Other(dict):
+    """A dict that its items as keywords do not make."""
+
+    def __init__(self, items):
+        super().__init__(items)
+
+
+@pytest.mark.parametrize("kind", [UserDict, MappingProxyType, dict, OrderedDict])
+def test_mappings_of_inputs_and_of_embeddings(kind):
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(7, D)
+
+        def forward(self, input_ids, scale):
+            z = self.linear(input_ids) * scale
+            return Output(rows=z[:, None], pooled=z)
+
+    def loss(first, second):
+        assert type(first) is type(second) is Output
+        assert first.pooled is first["pooled"]
+        return Output(rows=pair_loss(first.pooled, second.pooled), pooled=first.rows)
+
+    encoder = Tower()
+    inputs = [{"input_ids": torch.randn(B, 7), "scale": torch.rand(B, 1)} for _ in range(2)]
+    value = loss(*(encoder(**each) for each in inputs)).rows
+    value.backward()
+    expected = grads(encoder)
+    encoder.zero_grad()
+    step = GradCache(encoder, lambda *z: {"loss": loss(*z).rows, "seen": loss(*z)}, 5)
+    returned = step(*(kind(each) for each in inputs))
+    assert returned["seen"].rows.shape == ()
+    returned["loss"].backward()
+    assert relative(grads(encoder), expected) < 1e-6
+
+
+def test_a_mapping_that_cannot_be_made_again_is_a_dict():
+    x = torch.ones(2)
+    counted = defaultdict(list, {1: x})
+    for value in (Other({"x": x}), UserDict(x=x), counted):
+        found = map_tensors(value, torch.Tensor.neg)
+        assert type(found) is dict
+        assert list(found) == list(value)
+    assert tensors_of((Other({"x": x}), [counted, 3])) == [x, x]
+
+
 def test_stats_beside_the_loss():
     inputs = torch.randn(2, B, 7)
     loss_of = NTXentLoss(0.5, return_stats=True)
@@ -322,8 +379,9 @@ def test_wrong_inputs(inputs, message):
 
 def test_wrong_settings():
     encoder = mlp()
-    with pytest.raises(ValueError, match="micro_batch must be at least 1, got 0"):
-        GradCache(encoder, pair_loss, 0)
+    for size in (0, 2.5, "16", (8, 0), (8, 2.5), (), None):
+        with pytest.raises(ValueError, match="GradCache: micro_batch must be an integer of at"):
+            GradCache(encoder, pair_loss, size)
     with pytest.raises(ValueError, match="model must name the module behind encoders"):
         GradCache(lambda x: encoder(x), pair_loss, 2)
     with pytest.raises(ValueError, match="got 2 and 1 for 3 inputs"):
