@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 import sslops
-from sslops.compat import lightly, open_clip
+from sslops.compat import _patch, lightly, open_clip
 
 
 def modules_of(monkeypatch, **contents):
@@ -71,9 +71,10 @@ def test_patch_is_a_context_manager_and_the_first_one_counts(fake):
     assert found(fake) == theirs
 
 
-def test_patch_of_some_names(fake):
+@pytest.mark.parametrize("names", [["NTXentLoss"], "NTXentLoss"])
+def test_patch_of_some_names(fake, names):
     utils = fake["lightly__models__utils"].update_momentum
-    with sslops.patch("lightly", ["NTXentLoss"]):
+    with sslops.patch("lightly", names):
         assert fake["lightly__loss"].NTXentLoss is lightly.NTXentLoss
         assert fake["lightly__models__utils"].update_momentum is utils
 
@@ -89,6 +90,9 @@ def test_modules_imported_while_patched_are_restored(fake, monkeypatch):
 def test_patch_refuses(fake, monkeypatch):
     with pytest.raises(ValueError, match=r"package must be one of .*'lightly'.*, got 'lightning'"):
         sslops.patch("lightning")
+    for name, meant in (("Sentence-Transformers", "sentence_transformers"), ("solo", "solo_learn")):
+        with pytest.raises(ValueError, match=rf"got '{name}'; did you mean '{meant}'\?"):
+            sslops.patch(name)
     with pytest.raises(ValueError, match=r"classes of lightly must be of .* got \['DCLLoss'\]"):
         sslops.patch("lightly", ["NTXentLoss", "DCLLoss"])
     del fake["lightly__models__utils"].update_momentum
@@ -100,6 +104,9 @@ def test_patch_refuses(fake, monkeypatch):
     with pytest.raises(ImportError, match=r"open_clip must have open_clip\.loss\.ClipLoss, got"):
         sslops.patch("open_clip")
     assert open_clip.ClipLoss is not None
+    monkeypatch.setitem(_patch._PACKAGES, "open_clip", ("no_such", {"ClipLoss": "loss"}))
+    with pytest.raises(ImportError, match="patch: open_clip is not installed, got No module"):
+        sslops.patch("open_clip")
 
 
 def test_importing_sslops_imports_no_peer_and_none_of_their_twins(tmp_path):

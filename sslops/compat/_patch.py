@@ -63,7 +63,7 @@ class Patch:
         self.undo()
 
 
-def patch(package: str, classes: Iterable[str] | None = None) -> Patch:
+def patch(package: str, classes: str | Iterable[str] | None = None) -> Patch:
     """Replace an installed package's losses by those of `sslops.compat`, until undone.
 
     Every module of the package that holds one of the originals gets its replacement. Names that
@@ -72,7 +72,7 @@ def patch(package: str, classes: Iterable[str] | None = None) -> Patch:
     Args:
         package: "lightly", "open_clip", "pytorch_metric_learning", "sentence_transformers",
             "solo_learn" or "info_nce_pytorch".
-        classes: names to replace; default: all that `sslops.compat.<package>` has.
+        classes: name or names to replace; default: all that `sslops.compat.<package>` has.
 
     Returns:
         A `Patch`, also a context manager. Of several for the same name the first one counts.
@@ -86,9 +86,13 @@ def patch(package: str, classes: Iterable[str] | None = None) -> Patch:
         ...     train()
     """
     if package not in _PACKAGES:
-        raise ValueError(f"patch: package must be one of {tuple(_PACKAGES)}, got {package!r}")
+        raise ValueError(
+            f"patch: package must be one of {tuple(_PACKAGES)}, got {package!r}{_hint(package)}"
+        )
     root, places = _PACKAGES[package]
-    names = tuple(places if classes is None else classes)
+    names = (
+        (classes,) if isinstance(classes, str) else tuple(places if classes is None else classes)
+    )
     if unknown := set(names) - set(places):
         raise ValueError(
             f"patch: classes of {package} must be of {tuple(places)}, got {sorted(unknown)}"
@@ -100,11 +104,20 @@ def patch(package: str, classes: Iterable[str] | None = None) -> Patch:
         try:
             theirs = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == root:
+                raise ImportError(f"patch: {package} is not installed, got {error}") from error
             raise ImportError(f"patch: {package} must have {module}.{name}, got {error}") from error
         ours = getattr(compat, name)
         if theirs is not ours:
             pairs.append((theirs, ours))
     return Patch(root, pairs)
+
+
+def _hint(package: object) -> str:
+    """Which package another spelling of its name, or the name it is imported by, may mean."""
+    spelt = str(package).lower().replace("-", "_")
+    meant = [name for name, (root, _) in _PACKAGES.items() if spelt in (name, root)]
+    return f"; did you mean {meant[0]!r}?" if meant else ""
 
 
 def _modules(root: str) -> Iterator[ModuleType]:
