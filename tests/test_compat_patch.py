@@ -7,7 +7,9 @@ from types import ModuleType
 import pytest
 
 import sslops
-from sslops.compat import _patch, lightly, open_clip
+from sslops.compat import _patch, info_nce_pytorch, lightly, open_clip
+from sslops.compat import pytorch_metric_learning as pml
+from sslops.compat import sentence_transformers as texts
 
 
 def modules_of(monkeypatch, **contents):
@@ -107,6 +109,36 @@ def test_patch_refuses(fake, monkeypatch):
     monkeypatch.setitem(_patch._PACKAGES, "open_clip", ("no_such", {"ClipLoss": "loss"}))
     with pytest.raises(ImportError, match="patch: open_clip is not installed, got No module"):
         sslops.patch("open_clip")
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        (lightly.NTXentLoss(0.2), "NTXentLoss(temperature=0.2)"),
+        (lightly.NTXentLoss(gather_distributed=True),
+         "NTXentLoss(temperature=0.5, gather_distributed=True)"),
+        (lightly.NTXentLoss(memory_bank_size=(8, 4)).memory_bank, "_MemoryBank(size=(8, 4))"),
+        (open_clip.ClipLoss(), "ClipLoss()"),
+        (open_clip.ClipLoss(True, world_size=2), "ClipLoss(local_loss=True, world_size=2)"),
+        (open_clip.SigLipLoss(dist_impl="shift"), "SigLipLoss(dist_impl='shift')"),
+        (pml.SupConLoss(), "SupConLoss(temperature=0.1)"),
+        (pml.NTXentLoss(reducer=type("SumReducer", (), {})()),
+         "NTXentLoss(temperature=0.07, reducer=SumReducer)"),
+        (pml.SelfSupervisedLoss(pml.SupConLoss(), symmetric=False),
+         "SelfSupervisedLoss(\n  symmetric=False\n  (loss): SupConLoss(temperature=0.1)\n)"),
+        (pml.CrossBatchMemory(pml.SupConLoss(), 4, 16),
+         "CrossBatchMemory(\n  embedding_size=4, memory_size=16\n  (loss): "
+         "SupConLoss(temperature=0.1)\n)"),
+        (texts.MultipleNegativesRankingLoss(len, similarity_fct=texts.dot_score),
+         "MultipleNegativesRankingLoss(scale=20.0, similarity_fct=dot_score)"),
+        (texts.CachedMultipleNegativesRankingLoss(len, partition_mode="per_direction"),
+         "CachedMultipleNegativesRankingLoss(scale=20.0, partition_mode='per_direction', "
+         "mini_batch_size=32)"),
+        (info_nce_pytorch.InfoNCE(reduction="sum"), "InfoNCE(temperature=0.1, reduction='sum')"),
+    ],
+)  # fmt: skip
+def test_repr(loss, text):
+    assert repr(loss) == text
 
 
 def test_importing_sslops_imports_no_peer_and_none_of_their_twins(tmp_path):

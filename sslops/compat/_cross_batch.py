@@ -55,6 +55,10 @@ class CrossBatchMemory(LenientState):
         self.memory_size = memory_size
         self.reset_queue()
 
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return f"embedding_size={self.embedding_size}, memory_size={self.memory_size}"
+
     def reset_queue(self) -> None:
         """Forget everything."""
         shape = (self.memory_size, self.embedding_size)

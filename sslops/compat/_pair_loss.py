@@ -58,6 +58,11 @@ class PairLoss(nn.Module):
         self.temperature = temperature
         self._reducer = reducer
 
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        other = "" if self._reducer == self.default_reducer else f", reducer={self._reducer}"
+        return f"temperature={self.temperature}{other}"
+
     def forward(
         self,
         embeddings: Tensor,

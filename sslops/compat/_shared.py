@@ -32,6 +32,17 @@ def enqueue(rows: Tensor, memory: Tensor, start: int | Tensor) -> Tensor:
     return slots
 
 
+def settings_of(module: nn.Module, shown: str = "", **defaults: Any) -> str:
+    """The attribute `shown`, and those that are not at their defaults, for `extra_repr`."""
+    values = {name: getattr(module, name) for name in (shown, *defaults) if name}
+    texts = {key: getattr(value, "__name__", value) for key, value in values.items()}
+    return ", ".join(
+        f"{key}={value if callable(values[key]) else repr(value)}"
+        for key, value in texts.items()
+        if key == shown or value != defaults[key]
+    )
+
+
 class LenientState(nn.Module):
     """Module whose state may be missing from a checkpoint: the peers do not save theirs."""
 

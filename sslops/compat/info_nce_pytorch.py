@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sslops
+from sslops.compat._shared import settings_of
 
 __all__ = ["InfoNCE", "info_nce"]
 
@@ -108,6 +109,10 @@ class InfoNCE(nn.Module):
         self.temperature = temperature
         self.reduction: Literal["none", "mean", "sum"] = reduction
         self.negative_mode: Literal["paired", "unpaired"] = negative_mode
+
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return settings_of(self, "temperature", reduction="mean", negative_mode="unpaired")
 
     def forward(
         self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslops import ema_update_, enqueue_, info_nce, nt_xent
-from sslops.compat._shared import LenientState
+from sslops.compat._shared import LenientState, settings_of
 from sslops.distributed import all_gather, all_gather_with_grad, rank, world_size
 
 __all__ = ["NTXentLoss", "update_momentum"]
@@ -27,6 +27,10 @@ class _MemoryBank(LenientState):
         super().__init__()
         self.register_buffer("bank", F.normalize(torch.randn(size), dim=-1))
         self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long))
+
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return f"size={tuple(self.bank.shape)}"
 
     def update(self, rows: Tensor) -> None:
         enqueue_(self.bank, self.bank_ptr, rows, normalize=False)
@@ -77,6 +81,10 @@ class NTXentLoss(nn.Module):
         self.temperature = temperature
         self.gather_distributed = gather_distributed
         self.memory_bank = _MemoryBank((size[0], size[1])) if size[0] else None
+
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return settings_of(self, "temperature", gather_distributed=False)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, [B, D] each, of the same samples."""

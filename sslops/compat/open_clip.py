@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sslops import clip_loss, info_nce, sigmoid_loss
-from sslops.compat._shared import inverse
+from sslops.compat._shared import inverse, settings_of
 from sslops.distributed import all_gather_with_grad
 from sslops.distributed import rank as own_rank
 from sslops.distributed import world_size as processes
@@ -92,6 +92,12 @@ class ClipLoss(_FeatureLoss):
         self.local_loss = local_loss
         self.gather_with_grad = gather_with_grad
         self.use_horovod = use_horovod
+
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return settings_of(
+            self, local_loss=False, gather_with_grad=False, cache_labels=False, rank=0, world_size=1
+        )
 
     def forward(
         self,
@@ -184,6 +190,10 @@ class SigLipLoss(_FeatureLoss):
                 f"SigLipLoss: dist_impl must be bidir, shift, reduce or gather, got {dist_impl!r}"
             )
         self.dist_impl = dist_impl or "bidir"
+
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return settings_of(self, cache_labels=False, rank=0, world_size=1, dist_impl="bidir")
 
     def forward(
         self,

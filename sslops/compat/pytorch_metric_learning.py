@@ -13,6 +13,7 @@ from sslops import info_nce, nt_xent, sup_con
 from sslops.compat._cross_batch import CrossBatchMemory
 from sslops.compat._masks import anchor_losses, anchors_among, logits_of, pair_losses
 from sslops.compat._pair_loss import PairLoss, pairs_of
+from sslops.compat._shared import settings_of
 
 __all__ = ["CrossBatchMemory", "NTXentLoss", "SelfSupervisedLoss", "SupConLoss"]
 
@@ -161,6 +162,10 @@ class SelfSupervisedLoss(nn.Module):
         super().__init__()
         self.loss = loss
         self.symmetric = symmetric
+
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return settings_of(self, symmetric=True)
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
         """Loss of two views, [B, D] each, of the same samples."""

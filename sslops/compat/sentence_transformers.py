@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sslops import info_nce
 from sslops.compat._grad_cache import cached, pieces
 from sslops.compat._ranking import check_hardness, check_ranking
+from sslops.compat._shared import settings_of
 from sslops.distributed import all_gather_with_grad, rank
 
 __all__ = [
@@ -161,6 +162,13 @@ class MultipleNegativesRankingLoss(nn.Module):
         self.hardness_mode = hardness_mode
         self.hardness_strength = hardness_strength
 
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return settings_of(
+            self, "scale", similarity_fct="cos_sim", gather_across_devices=False,
+            directions=("query_to_doc",), partition_mode="joint",
+        )  # fmt: skip
+
     def forward(
         self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None
     ) -> Tensor:
@@ -258,6 +266,10 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         self.mini_batch_size = mini_batch_size
         self.mini_batch_num_tokens = mini_batch_num_tokens
         self.show_progress_bar = show_progress_bar
+
+    def extra_repr(self) -> str:
+        """The settings, as `print(model)` shows them."""
+        return f"{super().extra_repr()}, mini_batch_size={self.mini_batch_size}"
 
     def forward(
         self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None = None
