@@ -193,6 +193,20 @@ def test_cross_batch_memory_with_a_mask_and_in_checkpoints():
     assert not other.embedding_memory.any()
 
 
+def test_compile_in_one_graph():
+    labels, z = torch.arange(6).repeat(2), torch.randn(12, D, requires_grad=True)
+    views = (z[:6], z[6:])
+    for loss, rows in (
+        (SupConLoss(), (z, labels)),
+        (SelfSupervisedLoss(NTXentLoss()), views),
+        (SelfSupervisedLoss(SupConLoss(), symmetric=False), views),
+    ):
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(*rows)
+        torch.testing.assert_close(compiled, loss(*rows))
+    with pytest.raises(torch._dynamo.exc.UserError):  # as the page of the migration says
+        torch.compile(NTXentLoss(), fullgraph=True, backend="aot_eager")(z, labels)
+
+
 def test_refuses():
     z, labels = torch.randn(4, D), torch.tensor([0, 0, 1, 1])
     with pytest.raises(ValueError, match="temperature must be positive"):

@@ -62,6 +62,10 @@ def test_lightly_bank():
         torch.testing.assert_close(*values)
         grads = [torch.autograd.grad(value, (out0, out1)) for value in values]
         torch.testing.assert_close(*grads)
+    ours.load_state_dict(theirs.state_dict())
+    with pytest.raises(RuntimeError, match=r"memory_bank\.bank"):  # as the page says
+        theirs.load_state_dict(ours.state_dict())
+    theirs.load_state_dict(ours.state_dict(), strict=False)
     with pytest.raises(ValueError, match="dim"):
         peer("lightly.loss").NTXentLoss(memory_bank_size=K)
 
@@ -159,6 +163,9 @@ def test_pytorch_metric_learning_memory(name):
         assert torch.equal(ours.embedding_memory, theirs.embedding_memory)
         assert ours.queue_idx == theirs.queue_idx
     ours.load_state_dict(theirs.state_dict())
+    with pytest.raises(RuntimeError, match="_extra_state"):  # as the page says
+        theirs.load_state_dict(ours.state_dict())
+    theirs.load_state_dict(ours.state_dict(), strict=False)
 
 
 ALL = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
