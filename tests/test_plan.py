@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from sslops.training import cli
-from sslops.training.config import make_config
+from sslops.training.config import RunOptions, make_config
 from sslops.training.distributed import World
-from sslops.training.methods import DataShape, find_method
+from sslops.training.methods import METHODS, DataShape, find_method
 from sslops.training.plan import propose, simulate
 from sslops.training.plan.command import PlanOptions, describe, gib
 from sslops.training.plan.probe import Updates
+from sslops.training.run import default_config
 
 ROOT = Path(__file__).parents[1]
 SMALL = DataShape(3, 32, 10)
@@ -160,6 +161,42 @@ def test_probe_trains():
     update()
     assert update.step == 1
     assert not torch.equal(before, next(update.method.parameters()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_planned_with_its_defaults(method):
+    asked = default_config(method, {}, RunOptions())
+    text, fits = describe(method, asked, PlanOptions(probe=False))
+    assert fits
+    assert re.search(r"as asked .*GiB", text)
+    assert (f"sslops plan {method}: {asked.arch}, sound at 4,000 Hz" in text) == (
+        method == "cpc-audio"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "size"),
+    [
+        ("moco", {"bn_splits": 8, "width": 4, "queue": 64}, 16),  # 4 is no multiple of 8
+        ("moco", {"bn_splits": 12, "batch": 24, "width": 4, "queue": 48}, 24),  # nor are 8 and 16
+        ("cpc-image", {"negatives": 255, "width": 8}, 16),  # of 4 images there are 168
+        ("cpc-audio", {"width": 8, "context": 8, "window": 0.3}, 16),
+    ],
+)
+def test_time_is_of_a_batch_that_the_method_takes(method, fields, size):
+    asked = default_config(method, fields, RunOptions())
+    text, _ = describe(method, asked, PlanOptions())
+    assert re.search(rf"time .* images/s by an update of {size} images", text), text
+
+
+def test_time_that_cannot_be_measured_costs_no_plan(monkeypatch):
+    def refuses(*_):
+        raise ValueError("method: no batch will do")
+
+    monkeypatch.setattr("sslops.training.plan.command.images_per_second", refuses)
+    text, fits = describe("simclr", config(width=4), PlanOptions(image=32))
+    assert fits
+    assert "time       not measured: method: no batch will do" in text
 
 
 def test_committed_predictions_are_within_ten_percent():

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslops import MomentumEncoder, chance, cosine_momentum, info_nce
-from sslops.distributed import all_gather, rank
+from sslops.distributed import all_gather, rank, world_size
 from sslops.training.augment import RECIPES, make_views
 from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig, closest
@@ -103,7 +103,9 @@ class MoCoV3(ContrastiveMethod):
         }
 
     def _ctr(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        targets = len(q) * rank() + torch.arange(len(q), device=q.device)
+        targets = None  # key i is query i's
+        if world_size() > 1:
+            targets = len(q) * rank() + torch.arange(len(q), device=q.device)
         loss, stats = info_nce(
             q,
             all_gather(k),

@@ -87,9 +87,11 @@ def describe(name: str, config: TrainConfig, options: PlanOptions) -> tuple[str,
     fits = limit is None or chosen.memory.total <= limit
 
     share = f", {config.batch // options.processes} a process" if options.processes > 1 else ""
+    side = shape.image_size
+    what = f"sound at {shape.rate:,} Hz" if shape.rate else f"{shape.channels} x {side} x {side} px"
     lines = [
-        f"sslops plan {name}: {config.arch}, {shape.channels} x {shape.image_size} x"
-        f" {shape.image_size} px, batch {config.batch}{share}, {precision}, {config.optimizer}",
+        f"sslops plan {name}: {config.arch}, {what}, batch {config.batch}{share},"
+        f" {precision}, {config.optimizer}",
         "peak memory of an update in a process, without the data set and without what libraries"
         " load:\n",
         _table(found, limit),
@@ -107,7 +109,10 @@ def describe(name: str, config: TrainConfig, options: PlanOptions) -> tuple[str,
     if limit is not None:
         lines.append(f"use        {chosen.flags or 'it as it is'}")
     if options.probe:
-        lines.append(_time(name, chosen.config, shape, world, images, options.processes))
+        try:
+            lines.append(_time(name, chosen.config, shape, world, images, options.processes))
+        except ValueError as error:  # what the method says of every batch that was tried
+            lines.append(f"time       not measured: {error}")
     return "\n".join(lines), True
 
 

@@ -1,6 +1,7 @@
 """How long an update takes on this machine."""
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -17,7 +18,7 @@ from sslops.training.step import Step, prepare_encoder
 
 __all__ = ["Updates", "images_per_second"]
 
-SIZES = (4, 16)  # images of an update, few enough for any memory
+FEW, ENOUGH = 4, 16  # images of an update, few enough for any memory
 PATIENCE = 2.0  # seconds of an update after which no larger one is tried
 
 
@@ -73,24 +74,40 @@ def images_per_second(
     """Of one process, by one timed update after another one.
 
     Returns:
-        The rate, and the images of the update: 4, or 16 where that takes no more than seconds.
+        The rate, and the images of the update: 4, or 16 where that takes no more than seconds; more
+        where the method refuses a batch that small.
+
+    Raises:
+        ValueError: it refuses the whole batch too.
     """
-    rate, size = 0.0, 0
-    for images in SIZES:
-        micro = config.micro_batch
-        size = min(config.batch, images)
-        if micro is not None:
-            micro = min(micro, images // 2)
-            size = min(config.batch, 2 * micro)
-        update = Updates(name, replace(config, batch=size, micro_batch=micro), shape, world)
-        update()
-        start = time.perf_counter()
-        update()
-        seconds = time.perf_counter() - start
-        rate = size / seconds
-        if seconds > PATIENCE:
+    images = min(FEW, config.batch)
+    while True:
+        try:
+            size, seconds = _timed(name, config, shape, world, images)
             break
-    return rate, size
+        except ValueError:
+            if images == config.batch:
+                raise
+        images = min(2 * images, config.batch)
+    if size < ENOUGH and seconds <= PATIENCE:
+        with suppress(ValueError):
+            size, seconds = _timed(name, config, shape, world, ENOUGH)
+    return size / seconds, size
+
+
+def _timed(
+    name: str, config: TrainConfig, shape: DataShape, world: World, images: int
+) -> tuple[int, float]:
+    """Images and seconds of the second of two updates of at most `images`."""
+    micro, size = config.micro_batch, min(config.batch, images)
+    if micro is not None:
+        micro = min(micro, images // 2)
+        size = min(config.batch, 2 * micro)
+    update = Updates(name, replace(config, batch=size, micro_batch=micro), shape, world)
+    update()
+    start = time.perf_counter()
+    update()
+    return size, time.perf_counter() - start
 
 
 def _ignore(loss: Tensor) -> None:

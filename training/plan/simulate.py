@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sslops import KeyQueue
 from sslops.training.config import TrainConfig
-from sslops.training.data import Clips, Video
+from sslops.training.data import Clips, Video, Waves
 from sslops.training.methods import Batch, ContrastiveMethod, DataShape, Method, find_method
 from sslops.training.optim import make_optimizer
 from sslops.training.step import Step, prepare_encoder
@@ -96,7 +96,12 @@ class _Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def make_batch(shape: DataShape, size: int, device: torch.device | str = "cpu") -> Batch:
-    """Random images and labels, or videos."""
+    """Random images and labels, or recordings of a second, or videos."""
+    if shape.rate:
+        starts = torch.arange(size) * shape.rate
+        samples = torch.randint(-32768, 32768, (size * shape.rate,)).to(torch.int16)
+        sound = Waves(samples, starts, torch.full_like(starts, shape.rate), shape.rate)
+        return Batch(sound, None)
     if shape.frames:
         starts = torch.arange(size) * shape.frames
         side = shape.image_size
@@ -147,7 +152,7 @@ def simulate(
     with fake:
         images = make_batch(shape, rows).images
         views = _grown(small[0], small[1], rows)
-        resident = [images] if isinstance(images, Tensor) else []  # videos stay on the host
+        resident = [images] if isinstance(images, Tensor) else []  # others stay on the host
         for tensor in [*resident, *_leaves(views)]:
             tracker.add(tensor, "views")
         with tracker:
