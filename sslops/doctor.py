@@ -145,7 +145,9 @@ def report() -> str:
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if find_spec(module) is None]
         state = (
-            f"missing {', '.join(missing)}; pip install 'sslops[{extra}]'" if missing else "ready"
+            f"missing {', '.join(missing)}; pip install '.[{extra}]' in a clone of the repository"
+            if missing
+            else "ready"
         )
         lines.append(f"extra [{extra}]: {state}")
     return "\n".join(lines)

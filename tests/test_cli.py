@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser
 
-from sslops.training import cli, commands
+from sslops.training import cli, commands, train
 from sslops.training.config import RunOptions
 from sslops.training.console import Console, duration, format_metrics
 from sslops.training.diagnosis import Diagnosis
@@ -197,7 +197,41 @@ def test_missing_extras_are_named(monkeypatch, capsys):
         commands.importlib.util, "find_spec", lambda name: None if name == "tyro" else found(name)
     )
     assert cli.main(["train", "simclr"]) == 2
-    assert 'got no tyro; install them with: pip install "sslops[train]"' in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "got no tyro; install them with: pip install tyro, or" in said
+    assert "pip install '.[train]' in a clone of the repository" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("list", 0),
+        ("train", 2),
+        ("train simclr", 2),
+        ("train simclr --help", 2),
+        ("ablate simclr --field lr --values 1", 2),
+        ("audit rotation", 2),
+        ("plan simclr", 2),
+    ],
+)
+def test_without_the_extra_no_command_ends_in_a_traceback(arguments, code):
+    gone = (
+        "import sys\nfor name in 'PIL tyro sklearn safetensors'.split(): sys.modules[name] = None"
+    )
+    call = f"{gone}\nfrom sslops.training.cli import main\nsys.exit(main({arguments.split()}))"
+    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    if arguments in ("list", "train"):
+        assert "simclr" in done.stdout
+    else:
+        assert "got no " in done.stderr
+        assert "pillow" in done.stderr
+
+
+def test_without_the_extra_train_names_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(FileNotFoundError, match="got no pillow; install"):
+        train("simclr", out=tmp_path / "run")
 
 
 def test_bench_is_not_in_the_wheel(monkeypatch, capsys, tmp_path):

@@ -55,7 +55,7 @@ def test_report_says_whether_the_cuda_module_is_there(monkeypatch, found, line):
 
 def test_report_names_missing_extras(monkeypatch):
     monkeypatch.setattr(doctor, "EXTRAS", {"train": ("torch", "no_such_module")})
-    assert "missing no_such_module; pip install 'sslops[train]'" in doctor.report()
+    assert "missing no_such_module; pip install '.[train]'" in doctor.report()
 
 
 @needs_extension

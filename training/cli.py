@@ -147,7 +147,7 @@ def _audit(argv: list[str]) -> int:
     from sslops.training.methods import find_method
 
     guards_of(chosen.method)
-    need("tyro", "sklearn")
+    need("tyro", "sklearn", "PIL")
     defaults = replace(_defaults(chosen.method, flags), steps=STEPS)
     config, options = _parse(chosen.method, find_method(chosen.method).config, defaults, flags)
     out = Path(options.out or f"runs/audit-{chosen.method}-{Path(config.data).name}")
@@ -194,7 +194,7 @@ def _plan(argv: list[str]) -> int:
         print("sslops plan METHOD [--help] [--memory GIB] [--arch A] [--image PX] [--batch B] ...")
         return 0 if argv else 2
     method, *flags = argv
-    need("tyro", "sklearn")
+    need("tyro", "sklearn", "PIL")
     from sslops.training.plan.command import run
 
     return run(method, _early(flags), flags)

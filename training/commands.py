@@ -149,5 +149,6 @@ def need(*modules: str) -> None:
     if missing:
         raise FileNotFoundError(
             f"sslops: training needs packages that are not installed, got no {', '.join(missing)};"
-            ' install them with: pip install "sslops[train]"'
+            f" install them with: pip install {' '.join(missing)}, or all that training needs with:"
+            " pip install '.[train]' in a clone of the repository"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sslops.training import export
+from sslops.training.commands import need
 from sslops.training.config import RunOptions, TrainConfig, closest, default_out, make_config
 from sslops.training.console import Console
 from sslops.training.distributed import World, join, leave, restarted, wait
@@ -86,6 +87,7 @@ def train(
     Raises:
         TypeError: unknown field.
         ValueError: unknown method, data or value.
+        FileNotFoundError: a package that training needs is not installed.
         FileExistsError: the folder is in use, and neither `overwrite` nor `resume` is set.
         NonFiniteLoss: the loss became NaN or infinite.
         Interrupted: by SIGINT or SIGTERM; the checkpoint is saved.
@@ -96,6 +98,7 @@ def train(
         >>> result.results["simclr"]["knn"], result.encoder  # doctest: +SKIP
     """
     find_method(method)
+    need("sklearn", "safetensors", "PIL")
     given = {**fields, **({} if data is None else {"data": data})}
     options = RunOptions(None if out is None else str(out), overwrite, resume, seeds)
     base = default_config(method, given, options)

@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sslops.training.data.cache import Arrays, cached, fingerprint
 from sslops.training.data.dataset import Dataset, Split
@@ -176,6 +175,8 @@ def _decode(names: list[PurePosixPath], files: Files, size: int | None) -> Image
 
 def _open(name: PurePosixPath, data: Path | bytes, size: int | None) -> ImageArray:
     """[H, W, 1 or 3], upright, resized and cut if `size` is given."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as handle:
             image = ImageOps.exif_transpose(handle)

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from sslops.training.data.cache import Arrays, cached, fingerprint
 from sslops.training.data.dataset import Dataset, Split
@@ -93,6 +92,8 @@ def _cut(files: dict[str, list[Path]], size: int) -> Arrays:
 def _crops(
     path: Path, size: int, count: int, generator: np.random.Generator
 ) -> list[NDArray[np.uint8]]:
+    from PIL import Image
+
     with Image.open(path) as file:
         photo = file.convert("RGB")
     short = min(photo.size)

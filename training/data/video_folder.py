@@ -4,16 +4,19 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sslops.training.data.cache import Arrays, cached, fingerprint
 from sslops.training.data.clips import Clips, Video
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.split import split_validation
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["load_video_folder", "read_videos"]
 
@@ -165,6 +168,8 @@ def _box(file: Path, size: int) -> tuple[int, int]:
 
 def _frame(file: Path, box: tuple[int, int] | None) -> NDArray[np.uint8]:
     """[3, H, W]."""
+    from PIL import Image, ImageOps
+
     with _opened(file) as image:
         picture = image.convert("RGB")
     if box is not None:
@@ -174,6 +179,8 @@ def _frame(file: Path, box: tuple[int, int] | None) -> NDArray[np.uint8]:
 
 def _mask(file: Path, box: tuple[int, int] | None) -> NDArray[np.uint8]:
     """[H, W], numbers of objects."""
+    from PIL import Image, ImageOps
+
     with _opened(file) as image:
         named = image.mode == "P"
         picture = image.copy() if named else image.convert("L")
@@ -183,7 +190,9 @@ def _mask(file: Path, box: tuple[int, int] | None) -> NDArray[np.uint8]:
     return values.astype(np.uint8) if named else (values > 127).astype(np.uint8)
 
 
-def _opened(file: Path) -> Image.Image:
+def _opened(file: Path) -> "Image.Image":
+    from PIL import Image, UnidentifiedImageError
+
     try:
         image = Image.open(file)
         image.load()
