@@ -12,12 +12,14 @@ import torch
 
 from sslops.training import load_encoder, train
 from sslops.training.checkpoint import load
+from sslops.training.config import make_config
 from sslops.training.console import Console
 from sslops.training.data import Split
 from sslops.training.data import load as load_data
 from sslops.training.distributed import World
 from sslops.training.feed import Sampler
 from sslops.training.guard import EvaluationFailed, Interrupted, NonFiniteLoss
+from sslops.training.methods import find_method
 from sslops.training.methods.simclr import SimCLR
 
 TINY = {
@@ -229,6 +231,15 @@ def test_other_knobs_run(tmp_path):
     assert list((tmp_path / "a" / "tensorboard").iterdir())
     assert (tmp_path / "a" / "checkpoint" / "best.pt").is_file()
     assert (tmp_path / "a" / "pictures" / "views.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"), [("simclr", {}), ("mocov3", {}), ("cpc-audio", {"negatives": "other"})]
+)
+def test_a_batch_without_negatives_is_refused(tmp_path, method, fields):
+    with pytest.raises(ValueError, match=f"{method}: batch must be at least 2, .* got 1"):
+        train(method, batch=1, steps=1, out=tmp_path / "run", **fields)
+    assert make_config(find_method(method).config, method, {"batch": 2, **fields}).batch == 2
 
 
 @pytest.mark.parametrize(

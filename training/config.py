@@ -24,6 +24,7 @@ class TrainConfig:
     """What every method has; the defaults that matter come from the data set's recipe."""
 
     kind: ClassVar[Literal["image", "sound", "video"]] = "image"  # what is learnt from
+    contrasts: ClassVar[str] = ""  # the method's name where a sample's negatives are the batch's
 
     data: str = "digits"  # a name from `sslops list`, or a folder of images
     data_root: str | None = None  # where the data set's files lie, if not where it looks itself
@@ -97,6 +98,11 @@ class TrainConfig:
                 raise ValueError(f"config: {name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"config: validation must be in [0, 1), got {self.validation}")
+        if self.contrasts and self.batch < 2:
+            raise ValueError(
+                f"{self.contrasts}: batch must be at least 2, as a sample's negatives are the"
+                f" others of its batch, got {self.batch}"
+            )
 
     def encoder_options(self) -> dict[str, Any]:
         """Options of `build_encoder` that the user or the recipe set."""

@@ -48,6 +48,11 @@ class CPCAudioConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.negatives == "other" and self.batch < 2:
+            raise ValueError(
+                "cpc-audio: batch must be at least 2, as negatives = other are those of other"
+                f" windows, got {self.batch}"
+            )
         for name in ("window", "context", "pred_steps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"config: {name} must be positive, got {getattr(self, name)}")

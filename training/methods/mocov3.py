@@ -13,7 +13,7 @@ Chen et al. 2021, arXiv:2104.02057, algorithm 1:
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ ATTENDED = 12  # images whose attention is drawn
 @dataclass(frozen=True)
 class MoCoV3Config(TrainConfig):
     """MoCo v3's own knobs."""
+
+    contrasts: ClassVar[str] = "mocov3"
 
     second_views: str | None = None  # augmentation of the second view; that of the first if unset
     temperature: float = 0.2

@@ -10,7 +10,7 @@ Chen et al. 2020, arXiv:2002.05709, algorithm 1:
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ __all__ = ["SimCLR", "SimCLRConfig"]
 @dataclass(frozen=True)
 class SimCLRConfig(TrainConfig):
     """SimCLR's own knobs."""
+
+    contrasts: ClassVar[str] = "simclr"
 
     temperature: float = 0.2
     num_views: int = 2
