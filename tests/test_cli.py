@@ -16,6 +16,7 @@ from sslops.training import cli, commands, train
 from sslops.training.config import RunOptions
 from sslops.training.console import Console, duration, format_metrics
 from sslops.training.diagnosis import Diagnosis
+from sslops.training.methods import METHODS
 from sslops.training.methods.simclr import SimCLRConfig
 from sslops.training.recipes import RECIPES
 
@@ -146,6 +147,15 @@ def test_list(capsys):
     out = capsys.readouterr().out
     for word in ("simclr", "digits", "fashion-mnist", "cifar10", "imagenet", "arXiv:2002.05709"):
         assert word in out
+
+
+@pytest.mark.parametrize("command", ["list", "train"])
+def test_columns_do_not_run_together(command, capsys):
+    cli.main([command])
+    lines = capsys.readouterr().out.splitlines()
+    names = [*METHODS, *(RECIPES if command == "list" else ())]
+    for name in names:
+        assert any(line.startswith(f"  {name}  ") for line in lines), name
 
 
 def test_help_and_version(capsys):

@@ -10,7 +10,7 @@ from typing import Any
 
 import sslops
 from sslops.training import commands
-from sslops.training.commands import need
+from sslops.training.commands import columns, need
 from sslops.training.config import RunOptions, TrainConfig, closest
 from sslops.training.guard import EvaluationFailed, Interrupted, NonFiniteLoss, ProcessLost
 
@@ -71,7 +71,7 @@ def _train(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print("sslops train METHOD [--help] [--data NAME or FOLDER] [--out FOLDER] ...")
         print("sslops train --replay RUN/nonfinite.pt\n\nmethods:")
-        print("\n".join(f"  {name:<12}{entry.summary}" for name, entry in METHODS.items()))
+        print(columns({name: entry.summary for name, entry in METHODS.items()}))
         return 0 if argv else 2
     method, *flags = argv
     if method == "--replay":

@@ -5,10 +5,12 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 __all__ = [
     "bench_command",
+    "columns",
     "compare_command",
     "doctor_command",
     "eval_command",
@@ -95,10 +97,14 @@ def list_command(argv: list[str]) -> int:
         "encoders": dict.fromkeys(models.encoder_names(), ""),
     }
     for title, entries in sections.items():
-        print(title)
-        for name, text in entries.items():
-            print(f"  {name:<26}{text}".rstrip())
+        print(f"{title}\n{columns(entries)}")
     return 0
+
+
+def columns(entries: Mapping[str, str]) -> str:
+    """A line for each name, all texts below one another."""
+    width = max(map(len, entries), default=0) + 2
+    return "\n".join(f"  {name:<{width}}{text}".rstrip() for name, text in entries.items())
 
 
 def doctor_command(argv: list[str]) -> int:
