@@ -92,6 +92,30 @@ def test_dry_run_prints_the_recipe_and_stops(tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "flag", "rule"),
+    [
+        ("simclr", "--temperature=0", "temperature must be positive, got 0.0"),
+        ("moco", "--temperature=-1", "temperature must be positive, got -1.0"),
+        ("cpc-image", "--temperature=nan", "temperature must be positive, got nan"),
+        ("simclr", "--num-views=1", "num_views must be at least 2, got 1"),
+        ("simclr", "--proj-layers=0", "proj_layers must be at least 1, got 0"),
+        ("mocov3", "--proj-layers=0", "proj_layers must be at least 1, got 0"),
+        ("moco", "--proj-dim=0", "proj_dim must be at least 1, got 0"),
+        ("moco", "--queue=-5", "queue must be at least 1, got -5"),
+        ("mocov3", "--key-momentum=1.5", "key_momentum must be in [0, 1], got 1.5"),
+        ("rotation", "--threads=0", "threads must be at least 1, got 0"),
+    ],
+)
+def test_dry_run_refuses_what_the_run_would(method, flag, rule, tmp_path, capsys):
+    for also in (["--dry-run"], ["--out", str(tmp_path / "run")]):
+        with pytest.raises(SystemExit) as leave:
+            cli.main(["train", method, flag, *also])
+        assert leave.value.code == 2
+        assert f"config: {rule}" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_to_try_next_runs_as_it_stands(tmp_path, capsys):
     """The data set of the run is named where it is not the method's own."""
     flags = ["--steps", "1", "--batch", "16", "--no-evaluate", "--threads", "1", "--width", "8"]

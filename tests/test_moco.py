@@ -192,7 +192,7 @@ def test_every_recipe_builds(name):
         ({"views": "grei"}, "moco: no such views, got 'grei'; did you mean 'grey'"),
         ({"bn_splits": 3}, "bn_splits: must be .* divide the batch of 8, got 3"),
         ({"bn_splits": 0}, "bn_splits: must be at least 1 .* got 0"),
-        ({"queue": 0}, "KeyQueue: size and dim must be at least 1, got 0"),
+        ({"queue": 0}, "config: queue must be at least 1, got 0"),
         ({"key_momentum": 1.5}, "momentum must be in .* got 1.5"),
     ],
 )

@@ -17,6 +17,11 @@ _FREE_ON_RESUME = frozenset(
 )
 
 ENCODER_OPTIONS = ("width", "pool", "patch", "depth", "heads")
+_AT_LEAST = {
+    **dict.fromkeys("batch micro_batch epochs steps log_every checkpoint_every".split(), 1),
+    **dict.fromkeys("train_images threads queue proj_hidden proj_dim proj_layers".split(), 1),
+    "num_views": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -81,21 +86,18 @@ class TrainConfig:
     tsne_images: int = 1000  # test images in the t-SNE picture
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch",
-            "micro_batch",
-            "epochs",
-            "steps",
-            "log_every",
-            "checkpoint_every",
-            "train_images",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"config: {name} must be at least 1, got {value}")
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name, None)  # a method may have no such field
+            if value is not None and not value >= least:
+                raise ValueError(f"config: {name} must be at least {least}, got {value}")
         for name in ("lr", "weight_decay", "warmup_epochs", "knn_every"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"config: {name} must not be negative, got {getattr(self, name)}")
+        temperature, m = getattr(self, "temperature", None), getattr(self, "key_momentum", 1.0)
+        if temperature is not None and not temperature > 0:
+            raise ValueError(f"config: temperature must be positive, got {temperature}")
+        if not 0 <= m <= 1:
+            raise ValueError(f"config: key_momentum must be in [0, 1], got {m}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"config: validation must be in [0, 1), got {self.validation}")
         if self.contrasts and self.batch < 2:

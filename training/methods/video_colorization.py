@@ -70,9 +70,10 @@ class VideoColorizationConfig(TrainConfig):
         for name in ("references", "spacing", "top_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"config: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("temperature", "eval_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"config: {name} must be positive, got {getattr(self, name)}")
+        if not self.eval_temperature > 0:
+            raise ValueError(
+                f"config: eval_temperature must be positive, got {self.eval_temperature}"
+            )
         if self.clusters < 2:
             raise ValueError(f"config: clusters must be at least 2, got {self.clusters}")
 
