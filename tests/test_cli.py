@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser
 
+import sslops
 from sslops.training import cli, commands, train
 from sslops.training.config import RunOptions
 from sslops.training.console import Console, duration, format_metrics
@@ -53,6 +54,12 @@ def test_smoke_through_a_process(tmp_path):
         assert (tmp_path / "run" / name).is_file(), name
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["method"], config["steps"], config["width"]) == ("simclr", 3, 8)
+
+
+@pytest.mark.parametrize("module", ["sslops", "sslops.training.cli"])
+def test_runs_as_a_module(module):
+    out, err = start("--version", module=module).communicate(timeout=60)
+    assert (out, err) == (f"sslops {sslops.__version__}\n", "")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):

@@ -215,3 +215,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "measure ops against other packages (from a clone of the repository)",
     ),
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
