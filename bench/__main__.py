@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from bench.cases import OPS
-from bench.grid import Options, run
+from bench.grid import Options, find_device, run
 from bench.providers import PROVIDERS
 from bench.timing import MODES
 
@@ -53,27 +53,41 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the grid; 2 for wrong arguments, 1 if a result was wrong or this package failed."""
+    """Run the grid.
+
+    Returns:
+        Exit code: 0; 1 if a result was wrong, this package failed or nothing was measured; 2 for
+        wrong arguments.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     given = parser().parse_args(arguments)
-    if given.list:
-        for name, provider in PROVIDERS.items():
-            reason = provider.available(torch.device(given.device))
-            print(f"{name:<26}{reason or 'runs ' + ', '.join(provider.ops)}")
-        return 0
     options = Options(
         given.op, given.size, given.dtype, given.providers, given.modes, given.device,
         given.rounds, given.seconds, given.budget, given.memory, given.flush, given.quick,
         shlex.join(["sslops", "bench", *arguments]),
     )  # fmt: skip
     try:
+        if given.list:
+            _list(find_device(given.device))
+            return 0
         rows = run(options, given.out)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     print(f"{len(rows)} rows in {given.out}/grid.jsonl and grid.csv")
+    if all(row["status"] != "ok" for row in rows):
+        why = "; ".join(dict.fromkeys(str(row["reason"]) for row in rows))
+        why = why or "no provider has these ops in these modes"
+        print(f"bench: nothing was measured: {why}", file=sys.stderr)
+        return 1
     ours = [row for row in rows if (row["provider"] or "").startswith("sslops")]
     return int(any(row["status"] in ("wrong", "failed") for row in ours))
+
+
+def _list(device: torch.device) -> None:
+    for name, provider in PROVIDERS.items():
+        reason = provider.available(device)
+        print(f"{name:<26}{reason or 'runs ' + ', '.join(provider.ops)}")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,14 @@ class Options:
                 raise ValueError(f"bench: sizes are {kinds}, got {size!r}")
 
 
+def find_device(name: str) -> torch.device:
+    """The device of that name; ValueError if this machine has none."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"bench: device must exist on this machine, got {name!r}") from error
+
+
 def plan(options: Options) -> Iterator[tuple[str, str, str]]:
     """(op, size, dtype) of every case: the first size of every op, then the second, ..."""
     options.check()
@@ -97,7 +105,10 @@ def run(options: Options, out: Path, say: Callable[[str], None] = print) -> list
     Rows are appended one by one, so that a run that is stopped keeps what it has.
     """
     cases = list(plan(options))
-    device = torch.device(options.device)
+    unfit = [op for op in options.ops if op not in {op for op, _, _ in cases}]
+    for op in unfit if options.sizes else ():
+        say(f"without {op}: its sizes are {'x'.join(OPS[op].dims)}")
+    device = find_device(options.device)
     out.mkdir(parents=True, exist_ok=True)
     common = environment(device, options.command) | {"flush": options.flush}
     reasons = {name: PROVIDERS[name].available(device) for name in options.providers}
