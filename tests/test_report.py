@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from sslops.training.cli import main
 from sslops.training.data import Dataset, Split
 from sslops.training.report import (
     compare,
@@ -182,6 +183,24 @@ def test_not_a_run_folder(tmp_path):
         compare([tmp_path])
     with pytest.raises(ValueError, match="at least one run folder, got none"):
         compare([])
+
+
+def test_compare_of_all_that_lies_in_a_folder(tmp_path, capsys):
+    """As the closing lines of a run propose it: sslops compare runs/*."""
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", method="moco")
+    (tmp_path / "notes.txt").write_text("to do")
+    (tmp_path / "seeds" / "seed0").mkdir(parents=True)
+    page = tmp_path / "all.html"
+    assert main(["compare", *map(str, sorted(tmp_path.iterdir())), "--out", str(page)]) == 0
+    said = capsys.readouterr()
+    assert str(first) in said.out
+    assert str(second) in said.out
+    assert page.is_file()
+    left_out = f"{tmp_path / 'notes.txt'}, {tmp_path / 'seeds'}"
+    assert said.err == f"sslops compare: left out, as they are no run folders: {left_out}\n"
+    assert main(["compare", str(first), str(tmp_path / "absent")]) == 2
+    assert main(["compare", str(tmp_path / "seeds")]) == 2
+    assert "seeds must be a run folder with a config.json" in capsys.readouterr().err
 
 
 def test_compare_marks_runs_on_other_data(tmp_path):

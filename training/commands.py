@@ -74,11 +74,17 @@ def compare_command(argv: list[str]) -> int:
     )
     chosen = parser.parse_args(argv)
     need("sklearn", "PIL")
-    from sslops.training.report import compare, write_comparison
+    from sslops.training.report import compare, is_run, write_comparison
 
-    print(compare(chosen.runs))
+    # A pattern such as runs/* names whatever lies there; what does not exist was misspelt.
+    others = [path for path in chosen.runs if path.exists() and not is_run(path)]
+    runs = [path for path in chosen.runs if path not in others] or chosen.runs
+    print(compare(runs))
     if chosen.out is not None:
-        print(f"figure    {write_comparison(chosen.runs, chosen.out)}")
+        print(f"figure    {write_comparison(runs, chosen.out)}")
+    if others:
+        names = ", ".join(map(str, others))
+        print(f"sslops compare: left out, as they are no run folders: {names}", file=sys.stderr)
     return 0
 
 

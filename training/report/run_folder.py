@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sslops.training.evaluate.table import arms
 
-__all__ = ["CONTROLS", "Run", "read_run"]
+__all__ = ["CONTROLS", "Run", "is_run", "read_run"]
 
 CONTROLS = ("random-init", "pixels", "log-mel", "supervised", "simclr")
 
@@ -100,13 +100,18 @@ class Run:
         return values[-1][1] if values else None
 
 
+def is_run(folder: Path) -> bool:
+    """Whether it has a config.json."""
+    return (folder / "config.json").is_file()
+
+
 def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
         FileNotFoundError: there is no config.json, so that it is no run folder.
     """
-    if not (folder / "config.json").is_file():
+    if not is_run(folder):
         raise FileNotFoundError(
             f"report: {folder} must be a run folder with a config.json, got none; "
             "give the folder that `sslops train` printed as out"
