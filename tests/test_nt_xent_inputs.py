@@ -226,7 +226,7 @@ def test_module():
     assert learnt.temperature.item() == pytest.approx(0.5)
     assert "temperature=0.5, learnt" in repr(learnt)
     assert list(sslops.NTXentLoss().parameters()) == []
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got 0"):
         sslops.NTXentLoss(0.0)
     with pytest.raises(ValueError, match=r"views must share their shape, got \(8, 4\), \(7, 4\)"):
         sslops.NTXentLoss()(z1, z2[:7])
