@@ -222,7 +222,7 @@ def register_autograd(
 
 
 def _refused(name: str, what: str, instead: str) -> RuntimeError:
-    loss = re.sub("_(fwd|single|joint)$", "", name.removesuffix("_reference"))
+    loss = re.sub("_(fwd|single|joint|kept)$", "", name.removesuffix("_reference"))
     return RuntimeError(
         f"{loss}: differentiation by {what} is not implemented, got a tensor that needs it; use"
         f" {instead}, or write the loss with plain PyTorch ops"

@@ -3,11 +3,13 @@
 import math
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from sslops.ops.info_nce import rows_of_info_nce
+from sslops.ops import _info_nce_rows
+from sslops.ops._info_nce_rows import rows_of_info_nce
 
 from .naive import clip_logits, info_nce_logits
 from .numerics import assert_as_accurate_as
@@ -115,7 +117,8 @@ def ours(
 def check(case: Case, grad: Tensor | None = None, trained: tuple[str, ...] = ALL) -> None:
     """Every result against float64, allowed twice the error of plain PyTorch in the dtype.
 
-    Trained keys twice: in two passes, and with what each row counts said before.
+    In two passes, with the similarities kept from one to the next, and, where keys are trained,
+    with what each row counts said before.
     """
     dtype, M = case.queries.dtype, len(case.queries)
     grad = torch.rand(M) + 0.1 if grad is None else grad
@@ -124,9 +127,10 @@ def check(case: Case, grad: Tensor | None = None, trained: tuple[str, ...] = ALL
     halved = case.queue is not None and case.queue.dtype is torch.bfloat16
     plain_dtype = torch.bfloat16 if halved else dtype
     naive_loss, naive_lse, _, naive = as_user(case, plain_dtype, trained, grad)
-    joint = "keys" in trained and case.queue is None and not case.symmetric
-    for shares in (None, grad) if joint else (None,):
-        _check_one(case, grad, trained, shares, (naive_loss, naive_lse, naive), truths)
+    joint = "keys" in trained and case.queue is None
+    for room, shares in ((0, None), (2, None), (2, grad))[: 3 if joint else 2]:
+        with patch.object(_info_nce_rows, "ROOM", room):
+            _check_one(case, grad, trained, shares, (naive_loss, naive_lse, naive), truths)
 
 
 def _check_one(case, grad, trained, shares, plain_results, truths) -> None:

@@ -202,14 +202,17 @@ def test_opcheck(kind, dtype, permuted):
     for stats in (False, True):
         forward = (*tensors, scale, 2.0, False, columns, True, stats)
         torch.library.opcheck(OPS.info_nce_fwd, forward)
+        torch.library.opcheck(OPS.info_nce_kept, forward)
     plain = [each if each is None else each.detach() for each in tensors]
     args = (None, 6.0, False)
-    loss, lse, key_loss, key_lse, _, _ = OPS.info_nce_fwd(*plain, *args, columns, True, False)
+    *found, _, _, kept = OPS.info_nce_kept(*plain, *args, columns, True, False)
     grad = torch.rand(6)
-    saved = (*plain, loss, lse, key_loss, key_lse, *args, True)
+    saved = (*plain, *found, *args, True)
     key_grad = grad if columns else None
     for needs in ([True, True, True], [True, False, False]):
         torch.library.opcheck(OPS.info_nce_bwd, (grad, key_grad, *saved, needs))
+        again = (grad, key_grad, *plain, *found, kept, *args, True, needs)
+        torch.library.opcheck(OPS.info_nce_kept_bwd, again)
     # without queries the derivative of the scale is NaN, which opcheck takes for a difference
     torch.library.opcheck(
         OPS.info_nce_bwd,

@@ -19,6 +19,7 @@ from .info_nce_checks import ALL, check, make_case, ours
 from .numerics import assert_as_accurate_as
 
 OPS = torch.ops.sslops
+_PLAIN = OPS.info_nce_joint_reference
 
 
 def recorded(monkeypatch):
@@ -43,11 +44,35 @@ def test_a_known_mean_takes_one_pass(monkeypatch, reduction, weighted):
     names.clear()
     rows = sslops.info_nce(q, k, reduction="none")
     (rows if w is None else rows * w).sum().backward()
-    assert names == ["info_nce_fwd"]
+    assert names == ["info_nce_kept"]
     names.clear()
     with torch.no_grad():
         sslops.info_nce(q, k)
     assert names == ["info_nce_fwd"]
+
+
+def test_both_directions_take_one_pass_where_all_pairs_are_no_more_than_the_rows(monkeypatch):
+    names = recorded(monkeypatch)
+    x, y = (torch.randn(9, 5, requires_grad=True) for _ in range(2))
+    scale, w = torch.tensor(3.0, requires_grad=True), torch.rand(9, requires_grad=True)
+    for weights in (None, w):
+        for reduction in ("mean", "sum"):
+            loss = sslops.clip_loss(
+                x, y, scale, weights=weights, reduction=reduction, label_smoothing=0.1
+            )
+            loss.backward()
+    sslops.info_nce(x, y, symmetric=True).backward()
+    assert names == 5 * ["info_nce_joint"]
+    names.clear()
+    more = [torch.randn(21, 5, requires_grad=True) for _ in range(2)]
+    sslops.clip_loss(*more, scale).backward()  # 21 > 4 x 5
+    sslops.info_nce(*more, reduction="none").sum().backward()
+    assert names == 2 * ["info_nce_fwd"]
+    names.clear()
+    sslops.clip_loss(x, y, scale, reduction="none").sum().backward()
+    sslops.clip_loss(x, y.detach(), scale).backward()
+    sslops.clip_loss(x.detach(), y.detach(), scale).backward()
+    assert names == 3 * ["info_nce_kept"]
 
 
 @pytest.mark.parametrize("negatives", ["all", "sequence", "other", 7])
@@ -65,7 +90,7 @@ def test_small_inputs_take_two_passes(monkeypatch):
     q, k = torch.randn(9, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
     targets = torch.arange(9) % 7
     sslops.info_nce(q, k, targets=targets).backward()
-    assert names == ["info_nce_fwd"]
+    assert names == ["info_nce_kept"]
     names.clear()
     more = torch.randn(8, 5, requires_grad=True)
     compiled = torch.compile(sslops.info_nce, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -82,7 +107,7 @@ def test_nt_xent_without_duplicates_takes_one_pass(monkeypatch):
     assert names == ["info_nce_joint"]
     names.clear()
     sslops.nt_xent(z, ids=ids[:4], num_views=3).backward()  # several positives: no plain sum
-    assert names == ["info_nce_fwd"]
+    assert names == ["info_nce_kept"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -111,9 +136,13 @@ def test_multiples():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_strips(backend, dtype, threads):
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_strips(backend, dtype, threads, symmetric):
     """Several strips and column tiles, and threads that wait for each other's columns."""
-    case = make_case(700, 800, 24, dtype, targets=True)
+    if symmetric:  # all of 700 rows are kept
+        case = make_case(700, 700, 180, dtype, symmetric=True)
+    else:
+        case = make_case(700, 800, 24, dtype, targets=True)
     grad, before = torch.rand(700) + 0.1, torch.get_num_threads()
     _, _, exact = ours(case, ALL, grad)
     try:
@@ -138,6 +167,32 @@ def test_sequences_shorter_than_a_tile(backend, dtype, length):
     check(case)
     case.query_ids = case.query_ids.flip(0)
     check(case)
+
+
+@pytest.mark.parametrize("directions", [(1, 0), (0, 1), (1, 1), (1, 2)])
+def test_one_direction_of_two(backend, directions):
+    """Rows and columns that do not count alike are no multiple of what was guessed."""
+    q, k, w = torch.randn(30, 8), torch.randn(30, 8), torch.rand(30) + 0.1
+
+    def gradients(op, *weights):
+        leaves = [each.clone().requires_grad_() for each in (q, k)]
+        loss, _, key_loss, *_ = op(
+            *leaves, *[None] * 4, *weights, None, 3.0, False, True, True, False
+        )
+        total = ((directions[0] * loss + directions[1] * key_loss) * w).sum()
+        return torch.autograd.grad(total, leaves)
+
+    found = gradients(_info_nce_rows.op("info_nce_joint", q), w)
+    torch.testing.assert_close(found, gradients(OPS.info_nce_fwd_reference), rtol=1e-4, atol=1e-5)
+
+
+def test_more_pairs_than_there_is_room_for(backend):
+    """1,100 x 1,100 exponentials, when 2 x 2 x 1,100 rows of 3 are fewer: two passes."""
+    q, k = torch.randn(1100, 3), torch.randn(1100, 3)
+    args = (q, k, *[None] * 5, None, 3.0, False, True, True, True)
+    found, expected = _info_nce_rows.op("info_nce_joint", q)(*args), _PLAIN(*args)
+    for each, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(each, exact, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -190,6 +245,26 @@ def test_trained_negatives_apart_from_the_keys(backend, dtype, size):
         assert_as_accurate_as(*each, name=name, scale=float(bound))
 
 
+def test_large_negatives_beside_unit_rows(backend):
+    """Negatives are taken as they lie, and their size decides whether a maximum is needed."""
+    q, k, n = torch.randn(40, 12), torch.randn(40, 12), 60 * torch.randn(50, 12)
+    for reduced in (True, False):
+        leaves = [each.clone().requires_grad_() for each in (q, k, n)]
+        loss, _ = rows_of_info_nce(
+            *leaves, *[None] * 4, 2.0, normalize=True, stats=False, reduced=reduced
+        )
+        exact = [each.double().requires_grad_() for each in (q, k, n)]
+        x, y = (F.normalize(each, dim=1) for each in exact[:2])
+        logits = 2 * torch.cat([(x * y).sum(1, keepdim=True), x @ exact[2].T], dim=1)
+        expected = logits.logsumexp(1) - logits[:, 0]
+        torch.testing.assert_close(loss, expected.float(), rtol=1e-5, atol=1e-5)
+        found = torch.autograd.grad(loss.sum(), leaves)
+        wanted = torch.autograd.grad(expected.sum(), exact)
+        for each, truth in zip(found, wanted, strict=True):
+            size = float(truth.abs().max())  # logits of some hundreds
+            torch.testing.assert_close(each, truth.float(), rtol=0, atol=1e-4 * size)
+
+
 @pytest.mark.parametrize("temperature", [0.1, 0.005])
 def test_half_precision_gradients_below_their_range(backend, temperature):
     """A gradient scaler's 65,536 must reach them before they are rounded to float16."""
@@ -235,27 +310,37 @@ def test_opcheck(negatives, dtype, permuted):
     others, targets = rows(9) if negatives else None, torch.tensor([5, 5, 0, 1, 2, 2])
     ids = (torch.arange(6) % 3 - 1, torch.arange(9 if negatives else 6) % 3)
     tensors, w = (queries, keys, others, targets, *ids), torch.rand(6)
+    columns = not negatives
+    if columns:
+        tensors = (queries, keys, None, None, *ids)
     for stats, weights in ((False, None), (True, w)):
-        args = (*tensors, weights, scale, 2.0, False, True, stats)
+        args = (*tensors, weights, scale, 2.0, False, columns, True, stats)
         torch.library.opcheck(OPS.info_nce_joint, args)
     plain = [each if each is None else each.detach() for each in tensors]
-    args = (None, 6.0, False, True)
-    loss, lse, _, *found = OPS.info_nce_joint(*plain, w, *args, False)
+    args = (None, 6.0, False)
+    *rows, _, _, dq, dk, dn, ds = OPS.info_nce_joint(*plain, w, *args, columns, True, False)
     for grad in (2 * w, torch.rand(6)):  # as guessed, and not
         for needs in ([True, True, True], [True, False, False]):
-            saved = (grad, *plain, w, loss, lse, *found, *args, needs)
+            grads = (grad, grad if columns else None)
+            saved = (*grads, *plain, w, *rows, dq, dk, dn, ds, *args, True, needs)
             torch.library.opcheck(OPS.info_nce_joint_bwd, saved)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])  # known before, and kept
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
-def test_fullgraph_compile(backend_name):
-    q, k = (torch.randn(40, 8, requires_grad=True) for _ in range(2))
+def test_fullgraph_compile(backend_name, symmetric, reduction):
+    def loss(q, k):
+        rows = sslops.info_nce(q, k, symmetric=symmetric, reduction=reduction)
+        return (rows * torch.linspace(0, 1, len(q))).sum() if reduction == "none" else rows
+
+    torch._dynamo.reset()  # all of these tests share the code of `loss`
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
     with running(backend_name):
-        compiled = torch.compile(
-            lambda a, b: sslops.info_nce(a, b), fullgraph=True, backend="aot_eager"
-        )
-        expected = torch.autograd.grad(sslops.info_nce(q, k), (q, k))
-        torch.testing.assert_close(torch.autograd.grad(compiled(q, k), (q, k)), expected)
+        for rows in (10, 25, 50):  # of 8 features: up to 32 are kept
+            q, k = (torch.randn(rows, 8, requires_grad=True) for _ in range(2))
+            expected = torch.autograd.grad(loss(q, k), (q, k))
+            torch.testing.assert_close(torch.autograd.grad(compiled(q, k), (q, k)), expected)
 
 
 def test_gradients_of_a_non_positive_temperature_are_nan(backend):
@@ -285,5 +370,15 @@ def test_refuses_weights_of_another_length(backend_name):
         pytest.raises(ValueError, match=r"weights must be \[M\] with M = 6, got \[5\]"),
     ):
         OPS.info_nce_joint(
-            q, q, None, None, None, None, torch.ones(5), None, 1.0, False, True, False
+            q, q, None, None, None, None, torch.ones(5), None, 1.0, False, False, True, False
         )
+
+
+@pytest.mark.parametrize("backend_name", LEVELS)
+def test_refuses_columns_of_other_keys_than_the_queries_own(backend_name):
+    q, k = torch.randn(6, 4), torch.randn(7, 4)
+    with (
+        running(backend_name),
+        pytest.raises(ValueError, match="as many keys as queries, got 7 and 6"),
+    ):
+        OPS.info_nce_joint(q, k, *[None] * 6, 1.0, False, True, True, False)

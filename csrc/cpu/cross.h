@@ -25,6 +25,10 @@ struct CrossProblem {
   const int32_t* own;
   bool within;
 
+  // All similarities [rows, kept_ld], left by `forward` for `backward`; or null.
+  float* kept;
+  int64_t kept_ld;
+
   // Forward, accumulated: base 2.
   float* row_max;
   float* row_sum;

@@ -4,6 +4,8 @@
 #include <limits>
 #include <unordered_map>
 
+#include "threads.h"
+
 namespace sslops {
 
 double inverse_temperature(const OptionalTensor& scale, double factor) {
@@ -109,19 +111,23 @@ bool fill_gradient_side(const float* weight, const float* lse, int64_t M, bool f
   return fold && flushed;
 }
 
-double finish_gradient(const Rows& x, const float* dx, int64_t ld, double scale, bool normalize,
-                       at::Tensor& out) {
-  const int64_t M = x.M, D = x.D;
-  std::vector<double> inside(M);
+double finish_row(const Rows& x, int64_t m, const float* dx, double scale, bool normalize,
+                  float* buffer, const at::Tensor& out) {
+  double inside = 0.0;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, out.scalar_type(), "gradient", [&] {
-    scalar_t* data = out.mutable_data_ptr<scalar_t>();
-    const int64_t grain = std::max<int64_t>(1, 32768 / D);
-    at::parallel_for(0, M, grain, [&](int64_t begin, int64_t end) {
-      std::vector<float> buffer(D);
-      for (int64_t m = begin; m < end; ++m)
-        inside[m] = through_norm(x.row(m, buffer.data()), dx + m * ld, D, x.norm[m], scale,
-                                 normalize, data + m * D);
-    });
+    inside = through_norm(x.row(m, buffer), dx, x.D, x.norm[m], scale, normalize,
+                          out.mutable_data_ptr<scalar_t>() + m * x.D);
+  });
+  return inside;
+}
+
+double finish_gradient(const Rows& x, const float* dx, int64_t ld, double scale, bool normalize,
+                       const at::Tensor& out) {
+  std::vector<double> inside(x.M);
+  at::parallel_for(0, x.M, row_grain(x.D), [&](int64_t begin, int64_t end) {
+    std::vector<float> buffer(x.D);
+    for (int64_t m = begin; m < end; ++m)
+      inside[m] = finish_row(x, m, dx + m * ld, scale, normalize, buffer.data(), out);
   });
   double total = 0.0;  // in order: the same bits whatever the threads did
   for (double each : inside) total += each;

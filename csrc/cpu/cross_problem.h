@@ -64,9 +64,13 @@ float relative_weights(const at::Tensor& grad, int64_t M, float* out);
 bool fill_gradient_side(const float* weight, const float* lse, int64_t M, bool fold, float* out,
                         float* lse2);
 
-// Gradients dx [rows, ld] of unit rows, times `scale`, to those of the rows before they were
-// normalised, in the dtype of `out` [M, D]; returns the sum of <x, dx> before the scale.
+// Gradient dx of unit row m, times `scale`, to that of the row before it was normalised, in row m
+// of `out` [M, D], in its dtype; returns <x_m, dx> before the scale. `buffer` [D].
+double finish_row(const Rows& x, int64_t m, const float* dx, double scale, bool normalize,
+                  float* buffer, const at::Tensor& out);
+
+// All rows, of dx [rows, ld]; returns the sum.
 double finish_gradient(const Rows& x, const float* dx, int64_t ld, double scale, bool normalize,
-                       at::Tensor& out);
+                       const at::Tensor& out);
 
 }  // namespace sslops

@@ -119,6 +119,7 @@ struct Cross {
     float* col_max = scratch + kTile * kTileStride;
     float* col_sum = col_max + kTile;
     E::similarity(p, i, j, s);
+    if (p.kept) copy_tile(i, j, s, kTileStride, kept(p, i, j), p.kept_ld);
     const bool masked = mask(p, i, j, s, /*collect=*/true);
     const bool columns = p.columns && !(p.shared && i.begin == j.begin);
     if (p.row_best) best(p, i, j, s, columns, col_max);
@@ -170,12 +171,24 @@ struct Cross {
     maximum = now;
   }
 
+  static float* kept(const CrossProblem& p, Range i, Range j) {
+    return p.kept + i.begin * p.kept_ld + j.begin;
+  }
+  static void copy_tile(Range i, Range j, const float* from, int64_t step, float* to, int64_t ld) {
+    for (int64_t r = 0; r < i.size(); ++r)
+      for (int64_t c = 0; c < j.size(); c += W)
+        V::store(to + r * ld + c, V::load(from + r * step + c));
+  }
+
   static void backward(const CrossProblem& p, Range i, Range j, float* scratch) {
     for_parts(p, i, j, [&](Range a, Range b) { backward_part(p, a, b, scratch); });
   }
   static void backward_part(const CrossProblem& p, Range i, Range j, float* scratch) {
     float* s = scratch;
-    E::similarity(p, i, j, s);
+    if (p.kept)
+      copy_tile(i, j, kept(p, i, j), p.kept_ld, s, kTileStride);
+    else
+      E::similarity(p, i, j, s);
     const bool diagonal = p.shared && i.begin == j.begin;
     const bool masked = mask(p, i, j, s, /*collect=*/false);
     const bool shares = p.label && overlap(p.label, i, p.label, j);

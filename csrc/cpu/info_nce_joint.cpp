@@ -1,6 +1,7 @@
 // InfoNCE on the CPU, queries and negatives both trained, where it is known what multiple of each
-// row's loss will be differentiated: all exponentials of a strip of queries are kept until its sums
-// are known, so that every similarity is computed once, not twice. docs/math/info_nce.md.
+// row's loss will be differentiated: all exponentials of a strip of queries (with columns, all
+// similarities) are kept until the sums are known, so that every similarity is computed once, not
+// twice. docs/math/info_nce.md.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
@@ -18,14 +19,13 @@
 namespace sslops {
 namespace {
 
-// Strips may take this many floats, or as many as twice the rows of both sides.
+// What is kept may take this many floats, or as many as twice the rows of both sides.
 constexpr int64_t kRoom = 1 << 20;
 
-using Joint =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using Joint = decltype(std::tuple_cat(Statistics{}, Gradients{}));
 using Plain = Joint(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                    const OptionalTensor&, const OptionalTensor&, double, bool, bool, bool);
+                    const OptionalTensor&, const OptionalTensor&, double, bool, bool, bool, bool);
 
 void run_strips(const InfoNceProblem& all, const Strips& strips, double inverse, float* over) {
   const CrossProblem& p = all.p;
@@ -61,37 +61,42 @@ Joint info_nce_joint(const at::Tensor& queries, const at::Tensor& keys,
                      const OptionalTensor& negatives, const OptionalTensor& targets,
                      const OptionalTensor& query_ids, const OptionalTensor& key_ids,
                      const OptionalTensor& weights, const OptionalTensor& scale,
-                     double scale_factor, bool within, bool normalize, bool stats) {
+                     double scale_factor, bool within, bool columns, bool normalize, bool stats) {
   if (queries.scalar_type() == at::kDouble) {
     static const auto plain = reference<Plain>("sslops::info_nce_joint_reference");
     return plain.call(queries, keys, negatives, targets, query_ids, key_ids, weights, scale,
-                      scale_factor, within, normalize, stats);
+                      scale_factor, within, columns, normalize, stats);
   }
   const double inverse = inverse_temperature(scale, scale_factor);
   const bool apart = negatives.has_value();
-  const int64_t M = queries.size(0);
+  const int64_t M = queries.size(0), N = columns ? keys.size(0) : 0;
   const auto f32 = queries.options().dtype(at::kFloat);
   const at::Tensor w = weights.has_value() ? *weights : at::ones({M}, f32);
   TORCH_CHECK_VALUE(w.numel() == M, "info_nce: weights must be [M] with M = ", M, ", got ",
                     w.sizes());
-  const auto in_two_passes = [&] {
-    auto [loss, lse, none, also_none, hit, no_hit] =
-        info_nce_fwd(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
-                     within, false, normalize, stats);
-    auto [dqueries, dkeys, dnegatives, dscale] = info_nce_gradients(
-        w, {}, queries, keys, negatives, targets, query_ids, key_ids, loss, lse, none, also_none,
-        scale, scale_factor, within, normalize, {true, true, apart}, true);
-    return Joint{loss, lse, hit, dqueries, dkeys, dnegatives, dscale};
-  };
-  if (!usable(inverse)) return in_two_passes();
+  TORCH_CHECK_VALUE(!columns || (N == M && !targets.has_value() && !apart),
+                    "info_nce: columns need as many keys as queries, got ", N, " and ", M);
+  Gradients found = room_for_gradients(queries, keys, negatives, {true, true, true}, true);
+  if (!usable(inverse))
+    return std::tuple_cat(without_statistics(M, N, stats), all_nan(std::move(found)));
 
   InfoNceProblem all(queries, keys, negatives, targets, query_ids, key_ids, inverse, within,
                      normalize);
   CrossProblem& p = all.p;
   const double own = inverse * std::sqrt(all.x.largest) * std::sqrt(all.positives().largest);
   const int64_t rows = all.x.rows, cols = all.y.rows, ld = all.x.ld, D = all.x.D;
-  const auto strips = make_strips(rows, cols, D, std::max(kRoom, 2 * (rows + cols) * ld));
-  if (p.online || !(own <= kLargestLogit) || !strips) return in_two_passes();
+  const int64_t room = std::max(kRoom, 2 * (rows + cols) * ld);
+  const auto strips = make_strips(rows, cols, D, room);
+  if (columns || p.online || !(own <= kLargestLogit) || !strips) {
+    at::Tensor kept = at::empty({rows * cols <= room ? rows * cols : 0}, f32);
+    float* similarities = kept.numel() > 0 ? kept.mutable_data_ptr<float>() : nullptr;
+    const Statistics s = info_nce_statistics(all, inverse, columns, stats, similarities);
+    const auto& [loss, lse, key_loss, key_lse, hit, key_hit] = s;
+    return std::tuple_cat(
+        s, info_nce_gradients(all, w, columns ? OptionalTensor(w) : OptionalTensor(),
+                              {loss, lse, key_loss, key_lse}, inverse, normalize, std::move(found),
+                              similarities));
+  }
 
   at::Tensor vectors = at::zeros({5 * rows}, f32), best;
   p.row_sum = vectors.mutable_data_ptr<float>();
@@ -109,30 +114,22 @@ Joint info_nce_joint(const at::Tensor& queries, const at::Tensor& keys,
   p.to_cols.dx = dy.mutable_data_ptr<float>();
   run_strips(all, *strips, inverse, over);
 
-  Joint out{at::empty({M}, f32),
-            at::empty({M}, f32),
-            at::empty({stats ? M : 0}, f32.dtype(at::kBool)),
-            at::empty(queries.sizes(), f32),
-            at::empty(keys.sizes(), f32),
-            apart ? at::empty(negatives->sizes(), f32) : at::empty({0}, f32),
-            at::empty({}, f32)};
-  auto& [loss, lse, hit, dqueries, dkeys, dnegatives, dscale] = out;
+  const auto none = [&](const at::TensorOptions& of) { return at::empty({0}, of); };
+  at::Tensor loss = at::empty({M}, f32), lse = at::empty({M}, f32);
+  at::Tensor hit = at::empty({stats ? M : 0}, f32.dtype(at::kBool));
   finish_losses(M, maximum, p.row_sum, p.row_own, p.row_best, inverse, loss, lse, hit);
   const float* each = loss.const_data_ptr<float>();
   std::vector<float> pull(M);  // minus (1 - p) of the positive
-  at::parallel_for(0, M, std::max<int64_t>(1, 32768 / D), [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) {
-      pull[m] = weight[m] * std::expm1(-each[m]);
-      for (int64_t d = 0; d < D; ++d) p.to_rows.dx[m * ld + d] *= over[m] * weight[m];
-    }
-  });
+  for (int64_t m = 0; m < M; ++m) {
+    pull[m] = weight[m] * std::expm1(-each[m]);
+    over[m] *= weight[m];
+  }
   at::Tensor dk = apart ? at::zeros({all.keys.rows, ld}, f32) : dy;
-  add_positives(all, pull, p.to_rows.dx, dk.mutable_data_ptr<float>(), ld);
-  const double by = inverse * unit;
-  dscale.fill_(unit * finish_gradient(all.x, p.to_rows.dx, ld, by, normalize, dqueries));
-  finish_gradient(all.positives(), dk.const_data_ptr<float>(), ld, by, normalize, dkeys);
-  if (apart) finish_gradient(all.y, p.to_cols.dx, ld, by, false, dnegatives);
-  return out;
+  const Sums sums{p.to_rows.dx, dk.mutable_data_ptr<float>(), apart ? p.to_cols.dx : nullptr, over};
+  const double inside = finish_gradients(all, sums, pull, inverse * unit, normalize, found);
+  std::get<3>(found).fill_(unit * inside);
+  return std::tuple_cat(
+      Statistics{loss, lse, none(f32), none(f32), hit, none(f32.dtype(at::kBool))}, found);
 }
 
 }  // namespace

@@ -21,8 +21,9 @@ InfoNceProblem::InfoNceProblem(const at::Tensor& q, const at::Tensor& k,
                     apart ? negatives->sizes() : q.sizes());
   const bool bf16 =
       multiplies_bf16(q.scalar_type()) || (apart && multiplies_bf16(negatives->scalar_type()));
-  x = make_rows(q, normalize, bf16);
-  y = apart ? make_rows(*negatives, false, bf16) : make_rows(k, normalize, bf16);
+  auto both = make_rows({{q, normalize}, {apart ? *negatives : k, normalize && !apart}}, bf16);
+  x = std::move(both[0]);
+  y = std::move(both[1]);
   if (apart) keys = make_rows(k, normalize, false);
   p = make_cross(x, y, scale);
   ids = make_ids(query_ids, key_ids, x.rows, y.rows);
@@ -32,12 +33,13 @@ InfoNceProblem::InfoNceProblem(const at::Tensor& q, const at::Tensor& k,
   if (!apart) p.own = own.data();
 }
 
-void InfoNceProblem::run(void (*tile)(const CrossProblem&, Range, Range, float*)) const {
+void InfoNceProblem::run(const CrossProblem& problem,
+                         void (*tile)(const CrossProblem&, Range, Range, float*)) const {
   const Squares squares = make_squares(x.rows, y.rows, x.D);
   at::Tensor scratch = at::empty({squares.threads, kCrossScratch}, at::kFloat);
   float* data = scratch.mutable_data_ptr<float>();
   for_each_square_tile(squares, [&](Range i, Range j, int64_t thread, int64_t) {
-    tile(p, i, j, data + thread * kCrossScratch);
+    tile(problem, i, j, data + thread * kCrossScratch);
   });
 }
 
@@ -59,30 +61,46 @@ void finish_losses(int64_t M, const float* maximum, const float* sum, const floa
   }
 }
 
-// Adds what the positives pull: c_m k_t(m) to dx and, where keys are trained, c_m x_m to dk.
-void add_positives(const InfoNceProblem& all, const std::vector<float>& pull, float* dx, float* dk,
-                   int64_t ld) {
-  const Rows& keys = all.positives();
-  const int64_t D = all.x.D, grain = std::max<int64_t>(1, 32768 / D);
-  if (dx)
-    at::parallel_for(0, all.x.M, grain, [&](int64_t begin, int64_t end) {
-      std::vector<float> buffer(D);
-      for (int64_t m = begin; m < end; ++m) {
-        const float* key = keys.row(all.own[m], buffer.data());
-        for (int64_t d = 0; d < D; ++d) dx[m * ld + d] += pull[m] * key[d];
-      }
-    });
-  if (!dk) return;
-  const ByTarget rows = by_target(all.own, all.x.M, keys.M);
-  at::parallel_for(0, keys.M, grain, [&](int64_t begin, int64_t end) {
+double finish_gradients(const InfoNceProblem& all, const Sums& sums, const std::vector<float>& pull,
+                        double scale, bool normalize, const Gradients& out) {
+  const Rows& positives = all.positives();
+  const int64_t D = all.x.D, ld = all.x.ld;
+  const int64_t M = sums.dx ? all.x.M : 0, N = sums.dk ? positives.M : 0;
+  const int64_t others = sums.dn ? all.y.M : 0;
+  const auto& [dqueries, dkeys, dnegatives, dscale] = out;
+  const ByTarget rows = N > 0 ? by_target(all.own, all.x.M, N) : ByTarget{};
+  std::vector<double> inside(M);
+  const auto query = [&](int64_t m, float* buffer) {
+    float* dx = sums.dx + m * ld;
+    const float* key = positives.row(all.own[m], buffer);
+    const float times = sums.times ? sums.times[m] : 1.0f;
+    for (int64_t d = 0; d < D; ++d) dx[d] = dx[d] * times + pull[m] * key[d];
+    inside[m] = finish_row(all.x, m, dx, scale, normalize, buffer, dqueries);
+  };
+  const auto key = [&](int64_t k, float* buffer) {
+    float* dk = sums.dk + k * ld;
+    for (int64_t n = rows.first[k]; n < rows.first[k + 1]; ++n) {
+      const int64_t m = rows.order[n];
+      const float* x = all.x.row(m, buffer);
+      for (int64_t d = 0; d < D; ++d) dk[d] += pull[m] * x[d];
+    }
+    finish_row(positives, k, dk, scale, normalize, buffer, dkeys);
+  };
+  at::parallel_for(0, M + N + others, row_grain(D), [&](int64_t begin, int64_t end) {
     std::vector<float> buffer(D);
-    for (int64_t k = begin; k < end; ++k)
-      for (int64_t n = rows.first[k]; n < rows.first[k + 1]; ++n) {
-        const int64_t m = rows.order[n];
-        const float* query = all.x.row(m, buffer.data());
-        for (int64_t d = 0; d < D; ++d) dk[k * ld + d] += pull[m] * query[d];
-      }
+    for (int64_t n = begin; n < end; ++n) {
+      if (n < M)
+        query(n, buffer.data());
+      else if (n < M + N)
+        key(n - M, buffer.data());
+      else
+        finish_row(all.y, n - M - N, sums.dn + (n - M - N) * ld, scale, false, buffer.data(),
+                   dnegatives);
+    }
   });
+  double total = 0.0;  // in order: the same bits whatever the threads did
+  for (double each : inside) total += each;
+  return total;
 }
 
 }  // namespace sslops

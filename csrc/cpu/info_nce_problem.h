@@ -24,7 +24,8 @@ struct InfoNceProblem {
   const Rows& positives() const { return apart ? keys : y; }
 
   // On every tile; two at once share no row and no column.
-  void run(void (*tile)(const CrossProblem&, Range, Range, float*)) const;
+  void run(const CrossProblem& problem,
+           void (*tile)(const CrossProblem&, Range, Range, float*)) const;
 };
 
 // Losses of rows whose positive is kept out of their sum.
@@ -32,30 +33,41 @@ void finish_losses(int64_t M, const float* maximum, const float* sum, const floa
                    const float* best, double scale, at::Tensor& loss, at::Tensor& lse,
                    at::Tensor& hit);
 
-// Adds what the positives pull: c_m k_t(m) to dx and, where keys are trained, c_m x_m to dk.
-void add_positives(const InfoNceProblem& all, const std::vector<float>& pull, float* dx, float* dk,
-                   int64_t ld);
-
 // loss, lse, key_loss, key_lse, hit, key_hit
 using Statistics =
     std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using LossAndLse = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 // of queries, keys, negatives and the factor of the logits
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-Statistics info_nce_fwd(const at::Tensor& queries, const at::Tensor& keys,
-                        const OptionalTensor& negatives, const OptionalTensor& targets,
-                        const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-                        const OptionalTensor& scale, double scale_factor, bool within, bool columns,
-                        bool normalize, bool stats);
+// Where the temperature is no positive number.
+Statistics without_statistics(int64_t M, int64_t N, bool stats);
+Gradients all_nan(Gradients gradients);
 
-// `wide`: float32 gradients, whatever the inputs are.
-Gradients info_nce_gradients(const at::Tensor& grad_loss, const OptionalTensor& grad_key_loss,
-                             const at::Tensor& queries, const at::Tensor& keys,
-                             const OptionalTensor& negatives, const OptionalTensor& targets,
-                             const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-                             const at::Tensor& loss, const at::Tensor& lse,
-                             const at::Tensor& key_loss, const at::Tensor& key_lse,
-                             const OptionalTensor& scale, double scale_factor, bool within,
-                             bool normalize, std::array<bool, 3> needs, bool wide);
+// Unfilled, but for dscale, and empty where they are not needed; `wide`: float32 whatever the
+// inputs are.
+Gradients room_for_gradients(const at::Tensor& queries, const at::Tensor& keys,
+                             const OptionalTensor& negatives, std::array<bool, 3> needs, bool wide);
+
+// Sums over the negatives: dx of the queries, dk of the keys, dn of negatives apart; null where no
+// gradient is wanted. dx still counts `times`, if given.
+struct Sums {
+  float *dx, *dk, *dn;
+  const float* times;
+};
+
+// Adds what the positives pull, c_m k_t(m) to dx and c_m x_m to dk, and takes all through the
+// norms, times `scale`, into `out`; returns the sum of <x, dx>.
+double finish_gradients(const InfoNceProblem& all, const Sums& sums, const std::vector<float>& pull,
+                        double scale, bool normalize, const Gradients& out);
+
+// `kept`: where the similarities [rows of x, rows of y] are left, or null.
+Statistics info_nce_statistics(const InfoNceProblem& all, double inverse, bool columns, bool stats,
+                               float* kept);
+
+// Into `out`, as room_for_gradients made it. `kept`: the similarities, or null.
+Gradients info_nce_gradients(const InfoNceProblem& all, const at::Tensor& grad_loss,
+                             const OptionalTensor& grad_key_loss, const LossAndLse& of,
+                             double inverse, bool normalize, Gradients out, const float* kept);
 
 }  // namespace sslops

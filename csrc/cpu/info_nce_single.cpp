@@ -171,7 +171,7 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
   float *loss_out = loss.mutable_data_ptr<float>(), *lse_out = lse.mutable_data_ptr<float>();
   float *slope_out = slope.mutable_data_ptr<float>(), *d_out = dqueries.mutable_data_ptr<float>();
   bool* hit_out = stats ? hit.mutable_data_ptr<bool>() : nullptr;
-  at::parallel_for(0, M, std::max<int64_t>(1, 32768 / D), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, M, row_grain(D), [&](int64_t begin, int64_t end) {
     std::vector<float> mean(D), query(D), key(D);
     for (int64_t m = begin; m < end; ++m) {
       const float* q = x.row(m, query.data());

@@ -189,7 +189,7 @@ std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, cons
   std::vector<double> inside(M);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "nt_xent", [&] {
     scalar_t* out = dz.mutable_data_ptr<scalar_t>();
-    const int64_t grain = std::max<int64_t>(1, 32768 / D);
+    const int64_t grain = row_grain(D);
     at::parallel_for(0, M, grain, [&](int64_t begin, int64_t end) {
       RowGradient gradient{rows, p, inverse * unit, normalize, std::vector<float>(D)};
       for (int64_t m = begin; m < end; ++m) inside[m] = gradient(m, out + m * D);

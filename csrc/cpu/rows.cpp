@@ -11,6 +11,7 @@
 
 #include "level.h"
 #include "pack_bf16.h"
+#include "threads.h"
 
 namespace sslops {
 namespace {
@@ -119,7 +120,9 @@ bool multiplies_bf16(at::ScalarType dtype) {
   return level() >= Level::kBf16 && dtype == at::kBFloat16;
 }
 
-Rows make_rows(const at::Tensor& z, bool normalize, bool bf16) {
+namespace {
+
+Rows room_for_rows(const at::Tensor& z, bool bf16) {
   Rows r;
   r.M = z.size(0);
   r.D = z.size(1);
@@ -137,39 +140,71 @@ Rows make_rows(const at::Tensor& z, bool normalize, bool bf16) {
     r.panels = at::empty({r.rows / kPanel, r.D, kPanel}, f32);
   }
   r.norm.resize(r.M);
-  std::vector<double> square(r.rows / kPanel, 0.0);  // largest of each panel
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "nt_xent", [&] {
-    const scalar_t* data = z.const_data_ptr<scalar_t>();
-    const int64_t step = z.stride(0), stride = z.stride(1);
-    const int64_t grain = std::max<int64_t>(1, 32768 / (kPanel * r.D));
-    at::parallel_for(0, r.rows / kPanel, grain, [&](int64_t begin, int64_t end) {
-      std::vector<float> buffer(r.bf16 ? kPanel * r.ld : 0);
-      for (int64_t panel = begin; panel < end; ++panel) {
-        float* rows =
-            r.bf16 ? buffer.data() : r.x.mutable_data_ptr<float>() + panel * kPanel * r.ld;
-        std::fill(rows, rows + kPanel * r.ld, 0.0f);
-        for (int64_t n = 0; n < kPanel && panel * kPanel + n < r.M; ++n) {
-          const int64_t m = panel * kPanel + n;
-          double each;
-          r.norm[m] = unit_row(data + m * step, stride, r.D, normalize, rows + n * r.ld, &each);
-          square[panel] = std::max(square[panel], each);
-        }
-        if (r.bf16) {
-          pack_panel_bf16(rows, r.ld, r.ld16, panel,
-                          static_cast<uint16_t*>(r.x16.mutable_data_ptr()),
-                          static_cast<uint16_t*>(r.panels16.mutable_data_ptr()),
-                          static_cast<uint16_t*>(r.pairs16.mutable_data_ptr()));
-        } else {
-          transpose_panel(rows, r.ld, r.D,
-                          r.panels.mutable_data_ptr<float>() + panel * kPanel * r.D);
-        }
-      }
-    });
-  });
-  const double largest = *std::max_element(square.begin(), square.end());
-  // rounding to bfloat16 makes a row longer by up to 0.4 %
-  r.largest = 1.01 * (normalize && std::isfinite(largest) ? 1.0 : largest);
   return r;
+}
+
+// Rows of one panel, in all layouts; `buffer` for bfloat16 ones. Returns the largest square.
+double fill_panel(const at::Tensor& z, bool normalize, int64_t panel, Rows& r,
+                  std::vector<float>& buffer) {
+  if (r.bf16) buffer.resize(kPanel * r.ld);
+  float* rows = r.bf16 ? buffer.data() : r.x.mutable_data_ptr<float>() + panel * kPanel * r.ld;
+  std::fill(rows, rows + kPanel * r.ld, 0.0f);
+  double largest = 0.0;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "unit_row", [&] {
+    const scalar_t* data = z.const_data_ptr<scalar_t>();
+    for (int64_t n = 0; n < kPanel && panel * kPanel + n < r.M; ++n) {
+      const int64_t m = panel * kPanel + n;
+      double square;
+      r.norm[m] =
+          unit_row(data + m * z.stride(0), z.stride(1), r.D, normalize, rows + n * r.ld, &square);
+      largest = std::max(largest, square);
+    }
+  });
+  if (r.bf16)
+    pack_panel_bf16(rows, r.ld, r.ld16, panel, static_cast<uint16_t*>(r.x16.mutable_data_ptr()),
+                    static_cast<uint16_t*>(r.panels16.mutable_data_ptr()),
+                    static_cast<uint16_t*>(r.pairs16.mutable_data_ptr()));
+  else
+    transpose_panel(rows, r.ld, r.D, r.panels.mutable_data_ptr<float>() + panel * kPanel * r.D);
+  return largest;
+}
+
+}  // namespace
+
+Rows make_rows(const at::Tensor& z, bool normalize, bool bf16) {
+  return std::move(make_rows({{z, normalize}}, bf16)[0]);
+}
+
+std::vector<Rows> make_rows(std::initializer_list<RowSource> sources, bool bf16) {
+  struct Panel {
+    size_t source;
+    int64_t number;
+  };
+  std::vector<Rows> all;
+  std::vector<Panel> panels;
+  for (const RowSource& each : sources) {
+    all.push_back(room_for_rows(each.z, bf16));
+    for (int64_t n = 0; n < all.back().rows / kPanel; ++n) panels.push_back({all.size() - 1, n});
+  }
+  std::vector<double> largest(panels.size());
+  const int64_t grain = row_grain(kPanel * all[0].D);
+  at::parallel_for(0, panels.size(), grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> buffer;
+    for (int64_t n = begin; n < end; ++n) {
+      const auto& [source, number] = panels[n];
+      const RowSource& from = sources.begin()[source];
+      largest[n] = fill_panel(from.z, from.normalize, number, all[source], buffer);
+    }
+  });
+  std::vector<double> square(all.size(), 0.0);
+  for (size_t n = 0; n < panels.size(); ++n)
+    square[panels[n].source] = std::max(square[panels[n].source], largest[n]);
+  for (size_t n = 0; n < all.size(); ++n) {
+    // rounding to bfloat16 makes a row longer by up to 0.4 %
+    const bool unit = sources.begin()[n].normalize && std::isfinite(square[n]);
+    all[n].largest = 1.01 * (unit ? 1.0 : square[n]);
+  }
+  return all;
 }
 
 }  // namespace sslops

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <vector>
 
 #include "tiles.h"
@@ -35,6 +36,13 @@ bool multiplies_bf16(at::ScalarType dtype);
 
 // z [M, D], float32, float16 or bfloat16, any strides; `bf16`: in the bfloat16 layouts.
 Rows make_rows(const at::Tensor& z, bool normalize, bool bf16);
+
+// Several at once, in one parallel region.
+struct RowSource {
+  const at::Tensor& z;
+  bool normalize;
+};
+std::vector<Rows> make_rows(std::initializer_list<RowSource> sources, bool bf16);
 
 // Row n of z [M, D] as float32 to out [D], divided by its norm if asked for.
 void unit_row(const at::Tensor& z, int64_t n, bool normalize, float* out);

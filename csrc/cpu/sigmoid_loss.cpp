@@ -49,7 +49,8 @@ Found sigmoid_loss_fwd(const at::Tensor& queries, const at::Tensor& keys,
   }
 
   const bool bf16 = multiplies_bf16(queries.scalar_type());
-  const Rows x = make_rows(queries, normalize, bf16), y = make_rows(keys, normalize, bf16);
+  const auto both = make_rows({{queries, normalize}, {keys, normalize}}, bf16);
+  const Rows &x = both[0], &y = both[1];
   CrossProblem p = make_cross(x, y, inverse);
   p.bias = bias.has_value() ? bias->item().toFloat() : static_cast<float>(bias_value);
   Ids ids = make_ids(query_ids, key_ids, x.rows, y.rows);

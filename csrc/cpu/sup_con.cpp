@@ -97,7 +97,7 @@ struct Problem {
   std::vector<float> label_sums(const std::vector<float>& weight) const {
     const int64_t D = x.D;
     std::vector<float> sums(x.M * D);
-    at::parallel_for(0, x.M, std::max<int64_t>(1, 32768 / D), [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, x.M, row_grain(D), [&](int64_t begin, int64_t end) {
       std::vector<float> buffer(D);
       std::vector<double> sum(D);
       for (int64_t n = begin; n < end; ++n) {

@@ -59,19 +59,20 @@ def _fake_single_bwd(grad_loss: Tensor, queries: Tensor, keys: Tensor, *args: An
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.scale_factor, ctx.within, ctx.columns, ctx.normalize, _ = inputs
-    loss, lse, key_loss, key_lse, hit, key_hit = output
-    ctx.mark_non_differentiable(lse, key_lse, hit, key_hit)
-    ctx.save_for_backward(*tensors, loss, lse, key_loss, key_lse)
+    loss, lse, key_loss, key_lse, hit, key_hit, *kept = output
+    ctx.mark_non_differentiable(lse, key_lse, hit, key_hit, *kept)
+    ctx.save_for_backward(*tensors, loss, lse, key_loss, key_lse, *kept)
 
 
 def _backward(bwd: Any, ctx: Any, grad: Tensor, _: Tensor, grad_key: Tensor, *__: Tensor) -> Any:
-    *rows_and_ids, scale, loss, lse, key_loss, key_lse = ctx.saved_tensors
+    *rows_and_ids, scale = ctx.saved_tensors[:7]
+    found = ctx.saved_tensors[7:]
     queries, keys, negatives, *_rest = ctx.needs_input_grad
     want_scale = ctx.needs_input_grad[6]
     needs = [queries or want_scale, keys, negatives]
     dq, dk, dn, dfactor = bwd(
-        grad, grad_key if ctx.columns else None, *rows_and_ids, loss, lse, key_loss, key_lse,
-        scale, ctx.scale_factor, ctx.within, ctx.normalize, needs,
+        grad, grad_key if ctx.columns else None, *rows_and_ids, *found, scale, ctx.scale_factor,
+        ctx.within, ctx.normalize, needs,
     )  # fmt: skip
     dscale = (dfactor * ctx.scale_factor).to(scale.dtype) if want_scale else None
     grads = (dq if queries else None, dk if keys else None, dn if negatives else None)
@@ -94,10 +95,19 @@ def _backward_single(bwd: Any, ctx: Any, grad: Tensor, *_: Tensor) -> Any:
     return *grads, None, None, None, None, dscale, *[None] * 4
 
 
+_FORWARD = (
+    f"({_ROWS}, {_IDS}, {_SCALE}, bool within, bool columns, bool normalize, bool stats) ->"
+    " (Tensor loss, Tensor lse, Tensor key_loss, Tensor key_lse, Tensor hit, Tensor key_hit%s)"
+)
+_BACKWARD = (
+    f"(Tensor grad_loss, Tensor? grad_key_loss, {_ROWS}, {_IDS}, Tensor loss, Tensor lse,"
+    f" Tensor key_loss, Tensor key_lse, %s{_SCALE}, bool within, bool normalize, bool[3] needs) ->"
+    " (Tensor dqueries, Tensor dkeys, Tensor dnegatives, Tensor dscale)"
+)
+
 define(
     "info_nce_fwd",
-    f"({_ROWS}, {_IDS}, {_SCALE}, bool within, bool columns, bool normalize, bool stats) ->"
-    " (Tensor loss, Tensor lse, Tensor key_loss, Tensor key_lse, Tensor hit, Tensor key_hit)",
+    _FORWARD % "",
     _reference.info_nce_fwd,
     fake=_fake_fwd,
     triton="info_nce.info_nce_fwd",
@@ -105,9 +115,7 @@ define(
 )
 define(
     "info_nce_bwd",
-    f"(Tensor grad_loss, Tensor? grad_key_loss, {_ROWS}, {_IDS}, Tensor loss, Tensor lse,"
-    f" Tensor key_loss, Tensor key_lse, {_SCALE}, bool within, bool normalize, bool[3] needs) ->"
-    " (Tensor dqueries, Tensor dkeys, Tensor dnegatives, Tensor dscale)",
+    _BACKWARD % "",
     _reference.info_nce_bwd,
     fake=_fake_bwd,
     triton="info_nce.info_nce_bwd",

@@ -2,8 +2,8 @@
 
 Gradients of two trained sides need every similarity twice, once for the sums and once for the
 weights, unless the multiple of each row's loss that will be differentiated is known before: then
-one pass gives both. For a mean or a weighted mean it is; should it turn out to be another, the
-gradient is computed anew.
+exponentials are kept until their sums are known, and one pass gives both. For a mean or a weighted
+mean it is; should it turn out to be another, the gradient is computed anew.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sslops._library import define, op, register_autograd
-from sslops.ops._info_nce import _IDS, _ROWS, _SCALE
+from sslops.ops._info_nce import _IDS, _ROWS, _SCALE, _fake_fwd
 from sslops.reference.info_nce_joint import info_nce_joint
 
 _FOUND = "Tensor dqueries, Tensor dkeys, Tensor dnegatives, Tensor dscale"
@@ -20,6 +20,7 @@ _FOUND = "Tensor dqueries, Tensor dkeys, Tensor dnegatives, Tensor dscale"
 
 def info_nce_joint_bwd(
     grad_loss: Tensor,
+    grad_key_loss: Tensor | None,
     queries: Tensor,
     keys: Tensor,
     negatives: Tensor | None,
@@ -29,6 +30,8 @@ def info_nce_joint_bwd(
     weights: Tensor | None,
     loss: Tensor,
     lse: Tensor,
+    key_loss: Tensor,
+    key_lse: Tensor,
     dqueries: Tensor,
     dkeys: Tensor,
     dnegatives: Tensor,
@@ -43,6 +46,7 @@ def info_nce_joint_bwd(
 
     Args:
         grad_loss: [M], the upstream gradient of each row's loss.
+        grad_key_loss: [N], of each key's, None without columns.
         queries: [M, D], as in `info_nce_joint`, like all arguments not listed here.
         keys: [N, D].
         negatives: [K, D] or None.
@@ -50,8 +54,10 @@ def info_nce_joint_bwd(
         query_ids: [M] or None.
         key_ids: or None.
         weights: [M] or None.
-        loss: [M], as `info_nce_joint` returned it, like the five below.
+        loss: [M], as `info_nce_joint` returned it, like the seven below.
         lse: [M].
+        key_loss: [N], empty without columns.
+        key_lse: [N] or empty.
         dqueries: [M, D].
         dkeys: [N, D].
         dnegatives: [K, D] or empty.
@@ -66,12 +72,15 @@ def info_nce_joint_bwd(
         (dqueries, dkeys, dnegatives in their inputs' dtypes, dscale 0-d); what is not needed is
         empty.
     """
-    c = multiple_of(grad_loss, weights)
+    grads, w = grad_loss, weights
+    if grad_key_loss is not None:
+        grads = torch.cat([grad_loss, grad_key_loss])
+        w = None if weights is None else weights.repeat(2)
+    c = multiple_of(grads, w)
     if c is None:
-        none = loss.new_empty(0)
         found: tuple[Tensor, Tensor, Tensor, Tensor] = op("info_nce_bwd", queries)(
-            grad_loss, None, queries, keys, negatives, targets, query_ids, key_ids, loss, lse,
-            none, none, scale, scale_factor, within, normalize, needs,
+            grad_loss, grad_key_loss, queries, keys, negatives, targets, query_ids, key_ids, loss,
+            lse, key_loss, key_lse, scale, scale_factor, within, normalize, needs,
         )  # fmt: skip
         return found
 
@@ -107,25 +116,20 @@ def multiple_of(grad: Tensor, weights: Tensor | None) -> Tensor | None:
 
 
 def _fake(queries: Tensor, keys: Tensor, negatives: Tensor | None, *args: Any) -> Any:
-    M, dtype = queries.shape[0], torch.promote_types(queries.dtype, torch.float32)
-    row = queries.new_empty(M, dtype=dtype)
+    dtype = torch.promote_types(queries.dtype, torch.float32)
 
     def like(tensor: Tensor) -> Tensor:
         return tensor.new_empty(tensor.shape, dtype=dtype)
 
-    return (
-        row,
-        torch.empty_like(row),
-        queries.new_empty(M if args[-1] else 0, dtype=torch.bool),
-        like(queries),
-        like(keys),
-        row.new_empty(0) if negatives is None else like(negatives),
-        row.new_empty(()),
-    )
+    *options, normalize, stats = args
+    statistics = _fake_fwd(queries, keys, *options, normalize, stats)
+    none = queries.new_empty(0, dtype=dtype)
+    third = none if negatives is None else like(negatives)
+    return *statistics, like(queries), like(keys), third, none.new_empty(())
 
 
 def _fake_bwd(grad_loss: Tensor, *args: Any) -> Any:
-    queries, keys, negatives, needs = *args[:3], args[-1]
+    queries, keys, negatives, needs = *args[1:4], args[-1]
 
     def like(tensor: Tensor, need: bool) -> Tensor:
         return tensor.new_empty(tensor.shape if need else (0,))
@@ -140,36 +144,39 @@ def _fake_bwd(grad_loss: Tensor, *args: Any) -> Any:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *rows_and_ids, scale, ctx.scale_factor, ctx.within, ctx.normalize, _ = inputs
-    loss, lse, hit, *gradients = output
-    ctx.mark_non_differentiable(lse, hit, *gradients)
-    ctx.save_for_backward(*rows_and_ids, loss, lse, *gradients, scale)
+    *rows_and_ids, scale, ctx.scale_factor, ctx.within, ctx.columns, ctx.normalize, _ = inputs
+    loss, lse, key_loss, key_lse, hit, key_hit, *gradients = output
+    ctx.mark_non_differentiable(lse, key_lse, hit, key_hit, *gradients)
+    ctx.save_for_backward(*rows_and_ids, loss, lse, key_loss, key_lse, *gradients, scale)
 
 
-def _backward(bwd: Any, ctx: Any, grad: Tensor, *_: Tensor) -> Any:
+def _backward(bwd: Any, ctx: Any, grad: Tensor, _: Tensor, grad_key: Tensor, *__: Tensor) -> Any:
     queries, keys, negatives, *_rest = ctx.needs_input_grad
     want_scale = ctx.needs_input_grad[7]
     *_saved, scale = ctx.saved_tensors
     needs = [queries or want_scale, keys, negatives]
     dq, dk, dn, dfactor = bwd(
-        grad, *ctx.saved_tensors, ctx.scale_factor, ctx.within, ctx.normalize, needs
-    )
+        grad, grad_key if ctx.columns else None, *ctx.saved_tensors, ctx.scale_factor, ctx.within,
+        ctx.normalize, needs,
+    )  # fmt: skip
     dscale = (dfactor * ctx.scale_factor).to(scale.dtype) if want_scale else None
     grads = (dq if queries else None, dk if keys else None, dn if negatives else None)
-    return *grads, None, None, None, None, dscale, *[None] * 4
+    return *grads, None, None, None, None, dscale, *[None] * 5
 
 
 define(
     "info_nce_joint",
-    f"({_ROWS}, {_IDS}, Tensor? weights, {_SCALE}, bool within, bool normalize, bool stats) ->"
-    f" (Tensor loss, Tensor lse, Tensor hit, {_FOUND})",
+    f"({_ROWS}, {_IDS}, Tensor? weights, {_SCALE}, bool within, bool columns, bool normalize,"
+    f" bool stats) -> (Tensor loss, Tensor lse, Tensor key_loss, Tensor key_lse, Tensor hit,"
+    f" Tensor key_hit, {_FOUND})",
     info_nce_joint,
     fake=_fake,
 )
 define(
     "info_nce_joint_bwd",
-    f"(Tensor grad_loss, {_ROWS}, {_IDS}, Tensor? weights, Tensor loss, Tensor lse, {_FOUND},"
-    f" {_SCALE}, bool within, bool normalize, bool[3] needs) ->"
+    f"(Tensor grad_loss, Tensor? grad_key_loss, {_ROWS}, {_IDS}, Tensor? weights, Tensor loss,"
+    f" Tensor lse, Tensor key_loss, Tensor key_lse, {_FOUND}, {_SCALE}, bool within,"
+    " bool normalize, bool[3] needs) ->"
     " (Tensor dq, Tensor dk, Tensor dn, Tensor dfactor)",
     info_nce_joint_bwd,
     fake=_fake_bwd,

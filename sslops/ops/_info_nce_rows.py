@@ -1,15 +1,17 @@
 """Each row's InfoNCE loss from checked arguments, and its statistics."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sslops._library import op
-from sslops.ops import _info_nce_joint  # noqa: F401  registers the ops
+from sslops.ops import _info_nce_joint, _info_nce_kept  # noqa: F401  register the ops
 
 # Multiplications of a product: below, one pass saves less than to check its guess costs.
 JOINT_FROM = 1 << 22
+# Similarities may be kept where they are no more numbers than these times those of both sides.
+ROOM = 2
 
 
 class InfoNCEStats(NamedTuple):
@@ -30,6 +32,31 @@ class InfoNCEStats(NamedTuple):
     key_loss: Tensor
     key_lse: Tensor
     key_hit: Tensor
+
+
+def _cheapest(
+    queries: Tensor,
+    keys: Tensor,
+    trained: Tensor,
+    scale: Tensor | None,
+    *,
+    within: bool,
+    both: bool,
+    reduced: bool,
+) -> str:
+    """The op to run, `trained` being the negatives and `both` both directions."""
+    leaves = (queries, keys, trained, scale)
+    if not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in leaves):
+        return "info_nce_fwd"
+    if queries.requires_grad and not trained.requires_grad and not both:
+        return "info_nce_single"
+    if queries.device.type != "cpu":
+        return "info_nce_fwd"
+    M, D, N = *queries.shape, trained.shape[0]
+    fits = M * N <= ROOM * (M + N) * D
+    if trained.requires_grad and reduced and M * D * N >= JOINT_FROM and (fits or not both):
+        return "info_nce_joint"
+    return "info_nce_kept" if fits and not within else "info_nce_fwd"
 
 
 def rows_of_info_nce(
@@ -54,21 +81,18 @@ def rows_of_info_nce(
     `reduced`: the rows will most likely be summed in proportion to `shares` [M], None for equal
     ones. It decides what the gradient costs on the CPU, never what it is.
     """
-    args = (queries, keys, negatives, targets, query_ids, key_ids, scale, factor, within)
+    args: tuple[Any, ...] = (
+        queries, keys, negatives, targets, query_ids, key_ids, scale, factor, within,
+    )  # fmt: skip
     trained = keys if negatives is None else negatives
-    found: tuple[Tensor, ...] | None = None
-    if torch.is_grad_enabled() and not symmetric:
-        enough = queries.numel() * trained.shape[0] >= JOINT_FROM
-        if trained.requires_grad and reduced and enough and queries.device.type == "cpu":
-            weights = None if shares is None else shares.detach()
-            found = op("info_nce_joint", queries)(*args[:6], weights, *args[6:], normalize, stats)
-        elif queries.requires_grad and not trained.requires_grad:
-            found = op("info_nce_single", queries)(*args, normalize, stats)
-    if found is not None:
-        loss, lse, hit, *_ = found
+    name = _cheapest(queries, keys, trained, scale, within=within, both=symmetric, reduced=reduced)
+    if name == "info_nce_single":
+        loss, lse, hit, *_ = op(name, queries)(*args, normalize, stats)
         none, no_hit = loss.new_empty(0), hit.new_empty(0)
         return loss, InfoNCEStats(loss.detach(), lse, hit, none, none, no_hit)
-    loss, lse, key_loss, key_lse, hit, key_hit = op("info_nce_fwd", queries)(
+    if name == "info_nce_joint":
+        args = (*args[:6], None if shares is None else shares.detach(), *args[6:])
+    loss, lse, key_loss, key_lse, hit, key_hit, *_ = op(name, queries)(
         *args, symmetric, normalize, stats
     )
     found = InfoNCEStats(loss.detach(), lse, hit, key_loss.detach(), key_lse, key_hit)

@@ -37,14 +37,15 @@ def clip_loss(
     return_stats: bool = False,
     group: Group = None,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-    r"""CLIP's loss, without ever storing the N x N logits.
+    r"""CLIP's loss, without storing the N x N logits.
 
     $$ L = \frac{1}{2N} \sum_i \Big( \log \sum_j e^{s_{ij} - s_{ii}}
        + \log \sum_j e^{s_{ji} - s_{ii}} \Big),
        \qquad s_{ij} = \kappa \langle x_i, t_j \rangle $$
 
     Both directions come from one pass over the tiles of s. Same numbers and gradients as
-    open_clip's ClipLoss in one process. Memory is O(N D).
+    open_clip's ClipLoss in one process. Memory is O(N D); a CPU keeps s for the gradient where
+    that is no more than both inputs twice, for N up to 4 D.
 
     Args:
         image: [N, D] float16, bfloat16, float32 or float64, any strides. Under autocast, float32
@@ -101,8 +102,9 @@ def clip_loss(
     args = (image, text, None, None, row_ids, column_ids, scale, factor)
     if team is None:
         rows, stats = rows_of_info_nce(
-            *args, symmetric=True, normalize=normalize, stats=return_stats
-        )
+            *args, symmetric=True, normalize=normalize, stats=return_stats,
+            reduced=reduction != "none", shares=w,
+        )  # fmt: skip
     else:
         rows, stats = rows_of_team(
             team, name, *args, symmetric=True, normalize=normalize, stats=return_stats,

@@ -38,7 +38,7 @@ def info_nce(
     return_stats: bool = False,
     group: Group = None,
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-    r"""InfoNCE, the loss of CPC, MoCo and CLIP, without ever storing the M x N similarities.
+    r"""InfoNCE, the loss of CPC, MoCo and CLIP, without storing the M x N similarities.
 
     $$ \ell_i = \log \Big( e^{s_i} + \sum_{j \in A_i} e^{\langle x_i, y_j\rangle/\tau} \Big) - s_i,
        \quad s_i = \langle x_i, k_{t(i)}\rangle/\tau $$
