@@ -13,9 +13,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # must precede the first import of triton
 
 import sslops
-from sslops.ops import _info_nce_rows
-
-_info_nce_rows.JOINT_FROM = 0  # the one pass of large inputs, on the small ones of the tests
 
 if sslops.HAS_EXTENSION:
     from sslops import _C

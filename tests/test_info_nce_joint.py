@@ -84,22 +84,6 @@ def test_cpc_takes_one_pass(monkeypatch, negatives):
     assert names == ["info_nce_joint"]
 
 
-def test_small_inputs_take_two_passes(monkeypatch):
-    monkeypatch.setattr(_info_nce_rows, "JOINT_FROM", 9 * 7 * 5 + 1)
-    names = recorded(monkeypatch)
-    q, k = torch.randn(9, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
-    targets = torch.arange(9) % 7
-    sslops.info_nce(q, k, targets=targets).backward()
-    assert names == ["info_nce_kept"]
-    names.clear()
-    more = torch.randn(8, 5, requires_grad=True)
-    compiled = torch.compile(sslops.info_nce, fullgraph=True, backend="aot_eager", dynamic=True)
-    for keys in (k, more):  # on both sides of the bound
-        found = compiled(q, keys, targets=targets)
-        torch.testing.assert_close(found, sslops.info_nce(q, keys, targets=targets))
-    assert "info_nce_joint" in names
-
-
 def test_nt_xent_without_duplicates_takes_one_pass(monkeypatch):
     names = recorded(monkeypatch)
     z, ids = torch.randn(12, 5, requires_grad=True), torch.arange(6) % 5

@@ -8,8 +8,6 @@ from torch import Tensor
 from sslops._library import op
 from sslops.ops import _info_nce_joint, _info_nce_kept  # noqa: F401  register the ops
 
-# Multiplications of a product: below, one pass saves less than to check its guess costs.
-JOINT_FROM = 1 << 22
 # Similarities may be kept where they are no more numbers than these times those of both sides.
 ROOM = 2
 
@@ -54,7 +52,7 @@ def _cheapest(
         return "info_nce_fwd"
     M, D, N = *queries.shape, trained.shape[0]
     fits = M * N <= ROOM * (M + N) * D
-    if trained.requires_grad and reduced and M * D * N >= JOINT_FROM and (fits or not both):
+    if trained.requires_grad and reduced and (fits or not both):
         return "info_nce_joint"
     return "info_nce_kept" if fits and not within else "info_nce_fwd"
 
