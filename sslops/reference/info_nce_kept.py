@@ -16,18 +16,7 @@ def kept_shape(queries: Tensor, others: Tensor) -> tuple[Any, Any]:
 
 
 def info_nce_kept(
-    queries: Tensor,
-    keys: Tensor,
-    negatives: Tensor | None,
-    targets: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    scale: Tensor | None,
-    scale_factor: float,
-    within: bool,
-    columns: bool,
-    normalize: bool,
-    stats: bool,
+    queries: Tensor, keys: Tensor, negatives: Tensor | None, *args: Any
 ) -> tuple[Tensor, ...]:
     """`info_nce_fwd`, and the similarities that its gradient would compute again.
 
@@ -37,36 +26,11 @@ def info_nce_kept(
         (loss, lse, key_loss, key_lse, hit, key_hit) of `info_nce_fwd`, and kept [rows, columns]
         of the dtype of the loss, which only `info_nce_kept_bwd` understands.
     """
-    found = info_nce_fwd(
-        queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor, within,
-        columns, normalize, stats,
-    )  # fmt: skip
+    found = info_nce_fwd(queries, keys, negatives, *args)
     shape = kept_shape(queries, keys if negatives is None else negatives)
     return *found, found[0].new_zeros(shape)
 
 
-def info_nce_kept_bwd(
-    grad_loss: Tensor,
-    grad_key_loss: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    negatives: Tensor | None,
-    targets: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    loss: Tensor,
-    lse: Tensor,
-    key_loss: Tensor,
-    key_lse: Tensor,
-    kept: Tensor,
-    scale: Tensor | None,
-    scale_factor: float,
-    within: bool,
-    normalize: bool,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`info_nce_bwd`; `kept` is what `info_nce_kept` returned."""
-    return info_nce_bwd(
-        grad_loss, grad_key_loss, queries, keys, negatives, targets, query_ids, key_ids, loss, lse,
-        key_loss, key_lse, scale, scale_factor, within, normalize, needs,
-    )  # fmt: skip
+def info_nce_kept_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`info_nce_bwd`, with what `info_nce_kept` kept after `key_lse`."""
+    return info_nce_bwd(*args[:12], *args[13:])
