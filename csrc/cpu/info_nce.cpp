@@ -60,14 +60,14 @@ Kept info_nce_kept(const at::Tensor& queries, const at::Tensor& keys,
                    const OptionalTensor& scale, double scale_factor, bool within, bool columns,
                    bool normalize, bool stats) {
   const at::Tensor& others = negatives.has_value() ? *negatives : keys;
-  const bool real = queries.scalar_type() != at::kDouble;
+  const bool plain = queries.scalar_type() == at::kDouble;  // which makes no use of it
   const at::Tensor kept =
       at::empty({round_to_panel(queries.size(0)), round_to_panel(others.size(0))},
-                real ? at::kFloat : at::kDouble);
+                plain ? at::kDouble : at::kFloat);
   Statistics found =
       statistics(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor, within,
-                 columns, normalize, stats, real ? kept.mutable_data_ptr<float>() : nullptr);
-  if (!real || !usable(inverse_temperature(scale, scale_factor))) kept.fill_(0);  // never read
+                 columns, normalize, stats, plain ? nullptr : kept.mutable_data_ptr<float>());
+  if (plain || !usable(inverse_temperature(scale, scale_factor))) kept.fill_(0);  // never read
   return std::tuple_cat(found, std::make_tuple(kept));
 }
 
@@ -119,9 +119,9 @@ Gradients info_nce_kept_bwd(const at::Tensor& grad_loss, const OptionalTensor& g
                         kept.size(0) == round_to_panel(queries.size(0)) &&
                         kept.size(1) == round_to_panel(others),
                     "info_nce: kept is not what info_nce_kept returned, got ", kept.sizes());
-  const bool real = kept.scalar_type() == at::kFloat;
+  const bool plain = queries.scalar_type() == at::kDouble;
   return gradients(grad_loss, grad_key_loss, queries, keys, negatives, targets, query_ids, key_ids,
-                   {loss, lse, key_loss, key_lse}, real ? kept.const_data_ptr<float>() : nullptr,
+                   {loss, lse, key_loss, key_lse}, plain ? nullptr : kept.const_data_ptr<float>(),
                    scale, scale_factor, within, normalize, needs);
 }
 

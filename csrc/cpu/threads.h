@@ -1,4 +1,4 @@
-// How many threads a piece of work is worth. A thread that sleeps takes 60 us to wake, one that
+// How many threads a piece of work is worth. A thread that sleeps takes 65 us to wake, one that
 // spins 2 us: the bounds lie in between.
 #pragma once
 #include <ATen/Parallel.h>

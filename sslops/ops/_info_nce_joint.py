@@ -121,8 +121,7 @@ def _fake(queries: Tensor, keys: Tensor, negatives: Tensor | None, *args: Any) -
     def like(tensor: Tensor) -> Tensor:
         return tensor.new_empty(tensor.shape, dtype=dtype)
 
-    *options, normalize, stats = args
-    statistics = _fake_fwd(queries, keys, *options, normalize, stats)
+    statistics = _fake_fwd(queries, keys, *args)
     none = queries.new_empty(0, dtype=dtype)
     third = none if negatives is None else like(negatives)
     return *statistics, like(queries), like(keys), third, none.new_empty(())
