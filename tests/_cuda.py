@@ -18,6 +18,8 @@ import torch
 import sslops
 from sslops import _library
 
+from ._guarded import guarded_memory
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 HEADER = Path(__file__).with_name("cuda_emulation.h")
@@ -116,7 +118,8 @@ def running_cuda(where: str):
         with warnings.catch_warnings():  # that this takes the place of the C++ kernel
             warnings.simplefilter("ignore")
             library.impl(name, _library._without_autocast(run), "CPU", allow_override=True)
-    yield
+    with guarded_memory():
+        yield
     library._destroy()
 
 

@@ -95,6 +95,27 @@ def test_strides_integers_and_nothing(seed):
         torch.testing.assert_close(a, b, rtol=1e-6 if a.dtype is torch.float32 else 1e-3, atol=0)
 
 
+LAYOUTS = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "every other": lambda x: x.repeat_interleave(2, dim=3)[..., ::2],
+    "expanded": lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("seed", SEEDS[:2])
+@pytest.mark.parametrize("source", LAYOUTS)
+@pytest.mark.parametrize("target", [name for name in LAYOUTS if name != "expanded"])
+def test_copies_live_until_the_kernel_has_read_them(target, source, seed):
+    """More pairs than one launch takes, so that copies are made while others wait."""
+    shapes = [(2, 3 + n % 5, 4, 5) for n in range(90)]
+    targets = [LAYOUTS[target](torch.rand(shape)) for shape in shapes]
+    sources = [LAYOUTS[source](torch.rand(shape)) for shape in shapes]
+    found, expected = update(targets, sources, 0.75, seed)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("dtype", FLOATS[:3], ids=str)
 @pytest.mark.parametrize("keys_dtype", FLOATS[:3], ids=str)

@@ -158,11 +158,13 @@ void ema_update(std::vector<Tensor> targets, std::vector<Tensor> sources,
     batch.momentum = momentum->const_data_ptr();
     batch.momentum_kind = kind_of(*momentum);
   }
+  std::vector<Tensor> copies;  // what the batch points to besides its arguments, until the launch
   const auto flush = [&] {
     const int chunks = batch.first_chunk[batch.count];
     if (chunks > 0)
       device.launch(ema_kernel, dim3(static_cast<unsigned>(chunks)), kEmaThreads, 0, batch);
     batch.count = 0;
+    copies.clear();
   };
   for (size_t n = 0; n < targets.size(); ++n) {
     Tensor target = targets[n], source = sources[n];
@@ -178,6 +180,7 @@ void ema_update(std::vector<Tensor> targets, std::vector<Tensor> sources,
     if (!in_place && !permuted) {
       copy = in_order(target);
       source = in_order(source);
+      copies.push_back(source);
     }
     EmaPair& pair = batch.pairs[batch.count] = make_pair(copy, source);
     pair.key = ema_key(seed, static_cast<uint32_t>(n));
