@@ -8,10 +8,11 @@ from sslops import info_nce
 
 
 def logits_of(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """Cosines over the temperature: [M, N]."""
+    """Cosines over the temperature, in float32 (float64) under autocast too: [M, N]."""
     dtype = torch.promote_types(queries.dtype, torch.float32)
     x, y = F.normalize(queries.to(dtype), dim=1), F.normalize(keys.to(dtype), dim=1)
-    return x @ y.T / temperature
+    with torch.autocast(x.device.type, enabled=False):  # whose logits would have 8 bits
+        return x @ y.T / temperature
 
 
 def pair_losses(logits: Tensor, anchors: Tensor, positives: Tensor, times: Tensor) -> Tensor:

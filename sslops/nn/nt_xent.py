@@ -1,12 +1,13 @@
 """Module of NT-Xent."""
 
+import functools
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sslops.nn._temperature import WithTemperature
-from sslops.ops._checks import check_reduction
+from sslops.ops._checks import autocasts, check_reduction
 from sslops.ops.nt_xent import NTXentStats, nt_xent
 from sslops.parallel import Group
 
@@ -57,6 +58,8 @@ class NTXentLoss(WithTemperature):
     ) -> Tensor | tuple[Tensor, NTXentStats]:
         """Loss of V tensors [B, D], or of one tensor [V, B, D] or [M, D].
 
+        Under autocast the tensors may differ in dtype.
+
         `ids` and `weights` are those of `nt_xent`.
         """
         if not views:
@@ -64,10 +67,11 @@ class NTXentLoss(WithTemperature):
         if len(views) > 1 and any(view.shape != views[0].shape for view in views):
             shapes = ", ".join(str(tuple(view.shape)) for view in views)
             raise ValueError(f"NTXentLoss: views must share their shape, got {shapes}")
-        if len({(view.dtype, view.device) for view in views}) > 1:
+        devices, dtypes = {view.device for view in views}, {view.dtype for view in views}
+        if len(devices) > 1 or (len(dtypes) > 1 and not autocasts(views[0])):
             kinds = ", ".join(f"{view.dtype} on {view.device}" for view in views)
             raise ValueError(f"NTXentLoss: views must share dtype and device, got {kinds}")
-        z = views[0] if len(views) == 1 else torch.stack(views)
+        z = views[0] if len(views) == 1 else _stacked(views)
         return nt_xent(
             z,
             num_views=self.num_views,
@@ -79,3 +83,12 @@ class NTXentLoss(WithTemperature):
             return_stats=self.return_stats,
             group=self.group,
         )
+
+
+def _stacked(views: tuple[Tensor, ...]) -> Tensor:
+    """[V, B, D] in the widest dtype of the views: nt_xent casts, and knows how to do it."""
+    widest = functools.reduce(torch.promote_types, (view.dtype for view in views))
+    if not autocasts(views[0]):
+        return torch.stack(views)
+    with torch.autocast(views[0].device.type, enabled=False):  # which refuses to stack float64
+        return torch.stack([view.to(widest) for view in views])

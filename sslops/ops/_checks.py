@@ -50,11 +50,44 @@ def check_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
         )
 
 
-def check_same_dtype(op: str, **tensors: Tensor) -> None:
-    """Raise TypeError unless the tensors have one dtype."""
-    if len({tensor.dtype for tensor in tensors.values()}) > 1:
-        kinds = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
-        raise TypeError(f"{op}: {' and '.join(tensors)} must share their dtype, got {kinds}")
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on for the device of `tensor`."""
+    kind = tensor.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
+def common_dtype(op: str, **tensors: Tensor) -> torch.dtype:
+    """The one dtype in which floating tensors on one device are compared.
+
+    Under autocast that of a matrix product: autocast's, or float64 where one of them has it, which
+    autocast never narrows. Else their own.
+
+    Raises:
+        TypeError: they differ, without autocast.
+    """
+    kinds = {tensor.dtype for tensor in tensors.values()}
+    first = next(iter(tensors.values()))
+    if torch.float64 not in kinds and autocasts(first):
+        return torch.get_autocast_dtype(first.device.type)
+    if len(kinds) > 1 and not autocasts(first):
+        each = ", ".join(f"{name} {tensor.dtype}" for name, tensor in tensors.items())
+        raise TypeError(f"{op}: {' and '.join(tensors)} must share their dtype, got {each}")
+    return torch.float64 if torch.float64 in kinds else first.dtype
+
+
+def as_rows(tensor: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
+    """`tensor` [..., D] in the dtype of `common_dtype`.
+
+    float16 has no number above 65504 and few below 6e-5, so rows whose length does not count get
+    an element of about 1 first, by a power of two: no digit changes.
+    """
+    if dtype is torch.float16 and tensor.dtype is not dtype and normalize:
+        wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        largest = wide.detach().abs().amax(dim=-1, keepdim=True)
+        # a row below the least norm of the ops stays one; 2**127 has no normal reciprocal
+        exponent = torch.where(largest < 1e-12, 1.0, largest).frexp().exponent.clamp_max(126)
+        tensor = wide * torch.ldexp(torch.ones_like(largest), -exponent)
+    return tensor.to(dtype)
 
 
 def integer_vector(op: str, name: str, tensor: Tensor | None, length: int, like: Tensor) -> Tensor:
@@ -68,13 +101,16 @@ def integer_vector(op: str, name: str, tensor: Tensor | None, length: int, like:
     return tensor.to(torch.int64)
 
 
-def row_weights(op: str, weights: Tensor, M: int, like: Tensor) -> Tensor:
-    """`weights` [M] in float32 or float64: sums of half-precision weights would be rounded."""
+def row_weights(op: str, weights: Tensor, M: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weights` [M] in float32 or float64: sums of half-precision weights would be rounded.
+
+    `like` has the device, `dtype` is that of the rows; so for the three below.
+    """
     check_floating(op, "weights", weights)
     if tuple(weights.shape) != (M,):
         raise ValueError(f"{op}: weights must be [{M}], got shape {tuple(weights.shape)}")
     check_device(op, "weights", weights, like)
-    return weights.to(torch.promote_types(like.dtype, torch.float32))
+    return weights.to(torch.promote_types(dtype, torch.float32))
 
 
 def reduce_rows(rows: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
@@ -85,40 +121,32 @@ def reduce_rows(rows: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
     return loss.sum() if reduction == "sum" else loss
 
 
-def autocast_dtype(tensor: Tensor) -> torch.dtype:
-    """What a matrix product of `tensor` would be computed in: autocast changes float32 only."""
-    kind = tensor.device.type
-    if tensor.dtype is torch.float32 and kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return tensor.dtype
-
-
-def scalar_tensor(op: str, name: str, value: Tensor, like: Tensor) -> Tensor:
+def scalar_tensor(op: str, name: str, value: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     """`value` of one element on the device of `like`, 0-d in the dtype that losses have."""
     check_floating(op, name, value)
     if value.numel() != 1:
         raise ValueError(f"{op}: {name} must have one element, got shape {tuple(value.shape)}")
     check_device(op, name, value, like)
-    return value.reshape(()).to(torch.promote_types(like.dtype, torch.float32))
+    return value.reshape(()).to(torch.promote_types(dtype, torch.float32))
 
 
 def inverse_temperature(
-    op: str, temperature: float | Tensor, z: Tensor
+    op: str, temperature: float | Tensor, z: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor | None, float]:
     """(scale, factor) whose product is 1 / temperature; a tensor is never read on the host."""
     if isinstance(temperature, Tensor):
-        return scalar_tensor(op, "temperature", temperature, z).reciprocal(), 1.0
+        return scalar_tensor(op, "temperature", temperature, z, dtype).reciprocal(), 1.0
     if not temperature > 0 or temperature == float("inf"):
         raise ValueError(f"{op}: temperature must be positive and finite, got {temperature}")
     return None, 1.0 / temperature
 
 
 def plain_scale(
-    op: str, name: str, value: float | Tensor, z: Tensor
+    op: str, name: str, value: float | Tensor, z: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor | None, float]:
     """(scale, factor) whose product is `value`, a multiplier of similarities."""
     if isinstance(value, Tensor):
-        return scalar_tensor(op, name, value, z), 1.0
+        return scalar_tensor(op, name, value, z, dtype), 1.0
     if not value > 0 or value == float("inf"):
         raise ValueError(f"{op}: {name} must be positive and finite, got {value}")
     return None, float(value)

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslops.ops._checks import (
-    autocast_dtype,
+    as_rows,
     check_reduction,
     check_rows,
-    check_same_dtype,
+    common_dtype,
     integer_vector,
     plain_scale,
     row_weights,
@@ -48,9 +48,10 @@ def clip_loss(
     that is no more than both inputs twice, for N up to 4 D.
 
     Args:
-        image: [N, D] float16, bfloat16, float32 or float64, any strides. Under autocast, float32
-            is cast as for a matrix product; all sums stay in float32.
-        text: [N, D], same dtype; row i belongs to image i.
+        image: [N, D] float16, bfloat16, float32 or float64, any strides. Under autocast they are
+            cast as for a matrix product; all sums stay in float32.
+        text: [N, D], same dtype, which under autocast may differ, as for `info_nce`; row i belongs
+            to image i.
         logit_scale: kappa > 0, the inverse temperature: a number or a tensor of one element,
             which then gets a gradient. CLIP learns its logarithm: pass `log_scale.exp()`.
         label_smoothing: in [0, 1), share of the target that is spread over all N candidates.
@@ -73,7 +74,8 @@ def clip_loss(
         pair (loss, InfoNCEStats).
 
     Raises:
-        TypeError: a tensor is not of a dtype listed above; image and text differ in dtype.
+        TypeError: a tensor is not of a dtype listed above; image and text differ in dtype
+            outside autocast.
         ValueError: wrong shape, different numbers of images and texts, tensors on different
             devices, one of the two ids without the other or with label smoothing, scale not
             positive and finite, label smoothing outside [0, 1), unknown reduction, ranks of
@@ -97,8 +99,8 @@ def clip_loss(
     def checked() -> _Checked:
         return _check(image, text, logit_scale, *options, 1 if team is None else 0)
 
-    row_ids, column_ids, scale, factor, w = checked_by_all(team, name, image, checked)
-    image, text = image.to(autocast_dtype(image)), text.to(autocast_dtype(text))
+    dtype, row_ids, column_ids, scale, factor, w = checked_by_all(team, name, image, checked)
+    image, text = (as_rows(each, dtype, normalize) for each in (image, text))
     args = (image, text, None, None, row_ids, column_ids, scale, factor)
     if team is None:
         rows, stats = rows_of_info_nce(
@@ -117,8 +119,8 @@ def clip_loss(
     return (loss, stats) if return_stats else loss
 
 
-# image_ids, text_ids, scale, factor, weights
-_Checked = tuple[Tensor | None, Tensor | None, Tensor | None, float, Tensor | None]
+# dtype, image_ids, text_ids, scale, factor, weights
+_Checked = tuple[torch.dtype, Tensor | None, Tensor | None, Tensor | None, float, Tensor | None]
 
 
 def _check(
@@ -135,13 +137,13 @@ def _check(
     name = "clip_loss"
     check_reduction(name, reduction)
     check_rows(name, least, image=image, text=text)
-    check_same_dtype(name, image=image, text=text)
+    dtype = common_dtype(name, image=image, text=text)
     N = image.shape[0]
     if text.shape[0] != N:
         raise ValueError(f"{name}: every image needs one text, got {N} and {text.shape[0]}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"{name}: label_smoothing must be in [0, 1), got {label_smoothing}")
-    scale, factor = plain_scale(name, "logit_scale", logit_scale, image)
+    scale, factor = plain_scale(name, "logit_scale", logit_scale, image, dtype)
     if (image_ids is None) != (text_ids is None):
         raise ValueError(f"{name}: image_ids and text_ids go together, got one without the other")
     if image_ids is not None:
@@ -152,8 +154,8 @@ def _check(
         image_ids = integer_vector(name, "image_ids", image_ids, N, image)
         text_ids = integer_vector(name, "text_ids", text_ids, N, image)
     if weights is not None:
-        weights = row_weights(name, weights, N, image)
-    return image_ids, text_ids, scale, factor, weights
+        weights = row_weights(name, weights, N, image, dtype)
+    return dtype, image_ids, text_ids, scale, factor, weights
 
 
 def _above_mean(team: Team | None, image: Tensor, text: Tensor, normalize: bool) -> Tensor:

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslops.ops._checks import (
-    autocast_dtype,
+    as_rows,
     check_device,
     check_floating,
-    check_same_dtype,
+    common_dtype,
     inverse_temperature,
 )
 from sslops.ops._group import of_no_rows, shared_mean, total_of
@@ -58,7 +58,8 @@ def cpc_loss(
     Args:
         predictions: [K, B, T, D] float16, bfloat16, float32 or float64: c^k at time t predicts
             the target at t + k, k = 1 .. K. Positions whose target lies past T are not used.
-        targets: [B, T, D], same dtype; gradients flow into them unless they are detached.
+        targets: [B, T, D], same dtype; gradients flow into them unless they are detached. Under
+            autocast the two may differ and are cast together, as by `info_nce`.
         negatives: A, never the positive: "all", every other position of every sequence;
             "sequence", the other positions of the same sequence; "other", all positions of the
             other sequences; or n, that many positions drawn once per call without repetition from
@@ -79,7 +80,8 @@ def cpc_loss(
         T, (B - 1) T + 1, or about n + 1.
 
     Raises:
-        TypeError: a tensor is not of a dtype listed above; the two differ in dtype.
+        TypeError: a tensor is not of a dtype listed above; the two differ in dtype outside
+            autocast.
         ValueError: shapes that do not fit, K not in [1, T), tensors on different devices,
             negatives unknown or n outside [1, B T], temperature not positive and finite, ranks of
             `group` that differ in more than their sequences.
@@ -97,23 +99,24 @@ def cpc_loss(
     name = "cpc_loss"
     team = team_of(name, group)
 
-    def checked() -> tuple[Tensor | None, float]:
+    def checked() -> tuple[torch.dtype, Tensor | None, float]:
         B, T = _check_shapes(name, predictions, targets, 1 if team is None else 0)
         check_negatives(name, negatives, B * T if team is None else None)
-        return inverse_temperature(name, temperature, predictions)
+        dtype = common_dtype(name, predictions=predictions, targets=targets)
+        return dtype, *inverse_temperature(name, temperature, predictions, dtype)
 
-    scale, factor = checked_by_all(team, name, predictions, checked)
+    dtype, scale, factor = checked_by_all(team, name, predictions, checked)
     K, B, T, D = predictions.shape
-    dtype = autocast_dtype(predictions)
+    predictions = as_rows(predictions, dtype, normalize)
     wide = torch.promote_types(dtype, torch.float32)
     index, positive, step = _positions(K, B, T, predictions.device)
-    rows = predictions.to(dtype).reshape(-1, D).index_select(0, index)  # [M, D]
-    keys = targets.to(dtype).reshape(-1, D)  # [B T, D]
+    rows = predictions.reshape(-1, D).index_select(0, index)  # [M, D]
+    keys = as_rows(targets, dtype, normalize).reshape(-1, D)  # [B T, D]
     options = (scale, factor, normalize, return_stats)
     sequences = [B]
     if team is not None:
         sequences = agree_on_cpc(
-            team, predictions.to(dtype), keys, scale, factor, negatives, normalize, return_stats
+            team, predictions, keys, scale, factor, negatives, normalize, return_stats
         )
     sampled = query_ids = key_ids = None
     if isinstance(negatives, int):
@@ -173,7 +176,6 @@ def _check_shapes(name: str, predictions: Tensor, targets: Tensor, least: int) -
     """B and T of arguments that fit, with at least as many sequences as `least`."""
     check_floating(name, "predictions", predictions)
     check_floating(name, "targets", targets)
-    check_same_dtype(name, predictions=predictions, targets=targets)
     shape, wanted = tuple(predictions.shape), tuple(targets.shape)
     fits = len(shape) == 4 and shape[1:] == wanted
     if not fits or shape[1] < least or 0 in (shape[0], *shape[2:]):

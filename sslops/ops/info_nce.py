@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from sslops.ops._checks import (
-    autocast_dtype,
+    as_rows,
     check_reduction,
     check_rows,
-    check_same_dtype,
+    common_dtype,
     integer_vector,
     inverse_temperature,
     row_weights,
@@ -51,12 +51,15 @@ def info_nce(
     from a single pass over them; on the CPU those of a mean or sum over trained keys do, too.
 
     Args:
-        queries: [M, D] float16, bfloat16, float32 or float64, any strides. Under autocast,
-            float32 is cast as for a matrix product; all sums stay in float32.
-        keys: [N, D], same dtype; gradients flow into them unless they are detached.
+        queries: [M, D] float16, bfloat16, float32 or float64, any strides. Under autocast
+            they are cast as for a matrix product; all sums stay in float32.
+        keys: [N, D], same dtype; gradients flow into them unless they are detached. Under autocast
+            the two may differ: they are cast together, to autocast's dtype, or, since it leaves
+            float64 alone, to float64 if one of them has it. Each gets its gradient in its own.
         queue: [K, D] negatives of any floating dtype, read as they lie: they are not normalised
-            and never get a gradient. `sslops.KeyQueue` holds unit rows. Against a bfloat16 queue
-            products are those of bfloat16 whatever the queries have, sums those of float32.
+            and never get a gradient; autocast does not touch them, so that no step copies them.
+            `sslops.KeyQueue` holds unit rows. Against a bfloat16 queue products are those of
+            bfloat16 whatever the queries have, sums those of float32.
         targets: [M] integers, row i's positive is key targets[i]; default: key i, M <= N. Values
             outside [0, N) are an error on the CPU and undefined on a GPU.
         query_ids: [M] integers; together with `key_ids`. A negative with the same id as the query
@@ -82,7 +85,8 @@ def info_nce(
         pair (loss, InfoNCEStats). A row without any negative has loss 0.
 
     Raises:
-        TypeError: a tensor is not of a dtype listed above; queries and keys differ in dtype.
+        TypeError: a tensor is not of a dtype listed above; queries and keys differ in dtype
+            outside autocast.
         ValueError: wrong shape, nothing to compare, tensors on different devices, one of the two
             ids without the other, targets out of range (CPU), `symmetric` with targets, a queue
             or M != N, temperature not positive and finite, unknown reduction, ranks of `group`
@@ -108,11 +112,12 @@ def info_nce(
     def checked() -> _Checked:
         return _check(queries, keys, queue, *options, 1 if team is None else 0)
 
-    index, row_ids, column_ids, scale, factor, w = checked_by_all(team, name, queries, checked)
-    dtype = autocast_dtype(queries)
+    dtype, index, row_ids, column_ids, scale, factor, w = checked_by_all(
+        team, name, queries, checked
+    )
     rows_and_ids = (
-        queries.to(dtype), keys.to(dtype), None if queue is None else queue.detach(), index,
-        row_ids, column_ids, scale, factor,
+        as_rows(queries, dtype, normalize), as_rows(keys, dtype, normalize),
+        None if queue is None else queue.detach(), index, row_ids, column_ids, scale, factor,
     )  # fmt: skip
     if team is None:
         loss, stats = rows_of_info_nce(
@@ -128,9 +133,10 @@ def info_nce(
     return (loss, stats) if return_stats else loss
 
 
+# dtype, targets, query_ids, key_ids, scale, factor, weights
 _Checked = tuple[
-    Tensor | None, Tensor | None, Tensor | None, Tensor | None, float, Tensor | None
-]  # targets, query_ids, key_ids, scale, factor, weights
+    torch.dtype, Tensor | None, Tensor | None, Tensor | None, Tensor | None, float, Tensor | None
+]
 
 
 def _check(
@@ -152,8 +158,8 @@ def _check(
     check_rows(name, least, queries=queries, keys=keys, **also)
     if queue is not None:
         check_rows(name, queue=queue)  # which is never empty
-    check_same_dtype(name, queries=queries, keys=keys)
-    scale, factor = inverse_temperature(name, temperature, queries)
+    dtype = common_dtype(name, queries=queries, keys=keys)
+    scale, factor = inverse_temperature(name, temperature, queries, dtype)
     M, N = queries.shape[0], keys.shape[0]
     if symmetric and (targets is not None or queue is not None or M != N):
         raise ValueError(
@@ -172,8 +178,8 @@ def _check(
         length = N if queue is None else queue.shape[0]
         key_ids = integer_vector(name, "key_ids", key_ids, length, queries)
     if weights is not None:
-        weights = row_weights(name, weights, M, queries)
-    return targets, query_ids, key_ids, scale, factor, weights
+        weights = row_weights(name, weights, M, queries, dtype)
+    return dtype, targets, query_ids, key_ids, scale, factor, weights
 
 
 def _check_range(name: str, targets: Tensor, N: int) -> None:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from sslops._library import backend, define, op, register_autograd
 from sslops.ops._checks import (
-    autocast_dtype,
+    as_rows,
     check_floating,
     check_reduction,
+    common_dtype,
     inverse_temperature,
 )
 from sslops.ops._group import of_no_rows, reduce_over
@@ -151,8 +152,8 @@ def nt_xent(
 
     Args:
         z: [V, B, D], V views of B samples; or [M, D] with M = V * B, view after view (row
-            v * B + b). float16, bfloat16, float32 or float64, any strides. Under autocast, float32
-            is cast as for a matrix product; the normalisation and all sums stay in float32.
+            v * B + b). float16, bfloat16, float32 or float64, any strides. Under autocast all but
+            float64 is cast as for a matrix product; the normalisation and all sums stay in float32.
         num_views: V >= 2 for [M, D]; default 2. For [V, B, D] it must agree if given.
         temperature: tau > 0, a number or a tensor of one element, which then gets a gradient and
             is never read on the host (a non-positive tensor gives NaN, not an error).
@@ -196,17 +197,19 @@ def nt_xent(
     name = "nt_xent"
     team = team_of(name, group)
 
-    def checked() -> tuple[int, Tensor | None, float, Tensor | None, Tensor | None]:
+    def checked() -> _Checked:
         check_floating(name, "z", z)
         check_reduction(name, reduction)
         views = _check_shape(z, num_views, 1 if team is None else 0)
-        scale, factor = inverse_temperature(name, temperature, z)
+        dtype = common_dtype(name, z=z)
+        scale, factor = inverse_temperature(name, temperature, z, dtype)
         rows = z.flatten(0, 1) if z.ndim == 3 else z  # [M, D]
-        w = None if weights is None else _check_weights(weights, rows, views)
-        return views, scale, factor, w, None if ids is None else sample_ids(ids, views, rows)
+        w = None if weights is None else _check_weights(weights, rows, views, dtype)
+        known = None if ids is None else sample_ids(ids, views, rows)
+        return dtype, views, scale, factor, w, known
 
-    V, scale, factor, row_weights, known = checked_by_all(team, name, z, checked)
-    flat = (z.flatten(0, 1) if z.ndim == 3 else z).to(autocast_dtype(z))
+    dtype, V, scale, factor, row_weights, known = checked_by_all(team, name, z, checked)
+    flat = as_rows(z.flatten(0, 1) if z.ndim == 3 else z, dtype, normalize)
     args = (flat, known, V, scale, factor, normalize, return_stats)
     if team is None:
         rows, lse, hit = _rows(*args, reduction != "none", row_weights)
@@ -216,6 +219,10 @@ def nt_xent(
         rows, lse, hit = against_other_ranks(_rows(*args), team, sizes, *args)
     loss = reduce_over(team, rows, row_weights, reduction)
     return (loss, NTXentStats(rows.detach(), lse, hit)) if return_stats else loss
+
+
+# dtype, num_views, scale, factor, weights, ids
+_Checked = tuple[torch.dtype, int, Tensor | None, float, Tensor | None, Tensor | None]
 
 
 def _rows(
@@ -266,7 +273,7 @@ def _check_shape(z: Tensor, num_views: int | None, least: int) -> int:
     return num_views
 
 
-def _check_weights(weights: Tensor, z: Tensor, num_views: int) -> Tensor:
+def _check_weights(weights: Tensor, z: Tensor, num_views: int, dtype: torch.dtype) -> Tensor:
     check_floating("nt_xent", "weights", weights)
     M = z.shape[0]
     if tuple(weights.shape) not in ((M,), (num_views, M // num_views)):
@@ -279,4 +286,4 @@ def _check_weights(weights: Tensor, z: Tensor, num_views: int) -> Tensor:
             f"nt_xent: weights must be on the device of z, got {weights.device} and {z.device}"
         )
     # sums of weights in half precision would be rounded, or infinite
-    return weights.reshape(M).to(torch.promote_types(z.dtype, torch.float32))
+    return weights.reshape(M).to(torch.promote_types(dtype, torch.float32))

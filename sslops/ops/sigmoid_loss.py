@@ -7,9 +7,9 @@ from torch import Tensor
 
 from sslops._library import define, op, register_autograd
 from sslops.ops._checks import (
-    autocast_dtype,
+    as_rows,
     check_rows,
-    check_same_dtype,
+    common_dtype,
     integer_vector,
     plain_scale,
     scalar_tensor,
@@ -94,9 +94,10 @@ def sigmoid_loss(
     No normaliser joins the pairs, so loss and gradients come from a single pass over them.
 
     Args:
-        image: [M, D] float16, bfloat16, float32 or float64, any strides. Under autocast, float32
-            is cast as for a matrix product; all sums stay in float32.
-        text: [N, D], same dtype, N >= M; row i belongs to image i, rows past M are negatives.
+        image: [M, D] float16, bfloat16, float32 or float64, any strides. Under autocast they are
+            cast as for a matrix product; all sums stay in float32.
+        text: [N, D], same dtype, which under autocast may differ, as for `info_nce`; N >= M, row i
+            belongs to image i, rows past M are negatives.
         logit_scale: kappa > 0, a number or a tensor of one element, which then gets a gradient.
             SigLIP learns its logarithm: pass `log_scale.exp()`.
         logit_bias: b, a number or a tensor of one element, which then gets a gradient.
@@ -114,7 +115,8 @@ def sigmoid_loss(
         float32 scalar (float64 for float64 inputs).
 
     Raises:
-        TypeError: a tensor is not of a dtype listed above; image and text differ in dtype.
+        TypeError: a tensor is not of a dtype listed above; image and text differ in dtype
+            outside autocast.
         ValueError: wrong shape, more images than texts, tensors on different devices, one of the
             two ids without the other, scale not positive and finite, unknown reduction, ranks of
             `group` that differ in more than their rows.
@@ -137,8 +139,10 @@ def sigmoid_loss(
     def checked() -> _Checked:
         return _check(image, text, *options, 1 if team is None else 0)
 
-    row_ids, column_ids, scale, factor, bias, value = checked_by_all(team, name, image, checked)
-    image, text = image.to(autocast_dtype(image)), text.to(autocast_dtype(text))
+    dtype, row_ids, column_ids, scale, factor, bias, value = checked_by_all(
+        team, name, image, checked
+    )
+    image, text = (as_rows(each, dtype, normalize) for each in (image, text))
     args = (image, text, row_ids, column_ids, scale, factor, bias, value, normalize)
     M = len(image)
     if M:
@@ -156,7 +160,9 @@ def sigmoid_loss(
     return shared_mean(team, total, total.new_full((), M))
 
 
-_Checked = tuple[Tensor | None, Tensor | None, Tensor | None, float, Tensor | None, float]
+_Checked = tuple[
+    torch.dtype, Tensor | None, Tensor | None, Tensor | None, float, Tensor | None, float
+]
 
 
 def _check(
@@ -169,19 +175,19 @@ def _check(
     reduction: str,
     least: int,
 ) -> _Checked:
-    """(image_ids, text_ids, scale, factor, bias, value of the bias)."""
+    """(dtype, image_ids, text_ids, scale, factor, bias, value of the bias)."""
     name = "sigmoid_loss"
     if reduction not in ("mean", "sum"):
         raise ValueError(f"{name}: reduction must be mean or sum, got {reduction!r}")
     check_rows(name, least, image=image, text=text)
-    check_same_dtype(name, image=image, text=text)
+    dtype = common_dtype(name, image=image, text=text)
     M, N = image.shape[0], text.shape[0]
     if M > N:
         raise ValueError(f"{name}: every image needs its text, got {M} images and {N} texts")
-    scale, factor = plain_scale(name, "logit_scale", logit_scale, image)
+    scale, factor = plain_scale(name, "logit_scale", logit_scale, image, dtype)
     bias, value = None, 0.0
     if isinstance(logit_bias, Tensor):
-        bias = scalar_tensor(name, "logit_bias", logit_bias, image)
+        bias = scalar_tensor(name, "logit_bias", logit_bias, image, dtype)
     else:
         value = float(logit_bias)
     if (image_ids is None) != (text_ids is None):
@@ -189,4 +195,4 @@ def _check(
     if image_ids is not None:
         image_ids = integer_vector(name, "image_ids", image_ids, M, image)
         text_ids = integer_vector(name, "text_ids", text_ids, N, image)
-    return image_ids, text_ids, scale, factor, bias, value
+    return dtype, image_ids, text_ids, scale, factor, bias, value

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from sslops._library import define, op, register_autograd
 from sslops.ops._checks import (
-    autocast_dtype,
+    as_rows,
     check_floating,
     check_reduction,
+    common_dtype,
     integer_vector,
     inverse_temperature,
     row_weights,
@@ -102,7 +103,7 @@ def sup_con(
 
     Args:
         z: [M, D], or [V, B, D], V views of B samples. float16, bfloat16, float32 or float64, any
-            strides. Under autocast, float32 is cast as for a matrix product.
+            strides. Under autocast all but float64 is cast as for a matrix product.
         labels: integers [M], or [B] with [V, B, D]. A negative label matches nothing: its row is
             a negative of all others.
         temperature: tau > 0, a number or a tensor of one element, which then gets a gradient and
@@ -147,8 +148,8 @@ def sup_con(
         least = 2 if team is None else 0
         return _check(z, labels, temperature, mean, weights, reduction, least)
 
-    row_labels, scale, factor, w = checked_by_all(team, name, z, checked)
-    flat = (z.flatten(0, 1) if z.ndim == 3 else z).to(autocast_dtype(z))
+    dtype, row_labels, scale, factor, w = checked_by_all(team, name, z, checked)
+    flat = as_rows(z.flatten(0, 1) if z.ndim == 3 else z, dtype, normalize)
     args = (flat, row_labels, scale, factor, mean == "inside", normalize)
     if team is None:
         rows, lse, _ = op("sup_con_fwd", flat)(*args)
@@ -160,7 +161,8 @@ def sup_con(
     return (loss, SupConStats(rows.detach(), lse, has_positive)) if return_stats else loss
 
 
-_Checked = tuple[Tensor, Tensor | None, float, Tensor | None]  # labels, scale, factor, weights
+# dtype, labels, scale, factor, weights
+_Checked = tuple[torch.dtype, Tensor, Tensor | None, float, Tensor | None]
 
 
 def _check(
@@ -185,12 +187,13 @@ def _check(
     if least > M or shape[-1] == 0:
         raise ValueError(f"{name}: z must have two rows and one feature, got shape {shape}")
     labels = integer_vector(name, "labels", labels, samples, z).repeat(views)
-    scale, factor = inverse_temperature(name, temperature, z)
+    dtype = common_dtype(name, z=z)
+    scale, factor = inverse_temperature(name, temperature, z, dtype)
     if weights is not None:
         if z.ndim == 3 and isinstance(weights, Tensor) and weights.shape == shape[:2]:
             weights = weights.flatten()
-        weights = row_weights(name, weights, M, z)
-    return labels, scale, factor, weights
+        weights = row_weights(name, weights, M, z, dtype)
+    return dtype, labels, scale, factor, weights
 
 
 def _has_positive(labels: Tensor) -> Tensor:
