@@ -53,7 +53,7 @@ def test_features_have_the_stated_width(arch: str, channels: int, size: int, poo
 
 @pytest.mark.parametrize("size,side", [(32, 32), (64, 64), (65, 17), (224, 56)])
 def test_the_stem_follows_the_image_size(size: int, side: int) -> None:
-    encoder = build_encoder("resnet18", 3, size, width=4)
+    encoder = build_encoder("resnet18", 3, size, width=8)
     assert encoder.get_submodule("stem")(torch.rand(1, 3, size, size)).shape[2:] == (side, side)
 
 
@@ -77,10 +77,30 @@ def test_channels_last_gives_the_same_numbers(arch: str, channels: int, size: in
 
 def test_zero_init_makes_every_residual_block_the_identity() -> None:
     for zero_init in (True, False):
-        encoder = build_encoder("resnet18", 3, 32, width=4, zero_init=zero_init)
+        encoder = build_encoder("resnet18", 3, 32, width=8, zero_init=zero_init)
         block = encoder.get_submodule("stages.1")  # same width and stride: no shortcut layers
-        x = torch.rand(2, 4, 8, 8)
+        x = torch.rand(2, 8, 8, 8)
         assert torch.equal(block(x), x) == zero_init
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_resnet_weights_with_two_names_of_a_batch_norm_load(arch: str) -> None:
+    """Saved when the last batch norm of a block was a member of its branch as well."""
+    encoder = build_encoder(arch, 3, 32, width=8, zero_init=False)
+    state = encoder.state_dict()
+    assert len({value.data_ptr() for value in state.values()}) == len(state)  # each has one name
+    older = dict(state)
+    for name, value in state.items():
+        block, found, rest = name.partition(".last_bn.")
+        if found:
+            last = 2 if arch == "resnet18" else 3
+            older[f"{block}.branch.{last}.{rest}"] = value
+    assert len(older) > len(state)
+    fresh = build_encoder(arch, 3, 32, width=8)
+    fresh.load_state_dict(older)
+    assert all(torch.equal(value, state[name]) for name, value in fresh.state_dict().items())
+    wrapped = nn.ModuleDict({"encoder": build_encoder(arch, 3, 32, width=8)})
+    wrapped.load_state_dict({f"encoder.{name}": value for name, value in older.items()})
 
 
 def test_weights_follow_the_seed() -> None:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from sslops.training.config import TrainConfig
@@ -48,7 +49,11 @@ def save_encoder(
         **taken,
         **facts,
     }
-    weights = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+    # Copies: safetensors refuses tensors that share memory, such as weights under two names.
+    weights = {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in encoder.state_dict().items()
+    }
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(save(weights))
     os.replace(temporary, path)

@@ -1,6 +1,7 @@
 """ResNet-18 and ResNet-50 without their classifier."""
 
 from itertools import accumulate
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ class Block(nn.Module):
     """Residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 where `expansion` is 4.
 
     The stride sits in the 3x3 convolution of a bottleneck, as in all current implementations
-    (the paper has it in the first 1x1).
+    (the paper has it in the first 1x1). Weights saved when the last batch norm had a second name,
+    as the last member of `branch`, load too.
     """
 
     def __init__(self, dim_in: int, width: int, stride: int, expansion: int) -> None:
@@ -33,7 +35,8 @@ class Block(nn.Module):
             ]
             last = nn.Conv2d(width, dim_out, 1, bias=False)
         self.last_bn = nn.BatchNorm2d(dim_out)
-        self.branch = nn.Sequential(*head, last, self.last_bn)
+        self.branch = nn.Sequential(*head, last)
+        self.register_load_state_dict_pre_hook(_drop_second_name)  # type: ignore[no-untyped-call]
         self.shortcut = nn.Sequential()
         if stride != 1 or dim_in != dim_out:
             self.shortcut.extend(
@@ -42,7 +45,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, dim_in, H, W] -> [B, dim_out, H / stride, W / stride]."""
-        return F.relu(self.branch(x) + self.shortcut(x), inplace=True)
+        return F.relu(self.last_bn(self.branch(x)) + self.shortcut(x), inplace=True)
+
+
+def _drop_second_name(block: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Leave `branch.N.*` of the last batch norm out, which is `last_bn.*` as well."""
+    second = f"{prefix}branch.{len(cast(Block, block).branch)}."
+    for name in [name for name in state if name.startswith(second)]:
+        del state[name]
 
 
 class ResNet(nn.Module):
