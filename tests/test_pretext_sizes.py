@@ -22,7 +22,7 @@ TASKS = {
 @pytest.mark.parametrize("name", TASKS)
 def test_a_step_at_every_size(name, size, arch):
     entry = METHODS[name]
-    given = {"data": "photos", "arch": arch, "width": 4, "batch": 2, **TASKS[name]}
+    given = {"data": "photos", "arch": arch, "width": 8, "batch": 2, **TASKS[name]}
     torch.manual_seed(0)
     method = entry.build(make_config(entry.config, name, given), DataShape(3, size, 0))
     generator = torch.Generator().manual_seed(0)

@@ -49,7 +49,7 @@ def half_frozen(arch, blocks, **options):
     return HalfFrozen(config, DataShape(1, 16, 3), encoder, frozen)
 
 
-ENCODERS = [("cnn4", {"width": 4}), ("resnet18", {"width": 4}),
+ENCODERS = [("cnn4", {"width": 4}), ("resnet18", {"width": 8}),
             ("vit-tiny", {"width": 12, "depth": 3, "patch": 4})]  # fmt: skip
 
 

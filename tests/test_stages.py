@@ -14,8 +14,8 @@ from sslops.training.summary import summarise, summary_table
 ENCODERS = [
     ("cnn-tiny", {"width": 4}, 3),
     ("cnn4", {"width": 4, "pool": 2}, 4),
-    ("resnet18", {"width": 4}, 5),
-    ("resnet50", {"width": 4}, 5),
+    ("resnet18", {"width": 8}, 5),
+    ("resnet50", {"width": 8}, 5),
     ("cpc-patches", {"width": 4}, 1),
     ("frame-cnn", {"width": 4}, 5),
     ("vit-tiny", {"width": 12, "depth": 3, "pool": 2}, 3),

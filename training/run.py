@@ -24,6 +24,7 @@ from sslops.training.guard import Interrupted, ProcessLost
 from sslops.training.loop import Loop
 from sslops.training.machine import environment, peak_memory_gb
 from sslops.training.methods import Method, find_method
+from sslops.training.models.subsampled import SAFE_CHANNELS, subsampled
 from sslops.training.monitor import make_monitor
 from sslops.training.parallel import whole
 from sslops.training.pretext import measure_pretext
@@ -195,6 +196,12 @@ def _one(
     if world.main:
         write_json(folder / "env.json", environment(world.device, loop.precision))
         draw_pictures(method, split, folder, world)
+        if world.device.type == "cpu" and (layers := subsampled(method)):
+            console.print(
+                f"note: strided 1x1 convolutions of fewer than {SAFE_CHANNELS} channels take their"
+                f" pixels first, as PyTorch's may write outside of its memory: {len(layers)}, from"
+                f" {layers[0]} on"
+            )
         for caution in method.cautions:
             console.warn(caution)
     try:

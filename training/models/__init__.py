@@ -6,7 +6,7 @@ from sslops.training.models.frames import FrameCNN
 from sslops.training.models.heads import Projector, plain_head
 from sslops.training.models.log_mel import LogMel
 from sslops.training.models.patches import PatchEncoder
-from sslops.training.models.registry import build_encoder, encoder_names
+from sslops.training.models.registry import build_encoder, check_side, encoder_names
 from sslops.training.models.vit import ViT
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Projector",
     "ViT",
     "build_encoder",
+    "check_side",
     "encoder_names",
     "plain_head",
 ]

@@ -12,9 +12,10 @@ from sslops.training.models.colour_inputs import build_colour_encoder
 from sslops.training.models.frames import FrameCNN
 from sslops.training.models.patches import PatchEncoder
 from sslops.training.models.resnet import ResNet
+from sslops.training.models.subsampled import subsample_first
 from sslops.training.models.vit import ViT
 
-__all__ = ["build_encoder", "encoder_names"]
+__all__ = ["build_encoder", "check_side", "encoder_names"]
 
 SMALL = 64  # largest side in pixels of images that get the CIFAR stem
 
@@ -129,5 +130,32 @@ def build_encoder(
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         if inputs == "rgb":
-            return build(channels, image_size, **options)
-        return build_colour_encoder(build, inputs, channels, image_size, options)
+            encoder = build(channels, image_size, **options)
+        else:
+            encoder = build_colour_encoder(build, inputs, channels, image_size, options)
+    subsample_first(encoder)
+    return encoder
+
+
+@torch.no_grad()
+def check_side(method: str, encoder: nn.Module, channels: int, side: int) -> None:
+    """Try the encoder on a tile, which may be far smaller than the images it was built for.
+
+    Args:
+        method: whose name the error has.
+        encoder: on the CPU; stays as it is.
+        channels: of the tile.
+        side: of the tile, in pixels.
+
+    Raises:
+        ValueError: it cannot encode it.
+    """
+    training = encoder.training
+    try:
+        encoder.eval()(torch.zeros(1, channels, side, side))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{method}: the encoder must take tiles of {side} pixels: {error}"
+        ) from error
+    finally:
+        encoder.train(training)
