@@ -30,6 +30,7 @@ class TrainConfig:
 
     kind: ClassVar[Literal["image", "sound", "video"]] = "image"  # what is learnt from
     contrasts: ClassVar[str] = ""  # the method's name where a sample's negatives are the batch's
+    archs: ClassVar[tuple[str, ...]] = ()  # the encoders that the method is made for; () takes all
 
     data: str = "digits"  # a name from `sslops list`, or a folder of images
     data_root: str | None = None  # where the data set's files lie, if not where it looks itself
@@ -100,6 +101,11 @@ class TrainConfig:
             raise ValueError(f"config: key_momentum must be in [0, 1], got {m}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"config: validation must be in [0, 1), got {self.validation}")
+        if self.archs and self.arch not in self.archs:
+            raise ValueError(
+                f"config: arch must be {' or '.join(self.archs)}, which the method is made for, got"
+                f" {self.arch}"
+            )
         if self.contrasts and self.batch < 2:
             raise ValueError(
                 f"{self.contrasts}: batch must be at least 2, as a sample's negatives are the"

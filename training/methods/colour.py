@@ -46,6 +46,11 @@ def pixel_decoder(
     encoder.train(training)
     cells = int(last.shape[2])
     strides = [side // (cells << n) for n in range(side) if side % (cells << n) == 0]
+    if not strides:
+        raise ValueError(
+            f"{method}: the encoder's last map must grow to {side} pixels by doubling its sides,"
+            f" got one of {cells} x {cells}"
+        )
     if stride not in strides:
         raise ValueError(
             f"{method}: stride must be one of {', '.join(map(str, strides))} for images of {side}"

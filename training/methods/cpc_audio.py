@@ -35,6 +35,7 @@ class CPCAudioConfig(TrainConfig):
     """CPC's own knobs; `batch` counts windows."""
 
     kind: ClassVar[Literal["image", "sound", "video"]] = "sound"
+    archs: ClassVar[tuple[str, ...]] = ("cpc-audio",)
 
     data: str = "tones"  # a name from `sslops list`, or a folder of wav or flac files
     arch: str = "cpc-audio"  # strided convolutions and a GRU

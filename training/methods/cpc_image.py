@@ -37,6 +37,8 @@ __all__ = ["CPCImage", "CPCImageConfig"]
 class CPCImageConfig(TrainConfig):
     """CPC's own knobs."""
 
+    archs: ClassVar[tuple[str, ...]] = ("cpc-patches",)
+
     arch: str = "cpc-patches"
     patch: int = 8  # side in pixels; patches overlap by half
     context: Literal["conv", "gru"] = "conv"  # masked convolutions, or a GRU down each column

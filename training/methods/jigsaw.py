@@ -27,7 +27,7 @@ from sslops.training.augment.permutations import permutation_set
 from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, DataShape, Method
-from sslops.training.models import Projector, build_encoder
+from sslops.training.models import Projector, build_encoder, check_side
 
 __all__ = ["Jigsaw", "JigsawConfig"]
 
@@ -92,12 +92,13 @@ class Jigsaw(Method):
             grey=config.grey,
             normalise=config.normalise,
         )
-        self.recipe.layout(shape.image_size)  # refuses before anything is made
+        tile = self.recipe.layout(shape.image_size).tile  # refuses before anything is made
         self.puzzles = config.puzzles
         self.register_buffer("permutations", permutation_set(config.grid, config.permutations))
         self.encoder = build_encoder(
             config.arch, shape.channels, shape.image_size, **config.encoder_options()
         )
+        check_side("jigsaw", self.encoder, shape.channels, tile)
         self.embed = nn.Linear(cast(int, self.encoder.dim), config.embed)
         self.head = Projector(
             config.grid**2 * config.embed, config.hidden, config.permutations, last_bn="none"

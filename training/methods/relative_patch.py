@@ -24,7 +24,7 @@ from sslops.training.augment.patches import TileRecipe, make_tiles, mosaic, plai
 from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, DataShape, Method
-from sslops.training.models import Projector, build_encoder
+from sslops.training.models import Projector, build_encoder, check_side
 
 __all__ = ["RelativePatch", "RelativePatchConfig"]
 
@@ -85,10 +85,11 @@ class RelativePatch(Method):
             normalise=config.normalise,
             coarse=config.coarse,
         )
-        self.recipe.layout(shape.image_size)  # refuses before anything is made
+        tile = self.recipe.layout(shape.image_size).tile  # refuses before anything is made
         self.encoder = build_encoder(
             config.arch, shape.channels, shape.image_size, **config.encoder_options()
         )
+        check_side("relative-patch", self.encoder, shape.channels, tile)
         self.head = Projector(
             2 * cast(int, self.encoder.dim), config.hidden, len(NEIGHBOURS), last_bn="none"
         )

@@ -16,7 +16,7 @@ frame to frame (sslops.training.evaluate.propagate).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,7 @@ class VideoColorizationConfig(TrainConfig):
     """Video colorization's own knobs; `batch` counts videos."""
 
     kind: ClassVar[Literal["image", "sound", "video"]] = "video"
+    archs: ClassVar[tuple[str, ...]] = ("frame-cnn",)
 
     data: str = "moving-shapes"  # a name from `sslops list`, or a folder of folders of frames
     arch: str = "frame-cnn"
@@ -104,9 +105,7 @@ class VideoColorization(Method):
         if shape.channels != 3:
             raise ValueError("video-colorization: needs frames in colour, got grey ones")
         encoder = build_encoder(config.arch, 3, shape.image_size, **config.encoder_options())
-        if not isinstance(encoder, FrameCNN):
-            raise ValueError(f"video-colorization: arch must be frame-cnn, got {config.arch}")
-        self.encoder: FrameCNN = encoder
+        self.encoder: FrameCNN = cast(FrameCNN, encoder)
         self.config = config
         self.register_buffer("centres", torch.zeros(config.clusters, 2))
         self.chance = float(torch.tensor(float(config.clusters)).log())

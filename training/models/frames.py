@@ -30,7 +30,7 @@ class FrameCNN(nn.Module):
     def __init__(self, channels: int, *, width: int = 32) -> None:
         super().__init__()
         if channels not in (1, 3):
-            raise ValueError(f"build_encoder: channels must be 1 or 3, got {channels}")
+            raise ValueError(f"build_encoder: frame-cnn takes 1 or 3 channels, got {channels}")
         self.dim = DIM
         self.layers = nn.Sequential(
             conv_bn_relu(1, width, stride=2),

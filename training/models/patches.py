@@ -62,6 +62,11 @@ class PatchEncoder(nn.Module):
             kept: [B, rows, columns] int64, the one channel that a patch has in place of all, -1
                 where it keeps them; all of them if None.
         """
+        if min(x.shape[2:]) < self.patch:
+            raise ValueError(
+                f"PatchEncoder: image sides must be at least the patch, {self.patch} pixels, got"
+                f" {x.shape[2]} x {x.shape[3]}"
+            )
         patches = x.unfold(2, self.patch, self.stride).unfold(3, self.patch, self.stride)
         patches = patches.permute(0, 2, 3, 1, 4, 5)
         if kept is None:

@@ -96,11 +96,17 @@ def groups_here(groups: int, batch: int, processes: int) -> int:
     """Groups of one process, where `groups` are meant to divide the batch of all `processes`.
 
     Raises:
-        ValueError: groups below 1, or a process's part of the batch is no multiple of its groups.
+        ValueError: groups below 1, a process's part of the batch is no multiple of its groups, or a
+            group is a single image.
     """
     here = max(1, groups // processes)
     if groups < 1 or batch // processes % here:
         raise ValueError(
             f"bn_splits: must be at least 1 and divide the batch of {batch}, got {groups}"
+        )
+    if batch // processes // here < 2:
+        raise ValueError(
+            f"bn_splits: every part of the batch must have 2 images, got a batch of {batch} in"
+            f" {here * processes} parts"
         )
     return here
