@@ -21,14 +21,17 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 BACKENDS = ("auto", "reference", "cpp", "triton", "cuda")
 
 _backend = "auto"
+_has_extension = False
 
 
 @functools.cache
 def load_extension() -> bool:
     """Load sslops._C, whose static initialisers register the C++ kernels; False if not built."""
+    global _has_extension
     if importlib.util.find_spec("sslops._C") is None:
         return False
     importlib.import_module("sslops._C")  # a broken build must raise, not fall back
+    _has_extension = True  # a global, as torch.compile does not look into cached functions
     return True
 
 
@@ -114,6 +117,15 @@ def op(name: str, tensor: Tensor) -> Any:
         if _backend == "cpp" and not load_extension():
             raise RuntimeError(f"{name}: the chosen back end cpp needs sslops._C, not compiled")
     return getattr(torch.ops.sslops, name)
+
+
+def runs_compiled(tensor: Tensor) -> bool:
+    """Whether an op on `tensor` runs on the compiled CPU kernels, by device, dtype and back end.
+
+    The one place to ask before memory is spent on what only they can use.
+    """
+    on_cpu = tensor.device.type == "cpu" and tensor.dtype is not torch.float64
+    return on_cpu and _has_extension and _backend in ("auto", "cpp")
 
 
 def define(

@@ -209,6 +209,37 @@ def sizes_sent(rank, groups):
     return out
 
 
+# losses of a bfloat16 and a float32 side, as under autocast
+MIXED = {
+    "info_nce": lambda x, y, g: info_nce(x, y, group=g),
+    "clip_loss": lambda x, y, g: clip_loss(x, y, 10.0, group=g),
+    "sigmoid_loss": lambda x, y, g: sigmoid_loss(x, y, 10.0, group=g),
+    "cpc_loss": lambda x, y, g: cpc_loss(
+        x[None, :, None].expand(1, -1, 3, -1), y[:, None].expand(-1, 3, -1), group=g
+    ),
+}
+
+
+def mixed(name, rank, group):
+    """Loss and gradients under autocast."""
+    both = cut(rows(2, 8, D), rank, 1)
+    x, y = both[0].bfloat16().requires_grad_(), both[1].float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = MIXED[name](x, y, group)
+    loss.backward()
+    return loss.detach(), x.grad, y.grad
+
+
+def kept(rank, group):
+    """The most numbers in one of the tensors that a float64 loss of 80 rows a rank keeps."""
+    sizes = []
+    x, y = (torch.randn(80, 20, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, id):
+        info_nce(x, y, group=group), clip_loss(x, y, 5.0, group=group)
+        info_nce(x, y, reduction="none", group=group)
+    return max(sizes)
+
+
 def work(rank, groups):
     found = {"sent": sizes_sent(rank, groups)}
     for way, kind in WAYS.items():
@@ -236,6 +267,9 @@ def work(rank, groups):
         loss = nt_xent(half, group=group)
         loss.backward()
         found["half", way] = loss.detach(), half.grad
+        for name in MIXED:
+            found["mixed", name, way] = mixed(name, rank, group)
+        found["kept", way] = kept(rank, group)
     return found
 
 
@@ -306,6 +340,24 @@ def test_bfloat16_is_as_exact_as_in_one_process(way, found):
         own_loss, grad = each["half", way]
         assert abs(own_loss - loss) <= 2 * abs(alone - loss) + 2**-8 * loss
         assert (grad / 4 - cut(exact.grad, rank, 1)).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", MIXED)
+def test_autocast_casts_both_sides_on_every_rank(name, way, found):
+    loss, *grads = mixed(name, None, None)
+    for rank, each in enumerate(found):
+        own_loss, *own = each["mixed", name, way]
+        torch.testing.assert_close(own_loss, loss, rtol=2**-8, atol=2**-8)
+        for grad, dtype, whole in zip(own, (torch.bfloat16, torch.float32), grads, strict=True):
+            assert grad.dtype is dtype
+            atol = 2**-6 * float(whole.abs().max())
+            torch.testing.assert_close(grad / 4, cut(whole, rank), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_similarities_are_kept_in_float64(way, found):
+    assert all(each["kept", way] == 80 * 20 for each in found)
 
 
 def test_formulae_count_what_a_ring_sends(found):

@@ -19,6 +19,7 @@ from .info_nce_checks import ALL, check, make_case, ours
 from .numerics import assert_as_accurate_as
 
 OPS = torch.ops.sslops
+compiled = pytest.mark.skipif(not sslops.HAS_EXTENSION, reason="sslops._C is not compiled")
 _PLAIN = OPS.info_nce_joint_reference
 
 
@@ -33,6 +34,7 @@ def recorded(monkeypatch):
     return names
 
 
+@compiled
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_known_mean_takes_one_pass(monkeypatch, reduction, weighted):
@@ -51,6 +53,7 @@ def test_a_known_mean_takes_one_pass(monkeypatch, reduction, weighted):
     assert names == ["info_nce_fwd"]
 
 
+@compiled
 def test_both_directions_take_one_pass_where_all_pairs_are_no_more_than_the_rows(monkeypatch):
     names = recorded(monkeypatch)
     x, y = (torch.randn(9, 5, requires_grad=True) for _ in range(2))
@@ -75,6 +78,7 @@ def test_both_directions_take_one_pass_where_all_pairs_are_no_more_than_the_rows
     assert names == 3 * ["info_nce_kept"]
 
 
+@compiled
 @pytest.mark.parametrize("negatives", ["all", "sequence", "other", 7])
 def test_cpc_takes_one_pass(monkeypatch, negatives):
     names = recorded(monkeypatch)
@@ -84,6 +88,7 @@ def test_cpc_takes_one_pass(monkeypatch, negatives):
     assert names == ["info_nce_joint"]
 
 
+@compiled
 def test_nt_xent_without_duplicates_takes_one_pass(monkeypatch):
     names = recorded(monkeypatch)
     z, ids = torch.randn(12, 5, requires_grad=True), torch.arange(6) % 5

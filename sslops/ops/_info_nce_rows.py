@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sslops._library import op
+from sslops._library import op, runs_compiled
 from sslops.ops import _info_nce_joint, _info_nce_kept  # noqa: F401  register the ops
 
 # Similarities may be kept where they are no more numbers than these times those of both sides.
@@ -42,13 +42,17 @@ def _cheapest(
     both: bool,
     reduced: bool,
 ) -> str:
-    """The op to run, `trained` being the negatives and `both` both directions."""
+    """The op to run, `trained` being the negatives and `both` both directions.
+
+    What is kept for the gradient, similarities or the gradient itself, saves time on the compiled
+    CPU kernels alone. `info_nce_single` is no such choice: a queue may change before `backward`.
+    """
     leaves = (queries, keys, trained, scale)
     if not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in leaves):
         return "info_nce_fwd"
     if queries.requires_grad and not trained.requires_grad and not both:
         return "info_nce_single"
-    if queries.device.type != "cpu":
+    if not runs_compiled(queries):
         return "info_nce_fwd"
     M, D, N = *queries.shape, trained.shape[0]
     fits = M * N <= ROOM * (M + N) * D

@@ -44,8 +44,8 @@ def clip_loss(
        \qquad s_{ij} = \kappa \langle x_i, t_j \rangle $$
 
     Both directions come from one pass over the tiles of s. Same numbers and gradients as
-    open_clip's ClipLoss in one process. Memory is O(N D); a CPU keeps s for the gradient where
-    that is no more than both inputs twice, for N up to 4 D.
+    open_clip's ClipLoss in one process. Memory is O(N D); the compiled CPU kernels keep s for
+    the gradient where that is no more than both inputs twice, for N up to 4 D.
 
     Args:
         image: [N, D] float16, bfloat16, float32 or float64, any strides. Under autocast they are

@@ -48,7 +48,8 @@ def info_nce(
     The negatives y are the other keys, or, with `queue`, the queue's rows alone (MoCo). A_i are
     those of them that are not the positive and do not carry row i's id. Memory is O((M + N) D).
     Where the negatives are not trained (a queue, or keys without gradient) loss and gradient come
-    from a single pass over them; on the CPU those of a mean or sum over trained keys do, too.
+    from a single pass over them; by the compiled CPU kernels those of a mean or sum over trained
+    keys do, too.
 
     Args:
         queries: [M, D] float16, bfloat16, float32 or float64, any strides. Under autocast
