@@ -1,17 +1,10 @@
-"""`python -m bench` and, from a clone, `sslops bench`."""
+"""`python -m bench` and, from a clone, `sslops bench`; its help imports no torch."""
 
 import argparse
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-
-from bench.cases import OPS
-from bench.grid import Options, find_device, run
-from bench.providers import PROVIDERS
-from bench.timing import MODES
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -24,21 +17,23 @@ def parser() -> argparse.ArgumentParser:
         "sslops bench",
         description="Measure ops against what else there is. Lists are joined by commas.",
     )
-    flags.add_argument("--op", type=_names, default=tuple(OPS), help=", ".join(OPS))
+    flags.add_argument(
+        "--op", type=_names, help="such as nt_xent,clip_loss; default: all that --list names"
+    )
     flags.add_argument(
         "--size", type=_names, default=(), help="such as 8192x128; default: the op's"
     )
     flags.add_argument("--dtype", type=_names, default=(), help="such as float32,float32/bfloat16")
     flags.add_argument(
-        "--providers", type=_names, default=tuple(PROVIDERS), help=", ".join(PROVIDERS)
+        "--providers", type=_names, help="such as sslops,eager; default: all that --list names"
     )
     flags.add_argument(
         "--modes",
         type=_names,
-        default=MODES[:3],
-        help="; graph: replays of a CUDA graph".join([", ".join(MODES), ""]),
+        default=("both", "forward", "backward"),
+        help="of both, forward, backward and graph (replays of a CUDA graph)",
     )
-    flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    flags.add_argument("--device", default="auto", help="auto: cuda where there is one, else cpu")
     flags.add_argument("--rounds", type=int, default=50, help="at most, of each case and mode")
     flags.add_argument("--seconds", type=float, default=3.0, help="for the rounds of one mode")
     flags.add_argument("--budget", type=float, default=float("inf"), help="seconds for everything")
@@ -61,14 +56,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     given = parser().parse_args(arguments)
+    import torch
+
+    from bench.cases import OPS
+    from bench.grid import Options, find_device, run
+    from bench.providers import PROVIDERS
+
+    device = given.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     options = Options(
-        given.op, given.size, given.dtype, given.providers, given.modes, given.device,
-        given.rounds, given.seconds, given.budget, given.memory, given.flush, given.quick,
-        shlex.join(["sslops", "bench", *arguments]),
+        given.op or tuple(OPS), given.size, given.dtype, given.providers or tuple(PROVIDERS),
+        given.modes, device, given.rounds, given.seconds, given.budget, given.memory, given.flush,
+        given.quick, shlex.join(["sslops", "bench", *arguments]),
     )  # fmt: skip
     try:
         if given.list:
-            _list(find_device(given.device))
+            for name, provider in PROVIDERS.items():
+                reason = provider.available(find_device(device))
+                print(f"{name:<26}{reason or 'runs ' + ', '.join(provider.ops)}")
             return 0
         rows = run(options, given.out)
     except ValueError as error:
@@ -82,12 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     ours = [row for row in rows if (row["provider"] or "").startswith("sslops")]
     return int(any(row["status"] in ("wrong", "failed") for row in ours))
-
-
-def _list(device: torch.device) -> None:
-    for name, provider in PROVIDERS.items():
-        reason = provider.available(device)
-        print(f"{name:<26}{reason or 'runs ' + ', '.join(provider.ops)}")
 
 
 if __name__ == "__main__":

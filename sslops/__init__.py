@@ -1,68 +1,36 @@
 """Fused kernels for contrastive self-supervised learning, as torch ops, and loops that use them."""
 
-from sslops import _library
-from sslops._library import backend, use_backend
-from sslops._version import __version__
-from sslops.chance import chance
-from sslops.compat._patch import Patch, patch
-from sslops.doctor import Backend, backends
-from sslops.grad_cache import GradCache
-from sslops.momentum import MomentumEncoder, cosine_momentum
-from sslops.nn import (
-    ClipLoss,
-    CPCLoss,
-    InfoNCELoss,
-    NTXentLoss,
-    SigmoidLoss,
-    SupConLoss,
-)
-from sslops.ops.clip_loss import clip_loss
-from sslops.ops.cpc_loss import CPCStats, cpc_loss
-from sslops.ops.ema import ema_update_
-from sslops.ops.info_nce import InfoNCEStats, info_nce
-from sslops.ops.nt_xent import NTXentStats, nt_xent
-from sslops.ops.queue import enqueue_
-from sslops.ops.sigmoid_loss import sigmoid_loss
-from sslops.ops.sup_con import SupConStats, sup_con
-from sslops.parallel import Gather, Ring
-from sslops.queue import KeyQueue
-from sslops.queue_checkpoints import load_queue
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "HAS_EXTENSION",
-    "Backend",
-    "CPCLoss",
-    "CPCStats",
-    "ClipLoss",
-    "Gather",
-    "GradCache",
-    "InfoNCELoss",
-    "InfoNCEStats",
-    "KeyQueue",
-    "MomentumEncoder",
-    "NTXentLoss",
-    "NTXentStats",
-    "Patch",
-    "Ring",
-    "SigmoidLoss",
-    "SupConLoss",
-    "SupConStats",
-    "__version__",
-    "backend",
-    "backends",
-    "chance",
-    "clip_loss",
-    "cosine_momentum",
-    "cpc_loss",
-    "ema_update_",
-    "enqueue_",
-    "info_nce",
-    "load_queue",
-    "nt_xent",
-    "patch",
-    "sigmoid_loss",
-    "sup_con",
-    "use_backend",
-]
+from sslops._version import __version__ as __version__
 
-HAS_EXTENSION = _library.load_extension()
+
+def _is_command() -> bool:
+    """Whether this process is `sslops …` or `python -m sslops…`, which may print no more than help.
+
+    Help need not wait for torch. Everywhere else the import registers the ops, as programs that
+    load an exported graph rely on.
+    """
+    program, words = (sys.argv or [""])[0], sys.orig_argv
+    if program == "-m" and program in words[:-1]:  # while Python looks for the module to run
+        return words[words.index(program) + 1].split(".")[0] == "sslops"
+    return os.path.splitext(os.path.basename(program))[0] == "sslops"
+
+
+if TYPE_CHECKING or not _is_command():
+    from sslops._api import *  # noqa: F403
+    from sslops._api import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import everything once any of it is asked for."""
+        if name == "__all__" or not name.startswith("_"):  # else a module: Python imports it then
+            from sslops import _api
+
+            exported = getattr(_api, "__all__", [])  # its last line: not while it is imported
+            globals().update({each: getattr(_api, each) for each in exported}, __all__=exported)
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,8 +2,10 @@
 
 import pytest
 
-from bench.__main__ import main
+from bench.__main__ import main, parser
 from bench.cases import OPS
+from bench.grid import Options
+from bench.timing import MODES
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77"])
@@ -36,3 +38,10 @@ def test_ops_that_a_size_does_not_fit_are_named(tmp_path, capsys):
     unfit = [op for op in ("enqueue_", "nt_xent", "cpc_loss") if len(OPS[op].dims) != 2]
     assert unfit
     assert said == [f"without {op}: its sizes are {'x'.join(OPS[op].dims)}" for op in unfit]
+
+
+def test_the_help_names_what_there_is():
+    """It is written without importing torch, so a second time."""
+    (modes,) = (action for action in parser()._actions if action.dest == "modes")
+    assert modes.help.replace(" and", ",").split(" (")[0] == f"of {', '.join(MODES)}"
+    assert modes.default == Options().modes

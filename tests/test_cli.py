@@ -13,7 +13,7 @@ import torch
 from torch.distributed.run import get_args_parser
 
 import sslops
-from sslops.training import cli, commands, train
+from sslops.training import cli, commands
 from sslops.training.config import RunOptions
 from sslops.training.console import Console, duration, format_metrics
 from sslops.training.diagnosis import Diagnosis
@@ -209,6 +209,11 @@ def test_help_and_version(capsys):
         (["compare", "nowhere"], "nowhere must be a run folder with a config.json"),
         (["eval", "nowhere"], "nowhere is no complete run"),
         (["export", "nowhere"], "is no complete run, got no config.json"),
+        (
+            ["export", "nowhere", "--out", "f.onnx"],
+            "--out must end in .safetensors, the one format",
+        ),
+        (["export", "nowhere", "--to", "weights"], "the one format, got weights"),
     ],
 )
 def test_mistakes_end_with_2_and_a_message(arguments, message, capsys, tmp_path, monkeypatch):
@@ -232,62 +237,10 @@ def test_wrong_flags_end_with_2_and_a_message(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_missing_extras_are_named(monkeypatch, capsys):
-    found = commands.importlib.util.find_spec
-    monkeypatch.setattr(
-        commands.importlib.util, "find_spec", lambda name: None if name == "tyro" else found(name)
-    )
-    assert cli.main(["train", "simclr"]) == 2
-    said = capsys.readouterr().err
-    assert "got no tyro; install them with: pip install tyro, or" in said
-    assert "pip install '.[train]' in a clone of the repository" in said
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        ("list", 0),
-        ("train", 2),
-        ("train simclr", 2),
-        ("train simclr --help", 2),
-        ("ablate simclr --field lr --values 1", 2),
-        ("audit rotation", 2),
-        ("plan simclr", 2),
-    ],
-)
-def test_without_the_extra_no_command_ends_in_a_traceback(arguments, code):
-    gone = (
-        "import sys\nfor name in 'PIL tyro sklearn safetensors'.split(): sys.modules[name] = None"
-    )
-    call = f"{gone}\nfrom sslops.training.cli import main\nsys.exit(main({arguments.split()}))"
-    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
-    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
-    if arguments in ("list", "train"):
-        assert "simclr" in done.stdout
-    else:
-        assert "got no " in done.stderr
-        assert "pillow" in done.stderr
-
-
-def test_without_the_extra_train_names_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(FileNotFoundError, match="got no pillow; install"):
-        train("simclr", out=tmp_path / "run")
-
-
 def test_bench_is_not_in_the_wheel(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(commands, "__file__", str(tmp_path / "sslops" / "training" / "x.py"))
     assert cli.main(["bench"]) == 1
     assert "make bench" in capsys.readouterr().err
-
-
-def test_importing_the_command_needs_no_extra():
-    code = (
-        "import sys, sslops.training.cli;"
-        "print(sorted({'tyro', 'sklearn', 'PIL', 'safetensors', 'matplotlib'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_no_flag_is_taken_for_one_of_torchrun():

@@ -12,11 +12,11 @@ import torch
 from sslops.training import cli
 from sslops.training.config import RunOptions, make_config
 from sslops.training.distributed import World
+from sslops.training.folder import default_config
 from sslops.training.methods import METHODS, DataShape, find_method
 from sslops.training.plan import propose, simulate
 from sslops.training.plan.command import PlanOptions, describe, gib
 from sslops.training.plan.probe import Updates
-from sslops.training.run import default_config
 
 ROOT = Path(__file__).parents[1]
 SMALL = DataShape(3, 32, 10)
@@ -114,7 +114,9 @@ def test_proposals_go_from_harmless_to_less_so():
 
 
 def test_text(capsys):
-    flags = "--arch cnn4 --image 32 --batch 64 --images 1000 --threads 1 --precision fp32".split()
+    flags = (
+        "--arch cnn4 --image-size 32 --batch 64 --images 1000 --threads 1 --precision fp32".split()
+    )
     threads = torch.get_num_threads()
     try:
         assert cli.main(["plan", "simclr", *flags, "--memory", "1"]) == 0
@@ -130,11 +132,27 @@ def test_text(capsys):
         torch.set_num_threads(threads)
 
 
+def test_the_size_of_images_has_one_name(capsys):
+    """That of train; without data the images are of it, and its name of old is understood."""
+    flags = "simclr --arch cnn4 --batch 8 --no-probe".split()
+    said = []
+    for size in (["--image-size", "32"], ["--image_size=32"], ["--image", "32"], ["--image=32"]):
+        assert cli.main(["plan", *flags, *size]) == 0
+        said.append(capsys.readouterr().out)
+    assert "3 x 32 x 32 px" in said[0]
+    assert said == said[:1] * 4
+    assert cli.main(["plan", *flags, "--data", "digits", "--image-size", "12"]) == 0
+    assert "1 x 12 x 12 px" in capsys.readouterr().out  # of the data set, at that size
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["simclrr"], "did you mean 'simclr'"),
-        (["simclr", "--image", "32", "--processes", "3"], "a multiple of the 3 processes, got 256"),
+        (
+            ["simclr", "--image-size", "32", "--processes", "3"],
+            "a multiple of the 3 processes, got 256",
+        ),
         (["simclr", "--data", "digitz"], "digitz"),
     ],
 )
@@ -146,11 +164,11 @@ def test_mistakes(arguments, message, capsys):
 def test_help_and_wrong_options(capsys):
     assert cli.main(["plan", "--help"]) == 0
     assert cli.main(["plan"]) == 2
-    for name in ("memory", "image"):
+    for name in ("memory", "images"):
         with pytest.raises(ValueError, match=f"{name} must be .*, got -1"):
             PlanOptions(**{name: -1})
     with pytest.raises(ValueError, match="multiple of the 5"):
-        describe("simclr", config(), PlanOptions(image=32, processes=5))
+        describe("simclr", config(image_size=32), PlanOptions(processes=5), load=False)
     assert gib(0.1 * GIB) == "0.1 GiB"
     assert gib(10) == "below 0.1 GiB"
 
@@ -194,7 +212,7 @@ def test_time_that_cannot_be_measured_costs_no_plan(monkeypatch):
         raise ValueError("method: no batch will do")
 
     monkeypatch.setattr("sslops.training.plan.command.images_per_second", refuses)
-    text, fits = describe("simclr", config(width=4), PlanOptions(image=32))
+    text, fits = describe("simclr", config(width=4, image_size=32), PlanOptions(), load=False)
     assert fits
     assert "time       not measured: method: no batch will do" in text
 

@@ -1,20 +1,28 @@
-"""The `sslops` command."""
+"""The `sslops` command; what only prints text imports no torch."""
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sslops
 from sslops.training import commands
-from sslops.training.commands import columns, need
+from sslops.training.catalogue import SUMMARIES
+from sslops.training.commands import columns
 from sslops.training.config import RunOptions, TrainConfig, closest
-from sslops.training.guard import EvaluationFailed, Interrupted, NonFiniteLoss, ProcessLost
+from sslops.training.packages import PIP, missing_text, need
+
+if TYPE_CHECKING:
+    from sslops.training.methods import Entry
 
 __all__ = ["COMMANDS", "main"]
+
+HELP = ("-h", "--help", "help")
+OptionsT = TypeVar("OptionsT")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         written; 130 or 143 after SIGINT or SIGTERM, with a checkpoint saved.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in HELP:
         print(_usage())
         return 0
     if arguments[0] == "--version":
@@ -39,17 +47,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _error(f"sslops: no such command, got {name!r}{closest(name, COMMANDS)}", 2)
     try:
         return COMMANDS[name][0](rest)
-    except Interrupted as stop:
-        print(f"sslops: {stop}", file=sys.stderr)
-        return stop.exit_code
-    except (NonFiniteLoss, EvaluationFailed, ProcessLost) as error:
-        return _error(str(error), 1)
+    except ModuleNotFoundError as error:
+        if error.name not in PIP:
+            raise
+        return _error(missing_text(name, [error.name]), 2)
     except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
         return _error(str(error), 2)
     except OSError as error:  # a full disk, a folder that may not be written to
         return _error(f"sslops: could not read or write a file: {error}", 3)
     except KeyboardInterrupt:
         return _error("sslops: stopped", 130)
+    except RuntimeError as error:
+        return _ended(error)
+
+
+def _ended(error: RuntimeError) -> int:
+    """Exit code of a run that ended early; any other error is raised again."""
+    from sslops.training.guard import EvaluationFailed, Interrupted, NonFiniteLoss, ProcessLost
+
+    if isinstance(error, Interrupted):
+        return _error(f"sslops: {error}", error.exit_code)
+    if isinstance(error, (NonFiniteLoss, EvaluationFailed, ProcessLost)):
+        return _error(str(error), 1)
+    raise error
 
 
 def _usage() -> str:
@@ -64,30 +84,28 @@ def _error(text: str, code: int) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    from sslops.training.console import Console
-    from sslops.training.methods import METHODS, find_method
-    from sslops.training.run import default_config, execute
-
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in HELP:
         print("sslops train METHOD [--help] [--data NAME or FOLDER] [--out FOLDER] ...")
         print("sslops train --replay RUN/nonfinite.pt\n\nmethods:")
-        print(columns({name: entry.summary for name, entry in METHODS.items()}))
+        print(columns(SUMMARIES))
         return 0 if argv else 2
     method, *flags = argv
     if method == "--replay":
         return _replay(flags)
-    entry = find_method(method)
-    need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
+    entry = _find("train", method)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--out")
     first.add_argument("--resume", action="store_true")
     where, _ = first.parse_known_args(flags)
-    resumed = RunOptions(out=where.out, resume=where.resume)
-    defaults = default_config(method, _early(flags), resumed)
-    config, options = _parse(method, entry.config, defaults, flags)
+    defaults = _defaults(method, flags, RunOptions(out=where.out, resume=where.resume))
+    prog, about = f"sslops train {method}", f"Train {method}."
+    config, options = _parse(prog, about, entry.config, defaults, RunOptions(), flags)
     if options.dry_run:
         print(json.dumps({"method": method, **asdict(config)}, indent=2))
         return 0
+    from sslops.training.console import Console
+    from sslops.training.run import execute
+
     execute(method, config, options, Console())
     return 0
 
@@ -99,6 +117,7 @@ def _replay(argv: list[str]) -> int:
     parser.add_argument("file", type=Path, help="nonfinite.pt of a run folder")
     parser.add_argument("--device", default="auto")
     chosen = parser.parse_args(argv)
+    need("train --replay")
     from sslops.training.console import Console
     from sslops.training.replay import replay
 
@@ -114,18 +133,18 @@ def _ablate(argv: list[str]) -> int:
     parser.add_argument("--field", required=True, help="setting to vary: a flag of train")
     parser.add_argument("--values", required=True, nargs="+", help="what it takes in turn")
     chosen, flags = parser.parse_known_args(argv)
+    method = chosen.method
+    entry = _find("ablate", method)
+    prog, about = f"sslops ablate {method}", "The flags of train, for every run."
+    defaults = _defaults(method, flags)
+    config, options = _parse(prog, about, entry.config, defaults, RunOptions(), flags)
     from sslops.training.ablate import ablate, parse_value
     from sslops.training.console import Console
-    from sslops.training.methods import find_method
 
-    entry = find_method(chosen.method)
-    need("tyro", "sklearn", "safetensors", "PIL", "matplotlib")
-    defaults = _defaults(chosen.method, flags)
-    config, options = _parse(chosen.method, entry.config, defaults, flags)
     field = chosen.field.removeprefix("--").replace("-", "_")
-    out = Path(options.out or f"runs/{chosen.method}-{Path(config.data).name}-{field}")
+    out = Path(options.out or f"runs/{method}-{Path(config.data).name}-{field}")
     values = [parse_value(text) for text in chosen.values]
-    ablate(chosen.method, field, values, config, out, options.seeds, Console())
+    ablate(method, field, values, config, out, options.seeds, Console())
     return 0
 
 
@@ -142,62 +161,92 @@ def _audit(argv: list[str]) -> int:
         help="chromatic aberration added to colour images, 0 for none (0.02 for tiles)",
     )
     chosen, flags = parser.parse_known_args(argv)
+    method = chosen.method
+    entry = _find("audit", method)
     from sslops.training.audit import STEPS, audit, guards_of
     from sslops.training.console import Console
-    from sslops.training.methods import find_method
 
-    guards_of(chosen.method)
-    need("tyro", "sklearn", "PIL")
-    defaults = replace(_defaults(chosen.method, flags), steps=STEPS)
-    config, options = _parse(chosen.method, find_method(chosen.method).config, defaults, flags)
-    out = Path(options.out or f"runs/audit-{chosen.method}-{Path(config.data).name}")
-    audit(chosen.method, config, out, Console(), lens=chosen.lens)
+    guards_of(method)
+    prog, about = f"sslops audit {method}", "The flags of train, for every training."
+    defaults = replace(_defaults(method, flags), steps=STEPS)
+    config, options = _parse(prog, about, entry.config, defaults, RunOptions(), flags)
+    out = Path(options.out or f"runs/audit-{method}-{Path(config.data).name}")
+    audit(method, config, out, Console(), lens=chosen.lens)
     return 0
 
 
-def _defaults(method: str, flags: list[str]) -> TrainConfig:
-    """The configuration that flags change: of the data set and the recipe among them."""
-    from sslops.training.run import default_config
+def _plan(argv: list[str]) -> int:
+    if not argv or argv[0] in HELP:
+        print(
+            "sslops plan METHOD [--help] [--memory GIB] [--arch A] [--image-size PX] [--batch B]"
+            " ..."
+        )
+        return 0 if argv else 2
+    method, *flags = argv
+    # What it was called before train's name for it was taken.
+    flags = [re.sub(r"^--image(?==|$)", "--image-size", flag) for flag in flags]
+    entry = _find("plan", method)
+    from sslops.training.plan.command import PlanOptions, describe
 
-    return default_config(method, _early(flags), RunOptions())
+    prog, about = f"sslops plan {method}", f"Memory and time of {method}, and what makes it fit."
+    defaults = _defaults(method, flags)
+    config, options = _parse(prog, about, entry.config, defaults, PlanOptions(), flags)
+    given = _early(flags)
+    text, fits = describe(method, config, options, load="data" in given or "size" not in given)
+    print(text)
+    return 0 if fits else 1
+
+
+def _find(command: str, method: str) -> "Entry":
+    """The method, once it is known that the command's packages are there."""
+    if method not in SUMMARIES:  # said without waiting for torch
+        raise ValueError(f"{command}: no such method, got {method!r}{closest(method, SUMMARIES)}")
+    need(command)
+    from sslops.training.methods import find_method
+
+    return find_method(method)
+
+
+def _defaults(method: str, flags: list[str], options: RunOptions | None = None) -> TrainConfig:
+    """The configuration that flags change: of the data set and the recipe among them."""
+    from sslops.training.folder import default_config
+
+    given = _early(flags)
+    given.pop("size", None)
+    return default_config(method, given, options or RunOptions())
 
 
 def _early(flags: list[str]) -> dict[str, Any]:
-    """The flags that decide the defaults of the others."""
+    """The flags that decide the defaults of the others, or what is loaded."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("data", "recipe", "version", "arch"):
         first.add_argument(f"--{name}")
+    first.add_argument("--image-size", "--image_size", dest="size")
     known, _ = first.parse_known_args(flags)
     return {name: value for name, value in vars(known).items() if value is not None}
 
 
 def _parse(
-    method: str, cls: type[TrainConfig], defaults: TrainConfig, flags: list[str]
-) -> tuple[TrainConfig, RunOptions]:
-    """Flags of the config and of the run, side by side."""
+    prog: str,
+    about: str,
+    cls: type[TrainConfig],
+    defaults: TrainConfig,
+    options: OptionsT,
+    flags: list[str],
+) -> tuple[TrainConfig, OptionsT]:
+    """Flags of the config and of the command, side by side."""
     import tyro
 
     flat: Any = tyro.conf.OmitArgPrefixes
-    both = make_dataclass("Train", [("config", flat[cls]), ("options", flat[RunOptions])])
+    both = make_dataclass("Flags", [("config", flat[cls]), ("options", flat[type(options)])])
     parsed: Any = tyro.cli(
         both,
-        prog=f"sslops train {method}",
-        description=f"Train {method}. The defaults shown are those of the data set's recipe.",
+        prog=prog,
+        description=f"{about} The defaults shown are those of the data set's recipe.",
         args=flags,
-        default=both(defaults, RunOptions()),
+        default=both(defaults, options),
     )
     return parsed.config, parsed.options
-
-
-def _plan(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
-        print("sslops plan METHOD [--help] [--memory GIB] [--arch A] [--image PX] [--batch B] ...")
-        return 0 if argv else 2
-    method, *flags = argv
-    need("tyro", "sklearn", "PIL")
-    from sslops.training.plan.command import run
-
-    return run(method, _early(flags), flags)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {

@@ -1,12 +1,14 @@
 """The smaller commands of `sslops`: what comes after and beside training."""
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+from sslops.training.catalogue import SUMMARIES
+from sslops.training.packages import need
 
 __all__ = [
     "bench_command",
@@ -16,16 +18,7 @@ __all__ = [
     "eval_command",
     "export_command",
     "list_command",
-    "need",
 ]
-
-EXTRAS = {
-    "PIL": "pillow",
-    "safetensors": "safetensors",
-    "tyro": "tyro",
-    "sklearn": "scikit-learn",
-    "matplotlib": "matplotlib",
-}
 
 
 def eval_command(argv: list[str]) -> int:
@@ -49,7 +42,7 @@ def eval_command(argv: list[str]) -> int:
                         help="labels a class")  # fmt: skip
     rotnet.add_argument("--steps", type=int, default=400, help="of every arm")
     chosen = parser.parse_args(argv)
-    need("sklearn", "safetensors", "PIL", "matplotlib")
+    need("eval")
     from sslops.training.afterwards import evaluate_again, evaluate_elsewhere
     from sslops.training.console import Console
 
@@ -73,7 +66,7 @@ def compare_command(argv: list[str]) -> int:
         "--out", type=Path, help="also write the table and its figure into this HTML file"
     )
     chosen = parser.parse_args(argv)
-    need("sklearn", "PIL")
+    need("compare")
     from sslops.training.report import compare, is_run, write_comparison
 
     # A pattern such as runs/* names whatever lies there; what does not exist was misspelt.
@@ -92,11 +85,10 @@ def list_command(argv: list[str]) -> int:
     """What there is."""
     argparse.ArgumentParser("sslops list", description="What there is.").parse_args(argv)
     from sslops.training import augment, data, models
-    from sslops.training.methods import METHODS
     from sslops.training.recipes import RECIPES
 
     sections = {
-        "methods": {name: entry.summary for name, entry in METHODS.items()},
+        "methods": SUMMARIES,
         "data": dict.fromkeys([*data.names(), "PATH/TO/FOLDER"], ""),
         "recipes": {name: recipe.source for name, recipe in RECIPES.items()},
         "views": dict.fromkeys(augment.RECIPES, ""),
@@ -145,22 +137,19 @@ def export_command(argv: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--checkpoint", default="last", choices=["last", "best"])
-    parser.add_argument("--to", type=Path, help="file to write; RUN/encoder.safetensors if unset")
+    parser.add_argument(
+        "--out",
+        "--to",
+        type=Path,
+        metavar="FILE.safetensors",
+        help="file to write, and FILE.json beside it; RUN/encoder.safetensors if unset",
+    )
     chosen = parser.parse_args(argv)
-    need("safetensors")
+    path = chosen.out or chosen.run / "encoder.safetensors"
+    if path.suffix != ".safetensors":
+        raise ValueError(f"export: --out must end in .safetensors, the one format, got {path}")
+    need("export")
     from sslops.training.afterwards import export_checkpoint
 
-    path = chosen.to or chosen.run / "encoder.safetensors"
     print(export_checkpoint(chosen.run, chosen.checkpoint, path))
     return 0
-
-
-def need(*modules: str) -> None:
-    """Refuse to go on without packages that training needs."""
-    missing = [EXTRAS[name] for name in modules if importlib.util.find_spec(name) is None]
-    if missing:
-        raise FileNotFoundError(
-            f"sslops: training needs packages that are not installed, got no {', '.join(missing)};"
-            f" install them with: pip install {' '.join(missing)}, or all that training needs with:"
-            " pip install '.[train]' in a clone of the repository"
-        )

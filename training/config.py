@@ -19,7 +19,9 @@ _FREE_ON_RESUME = frozenset(
 ENCODER_OPTIONS = ("width", "pool", "patch", "depth", "heads")
 _AT_LEAST = {
     **dict.fromkeys("batch micro_batch epochs steps log_every checkpoint_every".split(), 1),
-    **dict.fromkeys("train_images threads queue proj_hidden proj_dim proj_layers".split(), 1),
+    **dict.fromkeys(
+        "image_size train_images threads queue proj_hidden proj_dim proj_layers".split(), 1
+    ),
     "num_views": 2,
 }
 

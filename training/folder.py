@@ -8,11 +8,24 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from sslops.training.config import RunOptions, TrainConfig, changed_fields
+from sslops.training.config import (
+    RunOptions,
+    TrainConfig,
+    changed_fields,
+    default_out,
+    make_config,
+)
 from sslops.training.methods import find_method
 from sslops.training.saving import has_checkpoint
 
-__all__ = ["check_folder", "open_folder", "read_config", "read_json", "write_json"]
+__all__ = [
+    "check_folder",
+    "default_config",
+    "open_folder",
+    "read_config",
+    "read_json",
+    "write_json",
+]
 
 
 def check_folder(folder: Path, options: RunOptions, method: str, config: TrainConfig) -> None:
@@ -73,6 +86,16 @@ def read_config(folder: Path) -> tuple[str, TrainConfig]:
     cls = find_method(method).config
     known = {field.name for field in fields(cls)}
     return method, cls(**{name: value for name, value in values.items() if name in known})
+
+
+def default_config(method: str, given: dict[str, Any], options: RunOptions) -> TrainConfig:
+    """The configuration before explicit fields: of the run to resume, else of the recipe."""
+    cls = find_method(method).config
+    if options.resume:
+        folder = Path(options.out or default_out(method, str(given.get("data", cls.data))))
+        if (folder / "config.json").is_file():
+            return read_config(folder)[1]
+    return make_config(cls, method, given)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from sslops.training import export
-from sslops.training.commands import need
-from sslops.training.config import RunOptions, TrainConfig, closest, default_out, make_config
+from sslops.training.config import RunOptions, TrainConfig, closest, default_out
 from sslops.training.console import Console
 from sslops.training.distributed import World, join, leave, restarted, wait
 from sslops.training.drawing import draw_figures, draw_pictures
@@ -19,13 +18,14 @@ from sslops.training.evaluation import (
     load_data,
     shape_of,
 )
-from sslops.training.folder import check_folder, open_folder, read_config, write_json
+from sslops.training.folder import check_folder, default_config, open_folder, write_json
 from sslops.training.guard import Interrupted, ProcessLost
 from sslops.training.loop import Loop
 from sslops.training.machine import environment, peak_memory_gb
 from sslops.training.methods import Method, find_method
 from sslops.training.models.subsampled import SAFE_CHANNELS, subsampled
 from sslops.training.monitor import make_monitor
+from sslops.training.packages import need
 from sslops.training.parallel import whole
 from sslops.training.pretext import measure_pretext
 from sslops.training.saving import has_checkpoint
@@ -41,7 +41,6 @@ from sslops.training.transfer import transfer
 
 __all__ = [
     "Result",
-    "default_config",
     "execute",
     "train",
 ]
@@ -99,7 +98,7 @@ def train(
         >>> result.results["simclr"]["knn"], result.encoder  # doctest: +SKIP
     """
     find_method(method)
-    need("sklearn", "safetensors", "PIL")
+    need("train()")
     given = {**fields, **({} if data is None else {"data": data})}
     options = RunOptions(None if out is None else str(out), overwrite, resume, seeds)
     base = default_config(method, given, options)
@@ -110,21 +109,13 @@ def train(
     return execute(method, replace(base, **given), options, console or Console())
 
 
-def default_config(method: str, given: dict[str, Any], options: RunOptions) -> TrainConfig:
-    """The configuration before explicit fields: of the run to resume, else of the recipe."""
-    cls = find_method(method).config
-    if options.resume:
-        folder = Path(options.out or default_out(method, str(given.get("data", cls.data))))
-        if (folder / "config.json").is_file():
-            return read_config(folder)[1]
-    return make_config(cls, method, given)
-
-
 def execute(method: str, config: TrainConfig, options: RunOptions, console: Console) -> Result:
     """Run a resolved configuration, once or for several seeds."""
     out = Path(options.out or default_out(method, config.data))
     if options.seeds < 1:
         raise ValueError(f"train: seeds must be at least 1, got {options.seeds}")
+    if config.tensorboard:
+        need("train()", "tensorboard")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     world = join(config.device)

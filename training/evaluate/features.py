@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from sslops.training.data import Waves
 
@@ -220,7 +219,7 @@ def spread(features: Tensor) -> dict[str, float]:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if isinstance(a, DTensor) and isinstance(b, DTensor):  # sharded: this process's part
+    if hasattr(a, "to_local") and hasattr(b, "to_local"):  # DTensors: this process's part
         a, b = a.to_local(), b.to_local()
     if a.shape != b.shape or a.dtype != b.dtype:
         return False

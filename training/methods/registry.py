@@ -1,4 +1,4 @@
-"""Methods by name. A new method adds its import and its line here."""
+"""Methods by name. A new method adds its import and its line here, and one to the catalogue."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,11 +23,10 @@ __all__ = ["METHODS", "Entry", "find_method"]
 
 
 class Entry(NamedTuple):
-    """A method's config class, its constructor, and one line about it."""
+    """A method's config class and its constructor."""
 
     config: type[TrainConfig]
     build: Callable[[Any, DataShape], Method]
-    summary: str
 
     @property
     def kind(self) -> str:
@@ -35,72 +34,22 @@ class Entry(NamedTuple):
         return self.config.kind
 
 
+# In the order in which they are listed; what they are is said in training/catalogue.py.
+# In the order in which they are listed; what they are is said in training/catalogue.py.
 METHODS: dict[str, Entry] = {
-    "simclr": Entry(
-        SimCLRConfig, SimCLR, "contrast two views of an image (Chen et al. 2020, arXiv:2002.05709)"
-    ),
-    "moco": Entry(
-        MoCoConfig,
-        MoCo,
-        "match a view to its key among a queue of keys, v1 and v2 (He et al. 2020,"
-        " arXiv:1911.05722; Chen et al. 2020, arXiv:2003.04297)",
-    ),
-    "mocov3": Entry(
-        MoCoV3Config,
-        MoCoV3,
-        "predict a slow copy's keys, in-batch negatives (Chen et al. 2021, arXiv:2104.02057)",
-    ),
-    "cpc-audio": Entry(
-        CPCAudioConfig,
-        CPCAudio,
-        "predict the next frames of sound (van den Oord et al. 2018, arXiv:1807.03748)",
-    ),
-    "cpc-image": Entry(
-        CPCImageConfig,
-        CPCImage,
-        "predict the rows of patches below (van den Oord et al. 2018, arXiv:1807.03748)",
-    ),
-    "rotation": Entry(
-        RotationConfig,
-        Rotation,
-        "tell by how many quarter turns an image is rotated (Gidaris et al. 2018,"
-        " arXiv:1803.07728)",
-    ),
-    "inpainting": Entry(
-        InpaintingConfig,
-        Inpainting,
-        "fill holes from what lies around them (Pathak et al. 2016, arXiv:1604.07379)",
-    ),
-    "relative-patch": Entry(
-        RelativePatchConfig,
-        RelativePatch,
-        "tell which neighbour of a patch another one is (Doersch et al. 2015, arXiv:1505.05192)",
-    ),
-    "jigsaw": Entry(
-        JigsawConfig,
-        Jigsaw,
-        "tell the order of shuffled tiles (Noroozi & Favaro 2016, arXiv:1603.09246)",
-    ),
-    "colorization": Entry(
-        ColorizationConfig,
-        Colorization,
-        "predict the colours of a picture from its lightness (Zhang et al. 2016, arXiv:1603.08511)",
-    ),
-    "split-brain": Entry(
-        SplitBrainConfig,
-        SplitBrain,
-        "predict colours from lightness and lightness from colours, with two halves of a network"
-        " (Zhang et al. 2017, arXiv:1611.09842)",
-    ),
-    "video-colorization": Entry(
-        VideoColorizationConfig,
-        VideoColorization,
-        "copy a grey frame's colours from frames before it (Vondrick et al. 2018,"
-        " arXiv:1806.09594)",
-    ),
-    "supervised": Entry(
-        TrainConfig, Supervised, "cross-entropy with labels: the control, not a method to learn by"
-    ),
+    "simclr": Entry(SimCLRConfig, SimCLR),
+    "moco": Entry(MoCoConfig, MoCo),
+    "mocov3": Entry(MoCoV3Config, MoCoV3),
+    "cpc-audio": Entry(CPCAudioConfig, CPCAudio),
+    "cpc-image": Entry(CPCImageConfig, CPCImage),
+    "rotation": Entry(RotationConfig, Rotation),
+    "inpainting": Entry(InpaintingConfig, Inpainting),
+    "relative-patch": Entry(RelativePatchConfig, RelativePatch),
+    "jigsaw": Entry(JigsawConfig, Jigsaw),
+    "colorization": Entry(ColorizationConfig, Colorization),
+    "split-brain": Entry(SplitBrainConfig, SplitBrain),
+    "video-colorization": Entry(VideoColorizationConfig, VideoColorization),
+    "supervised": Entry(TrainConfig, Supervised),
 }
 
 

@@ -1,21 +1,19 @@
-"""The command `sslops plan`."""
+"""What `sslops plan` says."""
 
-from dataclasses import dataclass, make_dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from sslops.training.config import RunOptions, TrainConfig
+from sslops.training.config import TrainConfig
 from sslops.training.distributed import World, join
 from sslops.training.evaluate.table import align
-from sslops.training.evaluation import load_data, shape_of
 from sslops.training.machine import resolve_precision
-from sslops.training.methods import DataShape, find_method
+from sslops.training.methods import DataShape
+from sslops.training.packages import need
 from sslops.training.plan.probe import images_per_second
 from sslops.training.plan.propose import Option, propose
-from sslops.training.run import default_config
 
-__all__ = ["PlanOptions", "describe", "gib", "run"]
+__all__ = ["PlanOptions", "describe", "gib"]
 
 GIB = 1 << 30
 
@@ -25,9 +23,8 @@ class PlanOptions:
     """What the plan is for."""
 
     memory: float | None = None  # GiB of a device, to be fitted in
-    image: int | None = None  # side in pixels; the data set's if unset
-    channels: int = 3  # with --image
-    classes: int = 1000  # with --image
+    channels: int = 3  # of images of --image-size, where no --data is named
+    classes: int = 1000  # of the same
     images: int | None = None  # of an epoch; the data set's if unset
     processes: int = 1  # devices among which the batch is divided
     probe: bool = True  # measure the time of an update on this machine
@@ -35,33 +32,23 @@ class PlanOptions:
     def __post_init__(self) -> None:
         if self.memory is not None and not self.memory > 0:
             raise ValueError(f"plan: memory must be positive, got {self.memory}")
-        for name in ("image", "images", "processes", "channels", "classes"):
+        for name in ("images", "processes", "channels", "classes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"plan: {name} must be at least 1, got {value}")
 
 
-def run(method: str, given: dict[str, Any], flags: list[str]) -> int:
-    """Parse the flags and print the plan; 1 if nothing fits."""
-    import tyro
-
-    entry = find_method(method)
-    flat: Any = tyro.conf.OmitArgPrefixes
-    both = make_dataclass("Plan", [("config", flat[entry.config]), ("options", flat[PlanOptions])])
-    parsed: Any = tyro.cli(
-        both,
-        prog=f"sslops plan {method}",
-        description=f"Memory and time of {method}, and what makes it fit.",
-        args=flags,
-        default=both(default_config(method, given, RunOptions()), PlanOptions()),
-    )
-    text, fits = describe(method, parsed.config, parsed.options)
-    print(text)
-    return 0 if fits else 1
-
-
-def describe(name: str, config: TrainConfig, options: PlanOptions) -> tuple[str, bool]:
+def describe(
+    name: str, config: TrainConfig, options: PlanOptions, *, load: bool = True
+) -> tuple[str, bool]:
     """The plan as text, and whether something fits.
+
+    Args:
+        name: of the method.
+        config: what is to be run.
+        options: what the plan is for.
+        load: look at the data set; else the images are of the options' channels and classes, and
+            of the config's size.
 
     Raises:
         ValueError: the batch cannot be divided, or the method refuses its settings.
@@ -74,9 +61,13 @@ def describe(name: str, config: TrainConfig, options: PlanOptions) -> tuple[str,
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     images = options.images
-    if options.image is not None:
-        shape = DataShape(options.channels, options.image, options.classes)
+    if not load:
+        assert config.image_size is not None
+        shape = DataShape(options.channels, config.image_size, options.classes)
     else:
+        need("plan of a data set")
+        from sslops.training.evaluation import load_data, shape_of
+
         data, split, _ = load_data(config)
         shape, images = shape_of(data), images or len(split)
     world = World(0, 1, join(config.device).device)
@@ -100,7 +91,7 @@ def describe(name: str, config: TrainConfig, options: PlanOptions) -> tuple[str,
         name_, size = chosen.memory.largest, chosen.memory.parts[chosen.memory.largest]
         lines.append(
             f"\nnothing fits {options.memory:.1f} GiB: {name_} take {gib(size)} at the least."
-            " Try a smaller --batch, --arch or --image, or more --processes."
+            " Try a smaller --batch, --arch or --image-size, or more --processes."
         )
         return "\n".join(lines), False
     parts = [f"{part} {gib(n)}" for part, n in chosen.memory.parts.items() if n >= GIB / 20]

@@ -1,0 +1,111 @@
+"""What is imported when: help comes without torch, and the package is whole wherever it is used."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sslops
+from sslops.training.catalogue import SUMMARIES
+from sslops.training.cli import COMMANDS
+from sslops.training.methods import METHODS
+
+HEAVY = {"torch", "numpy", "sklearn", "scipy", "PIL", "tyro", "safetensors", "sslops._api"}
+SCRIPT = "import sys\nfrom sslops.training.cli import main\nsys.exit(main())\n"
+
+
+def python(*arguments, code=0):
+    run = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def imported(*arguments, code=0):
+    """The modules that a Python process imports."""
+    done = python("-X", "importtime", *arguments, code=code)
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("-m sslops", 0),
+        ("-m sslops --help", 0),
+        ("-m sslops --version", 0),
+        ("-m sslops trian", 2),
+        ("-m sslops train", 2),
+        ("-m sslops train simclrr", 2),
+        ("-m sslops plan", 2),
+        ("-m sslops.training --help", 0),
+        ("-m sslops.training", 2),
+        ("-m bench --help", 0),
+        *((f"-m sslops {command} --help", 0) for command in COMMANDS),
+    ],
+)
+def test_text_does_not_wait_for_torch(arguments, code):
+    modules, _ = imported(*arguments.split(), code=code)
+    assert "sslops._version" in modules or "bench" in modules  # they are listed
+    assert not HEAVY & modules
+
+
+def test_the_installed_script_does_not_wait_for_torch(tmp_path):
+    script = tmp_path / "sslops"
+    script.write_text(SCRIPT)
+    for arguments in (["--help"], ["export", "--help"]):
+        modules, said = imported(script, *arguments)
+        assert not HEAVY & modules
+        assert "sslops" in said
+
+
+def test_import_registers_the_ops_everywhere_else(tmp_path):
+    """An exported graph finds them, whatever is imported first and used next."""
+    package = tmp_path / "sslops_user"
+    package.mkdir()
+    use = "import sslops\nimport torch\ntorch.ops.sslops.nt_xent_fwd.default\nprint('found')"
+    (package / "__init__.py").write_text(use)
+    (package / "__main__.py").touch()
+    path = os.pathsep.join([str(tmp_path), str(Path(sslops.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-m", "sslops_user"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert "found" in done.stdout, done.stderr
+
+
+def test_inside_of_the_command_the_package_is_whole(tmp_path):
+    """What a command runs may use the package in any way, although torch is not there at first."""
+    uses = {
+        "attribute": "sslops.nt_xent",
+        "function like its module": "from sslops import chance; chance('nt_xent', batch=4)",
+        "after its module": "import sslops.chance; sslops.nt_xent; sslops.chance.__code__",
+        "star": "from sslops import *; nt_xent, KeyQueue",
+        "folder": "sslops.nn.NTXentLoss, sslops.parallel.Ring",
+        "private": "from sslops import _library; _library.op",
+        "pickle": "import pickle; pickle.loads(b'csslops.nn.nt_xent\\nNTXentLoss\\n.')()",
+        "ops": "sslops.HAS_EXTENSION; torch.ops.sslops.nt_xent_fwd.default",
+        "missing": "assert not hasattr(sslops, 'no'), sslops.no",
+        "all": f"assert set({sslops.__all__}) == set(sslops.__all__) <= set(dir(sslops))",
+    }
+    script = tmp_path / "sslops"
+    # torch is imported once, sslops from the start in each child
+    lines = ["import os, sys, sslops", "assert 'torch' not in sys.modules", "import torch"]
+    for name, use in uses.items():
+        lines += [
+            "if not os.fork():",
+            f"    {use}",
+            f"    print({name!r})",
+            "    sys.stdout.flush()",
+        ]
+        lines += ["    os._exit(0)", "os.wait()"]
+    script.write_text("\n".join(lines))
+    said = python(script).stdout.splitlines()
+    assert said == list(uses)
+
+
+def test_the_catalogue_is_that_of_the_methods():
+    assert list(SUMMARIES) == list(METHODS)
