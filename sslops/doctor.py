@@ -25,7 +25,7 @@ OPS = {
     "enqueue_": "enqueue_",
     "ema_update_": "ema_update_",
 }
-EXTRAS = {"train": ("PIL", "safetensors", "rich", "tyro", "sklearn", "matplotlib")}
+EXTRAS = {"train": ("PIL", "safetensors", "tyro", "sklearn")}
 BUILD_HINT = "pip install --no-build-isolation . (a C++20 compiler, ninja and pybind11)"
 
 
