@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sslops.kernels._loss import one_minus_exp
-from sslops.kernels._tile import EPS, LOG2E, SPLIT, effective_scale, load_rows
+from sslops.kernels._tile import EPS, LOG2E, SPLIT, effective_scale, load_partners, load_rows
 
 FACTORS_OPTIONS = {"ROWS": 128, "num_warps": 4}
 FINISH_OPTIONS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
@@ -73,9 +73,7 @@ def _row_gradient(
             pull = tl.load(pull_ptr + partner, mask=n < count, other=0.0)
             dx -= pull[:, None] * load_rows(other_ptr, partner, cols, N, D_pad, D_pad, 1)
     elif other_ptr is not None:
-        partner = rows
-        if index_ptr is not None:
-            partner = tl.load(index_ptr + rows, mask=rows < M, other=N)
+        partner = load_partners(index_ptr, rows, M, N)
         # both have a pull for row i, and none past the shorter of the two
         pull = tl.load(pull_ptr + rows, mask=(rows < M) & (partner < N), other=0.0)
         dx -= pull[:, None] * load_rows(other_ptr, partner, cols, N, D_pad, D_pad, 1)

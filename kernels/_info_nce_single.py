@@ -18,6 +18,7 @@ from sslops.kernels._tile import (
     effective_scale,
     finite,
     load_or,
+    load_partners,
     load_rows,
     load_tile,
     round_tf32,
@@ -210,7 +211,7 @@ def info_nce_combine_kernel(
 
     share = tl.exp2(part - (lse * LOG2E)[None, :])[:, :, None]  # [SPLITS, ROWS, 1]
     pull = one_minus_exp(loss)[:, None]
-    partners = load_or(targets_ptr, rows, M, 0)
+    partners = load_partners(targets_ptr, rows, M, N)
     length = tl.maximum(tl.load(norm_ptr + rows), EPS)[:, None]
     inside = tl.zeros([ROWS], tl.float32)  # <dx, x> / scale
     for first in range(0, D, COLS):

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from sslops.kernels._tile import LOG2E, load_or, load_rows
+from sslops.kernels._tile import LOG2E, load_partners, load_rows
 
 # Of the magnitudes of a logit's products: more than two orders of adding them differ by.
 TIE = tl.constexpr(2.0**-18)
@@ -48,14 +48,16 @@ def positive_logit(
     COLS: tl.constexpr,
     SIZE: tl.constexpr = False,  # sums of magnitudes instead
 ):
-    """Dot products of rows with their positives, before the scale: [ROWS]."""
-    partners = load_or(targets_ptr, rows, M, 0)
+    """Dot products of rows with their positives, before the scale, NaN without one: [ROWS]."""
+    partners = load_partners(targets_ptr, rows, M, N)
     positive = tl.zeros([ROWS], tl.float32)
     for first in range(0, D_pad, COLS):
         cols = first + tl.arange(0, COLS)
         a = load_rows(x_ptr, rows, cols, M, D_pad, D_pad, 1)
         b = load_rows(k_ptr, partners, cols, N, D_pad, D_pad, 1)
         positive += tl.sum(tl.abs(a * b) if SIZE else a * b, axis=1)
+    if targets_ptr is not None:
+        positive = tl.where(partners < N, positive, float("nan"))
     return positive
 
 

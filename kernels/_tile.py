@@ -155,6 +155,15 @@ def load_or(ptr, offs, count, OTHER: tl.constexpr):
 
 
 @triton.jit
+def load_partners(targets_ptr, rows, M, N):
+    """Number of each row's positive; N, which no load reaches, for a target outside [0, N)."""
+    partners = load_or(targets_ptr, rows, M, 0)
+    if targets_ptr is not None:
+        partners = tl.where((partners >= 0) & (partners < N), partners, N)
+    return partners
+
+
+@triton.jit
 def drop_pairs(
     s,  # [BLOCK_M, BLOCK_N]
     offs_m,

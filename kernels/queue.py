@@ -38,7 +38,8 @@ def enqueue_kernel(
     """One program writes ROWS keys."""
     rows = first + tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = rows < B
-    slots = (tl.load(pointer_ptr) % K + rows) % K  # int64, as slot * D passes 2**31
+    # int64, as slot * D passes 2**31; + K, or a pointer below zero would lead out of the queue
+    slots = (tl.load(pointer_ptr) % K + K + rows) % K
     if queue_ids_ptr is not None:
         ids = tl.load(ids_ptr + rows.to(tl.int64) * stride_id, mask=inside, other=-1)
         tl.store(queue_ids_ptr + slots, ids, mask=inside)

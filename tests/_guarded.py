@@ -43,9 +43,9 @@ def _library() -> ctypes.CDLL:
 
 @contextmanager
 def guarded_memory() -> Iterator[None]:
-    """CPU tensors made here lie between guards, and are NaN before they are written and when freed.
+    """CPU tensors made here are NaN before they are written and when freed, and lie between guards.
 
-    A write outside of them, or into what is freed, ends the process and says so.
+    To read or write a page beside them, or to write into what is freed, ends the process.
     """
     if shutil.which("g++") is None:
         pytest.skip("there is no g++")

@@ -17,6 +17,7 @@ WRAPPERS = {
     "find_tensor": ("int", "const int* first_chunk, int count, int chunk"),
     "first_kept": ("int64_t", "int64_t B, int64_t K"),
     "ring_slot": ("int64_t", "int64_t total, int64_t i, int64_t K"),
+    "named_row": ("int64_t", "int64_t target, int64_t rows"),
     "tile_offset": ("int", "int row, int piece, int row_bytes"),
     "tile_bytes": ("int64_t", "int64_t features, int width, int element"),
     "choose_width": ("int", "int64_t features, int element, int most, int64_t limit"),
@@ -85,9 +86,15 @@ def test_the_newest_rows_go_to_slots_of_their_own(index, total, K, B):
     assert len(set(slots)) == len(slots) == min(B, K)
 
 
-@given(total=st.integers(0, 2**62), i=LARGE, K=LARGE)
-def test_slots_of_a_ring_beyond_32_bits(index, total, i, K):
+@given(total=st.integers(-(2**63), 2**62), i=LARGE, K=LARGE)
+def test_slots_of_a_ring_beyond_32_bits_and_below_zero(index, total, i, K):
     assert index.ring_slot(total, i, K) == (total + i) % K
+
+
+@given(target=st.integers(-(2**63), 2**63 - 1), rows=LARGE)
+def test_a_target_names_a_row_or_none(index, target, rows):
+    assert index.named_row(target, rows) == (target if target in range(rows) else -1)
+    assert index.named_row(rows, rows) == index.named_row(-1, rows) == -1
 
 
 @pytest.mark.parametrize("row_bytes", [128, 256, 512])

@@ -12,20 +12,22 @@ from ._guarded import SOURCE, guarded_memory
 WRITES = """
 import ctypes, os, signal, torch
 from tests._guarded import guarded_memory
-for where in (-1, 5, 0):  # floats from the beginning of a tensor of five; the last one is freed
+torch.set_num_threads(1)
+signals = dict.fromkeys((-1, 5, 0), signal.SIGABRT) | dict.fromkeys((-4096, 16), signal.SIGSEGV)
+for where in signals:  # floats from the beginning of a tensor of five
     child = os.fork()
     if child == 0:
         with guarded_memory():
             x = torch.zeros(5)
             float_at = ctypes.c_float.from_address(x.data_ptr() + 4 * where)
             if where == 0:
-                del x
+                del x  # a tensor that is freed
             float_at.value = 1.0
             x = None
             for _ in range(600):
                 torch.zeros(1)
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGABRT, where
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signals[where], where
 """
 
 
@@ -42,6 +44,8 @@ def around(x, first, count):
 def test_what_is_not_the_tensor_is_nan():
     x = torch.zeros(5)
     assert str(around(x, -2, 9)) == "[nan, nan, 0.0, 0.0, 0.0, 0.0, 0.0, nan, nan]"
+    y = torch.zeros(2048)  # two pages
+    assert around(y, 0, 2048) == [0.0] * 2048
 
 
 def test_memory_is_nan_before_it_is_written_and_after_it_is_freed():

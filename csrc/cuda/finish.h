@@ -30,7 +30,8 @@ struct FinishForward {
   float lift;
   Scale scale;
   Matrix x, positives;
-  const int64_t* targets;   // nullptr: i
+  const int64_t* targets;   // nullptr: i; the loss of one outside [0, others) is NaN
+  int64_t others;           // rows of `positives`
   const float* norms;       // nullptr: not normalised
   float *loss, *lse;        // [M]
   bool* hit;                // [M] or nullptr
@@ -45,7 +46,7 @@ __device__ inline float through_norm(float dx, float x, float inside, float scal
 
 __global__ void __launch_bounds__(kFinishThreads, 8) finish_forward_kernel(FinishForward p) {
   const int64_t i = blockIdx.x, thread = threadIdx.x;
-  const int64_t t = p.targets == nullptr ? i : p.targets[i];
+  const int64_t t = named_row(p.targets == nullptr ? i : p.targets[i], p.others);
   float top = -INFINITY, sum = 0.0f;
   for (int64_t part = 0; part < p.parts; ++part) top = fmaxf(top, p.part_max[part * p.M + i]);
   const float from = top == -INFINITY ? 0.0f : top;
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kFinishThreads, 8) finish_forward_kernel(Finis
   }
   float dot = 0.0f, size = 0.0f;
   for (int64_t d = thread; d < p.D; d += kFinishThreads) {
-    const float product = p.x.at(i, d) * p.positives.at(t, d);
+    const float product = t < 0 ? NAN : p.x.at(i, d) * p.positives.at(t, d);
     dot += product;
     size += fabsf(product);
   }
@@ -78,7 +79,7 @@ __global__ void __launch_bounds__(kFinishThreads, 8) finish_forward_kernel(Finis
   float* const dx = p.dqueries + i * p.D;
   float inside = 0.0f;
   for (int64_t d = thread; d < p.D; d += kFinishThreads) {
-    float total = pull * p.positives.at(t, d);
+    float total = t < 0 ? NAN : pull * p.positives.at(t, d);
     for (int64_t part = 0; part < p.parts; ++part) {
       const int64_t at = part * p.M + i;
       const float weight = exp2f(p.part_max[at] - lse2);
@@ -106,6 +107,7 @@ struct FinishGradient {
   Matrix x, others;
   Pull pull;  // kOwn: row i to others[targets[i]]; kAnyQuery: row j to every i of targets[i] = j
   const int64_t* targets;              // of the queries; nullptr: i
+  int64_t other_rows;                  // of `others`
   int64_t M;                           // queries
   const float *weight, *loss;          // [M]
   const float *key_weight, *key_loss;  // [M] or nullptr: the same pair, seen from the key
@@ -126,14 +128,15 @@ __global__ void __launch_bounds__(kFinishThreads, 8) finish_gradient_kernel(Fini
   float* const dx = p.part_out + i * p.ld_part;
   const float whole = p.unit == nullptr ? 0.0f : 1.0f / *p.unit;
   const bool direct = p.pull == Pull::kOwn || (p.pull == Pull::kAnyQuery && p.targets == nullptr);
-  const int64_t other = p.targets != nullptr && p.pull == Pull::kOwn ? p.targets[i] : i;
+  const bool by_target = p.targets != nullptr && p.pull == Pull::kOwn;
+  const int64_t other = named_row(by_target ? p.targets[i] : i, p.other_rows);
   const float own_pull = direct && i < p.M ? p.pulled(i) : 0.0f;
   for (int64_t d = thread; d < p.D; d += kFinishThreads) {
     float total = 0.0f;
     for (int64_t part = 0; part < p.parts; ++part)
       total += p.part_out[(part * p.rows + i) * p.ld_part + d];
     total *= whole;
-    if (direct && i < p.M) total += own_pull * p.others.at(other, d);
+    if (direct && i < p.M) total += other < 0 ? NAN : own_pull * p.others.at(other, d);
     dx[d] = total;
   }
   if (p.pull == Pull::kAnyQuery && p.targets != nullptr) {

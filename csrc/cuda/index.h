@@ -47,7 +47,12 @@ SSLOPS_HD constexpr int64_t first_kept(int64_t B, int64_t K) { return B > K ? B 
 
 // Slot of new row i in a ring of K slots that `total` rows were ever written to.
 SSLOPS_HD constexpr int64_t ring_slot(int64_t total, int64_t i, int64_t K) {
-  return (total % K + i % K) % K;
+  return ((total % K + K) % K + i % K) % K;  // in [0, K) also of a total below zero
+}
+
+// The row that `target` names, -1 if it is none of `rows`.
+SSLOPS_HD constexpr int64_t named_row(int64_t target, int64_t rows) {
+  return target >= 0 && target < rows ? target : -1;
 }
 
 // Byte offset of 16-byte piece `piece` of row `row` in a tile of shared memory whose rows have

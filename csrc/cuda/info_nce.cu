@@ -131,6 +131,7 @@ RowResults finish_forward(const Problem& problem, const Tiles& tiles, const Rows
   p.x = problem.matrix(a);
   p.positives = problem.matrix(b);
   p.targets = pointer<int64_t>(problem.targets);
+  p.others = b.rows;
   p.norms = a.norm();
   p.loss = mutable_pointer<float>(r.loss);
   p.lse = mutable_pointer<float>(r.lse);
@@ -200,6 +201,7 @@ struct Gradient {
     p.scale = problem.scale_of();
     p.x = problem.matrix(rows);
     p.others = problem.matrix(others);
+    p.other_rows = others.rows;
     p.norms = rows.norm();
   }
 

@@ -76,7 +76,8 @@ __device__ inline void leave_out(float (&s)[kN][4], const TileProblem& p, int64_
     const int64_t i = row + 8 * half < p.M ? row + 8 * half : p.M - 1;
     if (p.row_ids != nullptr) id[half] = p.row_ids[i];
     if (p.own && p.col_skip == nullptr) {
-      const int64_t from_here = (p.row_skip != nullptr ? p.row_skip[i] : i) - column;
+      const int64_t skipped = named_row(p.row_skip != nullptr ? p.row_skip[i] : i, p.N);
+      const int64_t from_here = skipped - column;
       skip[half] = from_here >= 0 && from_here < kColumns ? static_cast<int>(from_here) : -1;
     }
   }

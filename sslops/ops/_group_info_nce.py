@@ -9,6 +9,7 @@ from sslops.ops._info_nce_rows import InfoNCEStats, rows_of_info_nce
 from sslops.ops._remote import Lse, against_others, wide
 from sslops.ops._remote_pairs import pairs_with_others
 from sslops.parallel import Team, agree
+from sslops.reference._rows import followed
 
 
 def rows_of_team(
@@ -164,5 +165,8 @@ def pairs_among_all(
 
 
 def _positive(x: Tensor, k: Tensor, targets: Tensor | None) -> Tensor:
-    own = k[: len(x)] if targets is None else k.index_select(0, targets)
-    return (wide(x) * wide(own)).sum(dim=1)
+    if targets is None:
+        return (wide(x) * wide(k[: len(x)])).sum(dim=1)
+    index, inside = followed(targets, len(k))
+    product = (wide(x) * wide(k.index_select(0, index))).sum(dim=1)
+    return torch.where(inside, product, float("nan"))

@@ -62,7 +62,9 @@ def info_nce(
             `sslops.KeyQueue` holds unit rows. Against a bfloat16 queue products are those of
             bfloat16 whatever the queries have, sums those of float32.
         targets: [M] integers, row i's positive is key targets[i]; default: key i, M <= N. Values
-            outside [0, N) are an error on the CPU and undefined on a GPU.
+            outside [0, N) are an error on the CPU. On a GPU, which nothing waits for, such a row's
+            loss is NaN, and so are the gradients of the row and of what it is compared with; other
+            rows keep theirs.
         query_ids: [M] integers; together with `key_ids`. A negative with the same id as the query
             is left out (known duplicates, the same image or sequence). -1 never matches.
         key_ids: [N] integers, ids of the keys; with `queue` [K], ids of its rows.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sslops.reference._rows import effective_scale, left_out, unit_rows
+from sslops.reference._rows import effective_scale, followed, left_out, unit_rows
 
 
 class Pairs:
@@ -27,13 +27,16 @@ class Pairs:
         self.own = negatives is None  # the keys are the negatives of other rows
         self.y = self.k if negatives is None else negatives.to(self.x.dtype)
         self.M, self.N = len(self.x), len(self.y)
-        if targets is None:
-            targets = torch.arange(self.M, device=queries.device)
-        self.targets = targets
+        # [M] in [0, N), and which of them were; None: all
+        self.targets, self.inside = torch.arange(self.M, device=queries.device), None
+        if targets is not None:
+            self.targets, self.inside = followed(targets, len(self.k))
         self.ids = (query_ids, key_ids)
         self.within = within
         self.scale = effective_scale(self.x, scale, scale_factor)
-        self.positive = (self.x * self.k[targets]).sum(dim=1) * self.scale  # [M]
+        self.positive = (self.x * self.k[self.targets]).sum(dim=1) * self.scale  # [M]
+        if self.inside is not None:
+            self.positive = torch.where(self.inside, self.positive, float("nan"))
 
     def logits(self, rows: Tensor) -> Tensor:
         """Of the rows with all negatives, and positives among them if they are keys: [C, N]."""

@@ -46,6 +46,12 @@ def softplus(x: Tensor) -> Tensor:
     return F.softplus(x, threshold=40.0)
 
 
+def followed(targets: Tensor, N: int) -> tuple[Tensor, Tensor]:
+    """(targets, 0 in place of those outside [0, N); which are inside [0, N)), [M] each."""
+    inside = (targets >= 0) & (targets < N)
+    return torch.where(inside, targets, 0), inside
+
+
 def chunks(rows: int, columns: int, device: torch.device) -> Iterator[Tensor]:
     """Consecutive row indices, as many at a time as CHUNK allows for `columns` logits each."""
     size = max(1, CHUNK // max(1, columns))

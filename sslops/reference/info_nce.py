@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from sslops.reference._pairs import Pairs
-from sslops.reference._rows import chunks, effective_scale, softplus, through_norm, unit_rows
+from sslops.reference._rows import (
+    chunks,
+    effective_scale,
+    followed,
+    softplus,
+    through_norm,
+    unit_rows,
+)
 
 
 def info_nce_fwd(
@@ -36,7 +43,9 @@ def info_nce_fwd(
         keys: [N, D], same dtype.
         negatives: [K, D] floating of any dtype, taken as they lie; None: the negatives of a row
             are the keys of the others.
-        targets: [M] int64, each row's positive in `keys`; None: row i's is key i.
+        targets: [M] int64, each row's positive in `keys`; None: row i's is key i. Of one outside
+            [0, N) the row's loss is NaN, and so are the gradients of the row and of what it is
+            compared with; nothing is read there.
         query_ids: [M] int64 or None.
         key_ids: [K] of the negatives if given, else [N]; or None.
         scale: 0-d floating, or None for 1. The logits are multiplied by `scale * scale_factor`,
@@ -169,6 +178,8 @@ def info_nce_bwd(
     if grad_key_loss is not None:
         pull += grad_key_loss.to(p.x.dtype) * torch.expm1(-key_loss)
     dx += pull[:, None] * p.k[p.targets]
+    if p.inside is not None:
+        pull = torch.where(p.inside, pull, 0.0)  # NaN of a row that draws no key
     dk.index_add_(0, p.targets, pull[:, None] * p.x)
     dscale = (p.x * dx).sum()
 
@@ -263,6 +274,8 @@ def info_nce_single_bwd(
             d = torch.zeros_like(k)
             d[: len(rows)] = rows
         else:
+            targets, inside = followed(targets, len(k))
+            rows = torch.where(inside[:, None], rows, 0.0)  # or NaN of a row that draws no key
             d = torch.zeros_like(k).index_add_(0, targets, rows)
         dk = through_norm(d, k, norm, normalize).to(keys.dtype)
     return dq, dk, (w * slope).sum() if needs[2] else w.new_empty(0)
