@@ -19,7 +19,7 @@ from sslops.training.distributed import World
 from sslops.training.evaluation import build_method, load_data, shape_of
 from sslops.training.feed import Feed
 from sslops.training.guard import Interrupted
-from sslops.training.methods import METHODS
+from sslops.training.methods import METHODS, DataShape
 from sslops.training.report import write_report
 from sslops.training.report.views import caption
 
@@ -118,3 +118,17 @@ def test_logs_exports_and_reports(tmp_path, name, fields):
     assert all(math.isfinite(value) for value in scores.values())
     weights = load_encoder(result.dir).state_dict()
     assert_same(dict(weights), dict(result.encoder.state_dict()))
+
+
+WITHOUT_VIEWS = {"cpc-audio", "jigsaw", "relative-patch", "video-colorization"}
+
+
+@methods
+def test_unknown_views_are_named(name, fields):
+    config = make_config(METHODS[name].config, name, {**fields, "views": "colours"})
+    entry, shape = METHODS[name], DataShape(3, 16, 10, 8000, 12)
+    if name in WITHOUT_VIEWS:
+        entry.build(config, shape)
+        return
+    with pytest.raises(ValueError, match=f"{name}: no such views, got 'colours'; did you mean"):
+        entry.build(config, shape)

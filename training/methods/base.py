@@ -8,9 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sslops.training.augment import RECIPES, ViewRecipe
 from sslops.training.chart import Chart
+from sslops.training.config import closest
 
-__all__ = ["Batch", "ContrastiveMethod", "DataShape", "Method"]
+__all__ = ["Batch", "ContrastiveMethod", "DataShape", "Method", "find_views"]
 
 
 class Batch(NamedTuple):
@@ -159,3 +161,18 @@ class ContrastiveMethod(Method):
     def step(self, views: Any) -> dict[str, Tensor]:
         """The loss of the whole batch."""
         return self.contrast(self.embed(views))
+
+
+def find_views(method: str, name: str) -> ViewRecipe:
+    """The augmentation of that name.
+
+    Args:
+        method: whose name the error has.
+        name: see `sslops list`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"{method}: no such views, got {name!r}{closest(name, RECIPES)}")
+    return RECIPES[name]

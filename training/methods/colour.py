@@ -5,9 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sslops.training.augment import RECIPES, ViewRecipe
-from sslops.training.config import closest
-from sslops.training.methods.base import DataShape
+from sslops.training.augment import ViewRecipe
+from sslops.training.methods.base import DataShape, find_views
 from sslops.training.models.decoder import Decoder
 
 __all__ = ["LIGHTNESS_ROWS", "colour_recipe", "has_colour", "pixel_decoder", "row_of"]
@@ -27,9 +26,7 @@ def colour_recipe(method: str, views: str, shape: DataShape) -> ViewRecipe:
             f"{method}: needs colour images of 3 channels, got {shape.channels}: there is no colour"
             " to predict in this data set (--data photos has it)"
         )
-    if views not in RECIPES:
-        raise ValueError(f"{method}: no such views, got {views!r}{closest(views, RECIPES)}")
-    return RECIPES[views]
+    return find_views(method, views)
 
 
 @torch.no_grad()

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from sslops import chance, cpc_loss
 from sslops.distributed import all_gather_with_grad
-from sslops.training.augment import RECIPES, Draw, make_views
+from sslops.training.augment import Draw, make_views
 from sslops.training.chart import Chart
-from sslops.training.config import TrainConfig, closest
-from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
+from sslops.training.config import TrainConfig
+from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
 from sslops.training.methods.cpc_charts import step_charts
 from sslops.training.models import PatchEncoder, build_encoder
 from sslops.training.models.context import RowContext
@@ -82,11 +82,7 @@ class CPCImage(ContrastiveMethod):
 
     def __init__(self, config: CPCImageConfig, shape: DataShape) -> None:
         super().__init__()
-        if config.views not in RECIPES:
-            raise ValueError(
-                f"cpc-image: no such views, got {config.views!r}{closest(config.views, RECIPES)}"
-            )
-        self.recipe = RECIPES[config.views]
+        self.recipe = find_views("cpc-image", config.views)
         self.encoder: PatchEncoder = cast(
             PatchEncoder,
             build_encoder(

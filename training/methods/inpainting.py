@@ -23,11 +23,11 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from sslops.training.augment import RECIPES, Draw, make_views
+from sslops.training.augment import Draw, make_views
 from sslops.training.augment.masks import centre_hole, nearest_fill, random_regions, rim
 from sslops.training.chart import Chart
-from sslops.training.config import TrainConfig, closest
-from sslops.training.methods.base import Batch, DataShape, Method
+from sslops.training.config import TrainConfig
+from sslops.training.methods.base import Batch, DataShape, Method, find_views
 from sslops.training.methods.inpainting_scores import score_fills
 from sslops.training.models import build_encoder
 from sslops.training.models.decoder import Decoder
@@ -91,11 +91,7 @@ class Inpainting(Method):
 
     def __init__(self, config: InpaintingConfig, shape: DataShape) -> None:
         super().__init__()
-        if config.views not in RECIPES:
-            raise ValueError(
-                f"inpainting: no such views, got {config.views!r}{closest(config.views, RECIPES)}"
-            )
-        self.recipe, self.config = RECIPES[config.views], config
+        self.recipe, self.config = find_views("inpainting", config.views), config
         channels, side = shape.channels, self.recipe.size or shape.image_size
         self.encoder = build_encoder(
             config.arch, channels, shape.image_size, **config.encoder_options()

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from sslops import KeyQueue, MomentumEncoder, chance, info_nce
 from sslops.distributed import all_gather, world_size
-from sslops.training.augment import RECIPES, make_views
+from sslops.training.augment import make_views
 from sslops.training.chart import Chart
-from sslops.training.config import TrainConfig, closest
-from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
+from sslops.training.config import TrainConfig
+from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
 from sslops.training.methods.queue_report import HINTS, RISE, WHOLE_BATCH, queue_charts
 from sslops.training.models import build_encoder, plain_head
 from sslops.training.models.shuffle_bn import encode_shuffled
@@ -63,14 +63,10 @@ class MoCo(ContrastiveMethod):
 
     def __init__(self, config: MoCoConfig, shape: DataShape) -> None:
         super().__init__()
-        if config.views not in RECIPES:
-            raise ValueError(
-                f"moco: no such views, got {config.views!r}{closest(config.views, RECIPES)}"
-            )
         splits = groups_here(config.bn_splits, config.batch, world_size())
         if splits == world_size() == 1:
             self.cautions = (WHOLE_BATCH,)
-        self.config, self.recipe = config, RECIPES[config.views]
+        self.config, self.recipe = config, find_views("moco", config.views)
         encoder = build_encoder(
             config.arch, shape.channels, shape.image_size, **config.encoder_options()
         )

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from sslops import MomentumEncoder, chance, cosine_momentum, info_nce
 from sslops.distributed import all_gather, rank, world_size
-from sslops.training.augment import RECIPES, make_views
+from sslops.training.augment import make_views
 from sslops.training.chart import Chart
-from sslops.training.config import TrainConfig, closest
-from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
+from sslops.training.config import TrainConfig
+from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
 from sslops.training.models import Projector, ViT, build_encoder
 
 __all__ = ["MoCoV3", "MoCoV3Config"]
@@ -59,10 +59,7 @@ class MoCoV3(ContrastiveMethod):
     def __init__(self, config: MoCoV3Config, shape: DataShape) -> None:
         super().__init__()
         names = (config.views, config.second_views or config.views)
-        for name in names:
-            if name not in RECIPES:
-                raise ValueError(f"mocov3: no such views, got {name!r}{closest(name, RECIPES)}")
-        self.recipes = [RECIPES[name] for name in names]
+        self.recipes = [find_views("mocov3", name) for name in names]
         if self.recipes[0].size != self.recipes[1].size:
             raise ValueError(f"mocov3: both views must be of one size, got {' and '.join(names)}")
         self.encoder = build_encoder(

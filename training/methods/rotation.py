@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslops.training.augment import RECIPES, make_views
+from sslops.training.augment import make_views
 from sslops.training.augment.turn import TURNS, interpolated_turns, quarter_turns
 from sslops.training.chart import Chart
-from sslops.training.config import TrainConfig, closest
+from sslops.training.config import TrainConfig
 from sslops.training.methods.attention import attention_pictures
-from sslops.training.methods.base import Batch, DataShape, Method
+from sslops.training.methods.base import Batch, DataShape, Method, find_views
 from sslops.training.models import build_encoder
 
 __all__ = ["Rotation", "RotationConfig"]
@@ -62,11 +62,7 @@ class Rotation(Method):
 
     def __init__(self, config: RotationConfig, shape: DataShape) -> None:
         super().__init__()
-        if config.views not in RECIPES:
-            raise ValueError(
-                f"rotation: no such views, got {config.views!r}{closest(config.views, RECIPES)}"
-            )
-        self.recipe = RECIPES[config.views]
+        self.recipe = find_views("rotation", config.views)
         self.error = config.angle_error if config.interpolate else None
         if config.interpolate:
             self.cautions = (

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sslops import Gather, NTXentLoss, chance
-from sslops.training.augment import RECIPES, make_views
-from sslops.training.config import TrainConfig, closest
-from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
+from sslops.training.augment import make_views
+from sslops.training.config import TrainConfig
+from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
 from sslops.training.models import Projector, build_encoder
 
 __all__ = ["SimCLR", "SimCLRConfig"]
@@ -47,11 +47,7 @@ class SimCLR(ContrastiveMethod):
 
     def __init__(self, config: SimCLRConfig, shape: DataShape) -> None:
         super().__init__()
-        if config.views not in RECIPES:
-            raise ValueError(
-                f"simclr: no such views, got {config.views!r}{closest(config.views, RECIPES)}"
-            )
-        self.recipe = RECIPES[config.views]
+        self.recipe = find_views("simclr", config.views)
         self.num_views = config.num_views
         self.encoder = build_encoder(
             config.arch, shape.channels, shape.image_size, **config.encoder_options()

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslops.training.augment import RECIPES, make_views
+from sslops.training.augment import make_views
 from sslops.training.config import TrainConfig
-from sslops.training.methods.base import Batch, DataShape, Method
+from sslops.training.methods.base import Batch, DataShape, Method, find_views
 from sslops.training.models import build_encoder
 
 __all__ = ["Supervised", "supervised_config"]
@@ -33,7 +33,7 @@ class Supervised(Method):
         super().__init__()
         if shape.classes < 2:
             raise ValueError(f"supervised: needs labels of 2 classes, got {shape.classes}")
-        self.recipe = RECIPES[config.views]
+        self.recipe = find_views("supervised", config.views)
         if encoder is None:
             options = config.encoder_options()
             encoder = build_encoder(config.arch, shape.channels, shape.image_size, **options)
