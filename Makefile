@@ -12,7 +12,7 @@ SANITIZED := $(addprefix tests/test_,$(addsuffix .py,nt_xent nt_xent_ids nt_xent
 .PHONY: help setup demo test fuzz peers lint types bench figures gpu sanitize docs doctor wheel clean
 help:    ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
-setup: $(VENV)/.built ## environment, pinned packages, compiled kernels
+setup: $(VENV)/.built build/editable/sslops ## environment, pinned packages, compiled kernels
 demo: setup ## train SimCLR on the embedded digits and write runs/demo/report.html
 	$(BIN)/sslops train simclr --data digits --out runs/demo --overwrite
 test: setup ## the whole test suite
@@ -47,13 +47,20 @@ clean:   ## remove what was built, keep the environment
 	rm -rf build dist *.egg-info sslops/*.so $(VENV)/.built
 
 $(VENV)/.installed: requirements.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "sslops: installing the pinned packages into $(VENV): minutes, most of it the download of torch"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 .venv-peers/.installed: tests/peers.txt
+	@echo "sslops: installing the packages that are compared with: several minutes and GB"
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/peers.txt
 	@touch $@
+# pip is not quiet here: its lines are the only sign of life until the compiler is done.
 $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(shell find csrc -type f)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "sslops: compiling the C++ kernels: half a minute on two idle cores, minutes on busy ones"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+# What the editable install finds the package through (setup.py), should somebody empty build/.
+build/editable/sslops:
+	@mkdir -p $(@D) && ln -sfn ../../sslops $@

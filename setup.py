@@ -16,6 +16,7 @@ from typing import Any
 
 from setuptools import Extension, find_packages, setup
 
+DURATION = "half a minute on two idle cores, minutes on busy ones"  # the Makefile says it, too
 FOLDERS = {"sslops.kernels": "kernels", "sslops.training": "training"}
 
 
@@ -25,6 +26,27 @@ def packages() -> list[str]:
     for name, folder in FOLDERS.items():
         found += [name, *(f"{name}.{sub}" for sub in find_packages(folder))]
     return found
+
+
+def package_dirs() -> dict[str, str]:
+    """Where the packages lie.
+
+    An editable install is one folder on Python's path, with nothing in it but a link to sslops/,
+    whose own links lead to the other folders. An import hook, which setuptools installs for mapped
+    folders, comes too late: beside a clone named sslops, Python takes the clone for the package.
+    """
+    mapped = {"sslops": "sslops", **FOLDERS}
+    linked = all(Path(name.replace(".", "/")).is_dir() for name in FOLDERS)
+    if "editable_wheel" not in sys.argv or not linked:
+        return mapped
+    link = Path("build/editable/sslops")
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(Path("../../sslops"), target_is_directory=True)
+    except OSError:  # no links here, as on Windows without the right to make them
+        return mapped
+    return {"": str(link.parent)}
 
 
 def find_nvcc() -> str | None:
@@ -104,6 +126,8 @@ def extension() -> dict[str, Any]:
         """Torch's builder; without a working compiler it leaves the pure package, and says so."""
 
         def run(self) -> None:
+            count = sum(len(each.sources) for each in self.extensions)
+            print(f"sslops: compiling {count} files of csrc/, {DURATION}", flush=True)
             try:
                 super().run()
             except Exception as error:
@@ -129,7 +153,7 @@ def extension() -> dict[str, Any]:
 if __name__ == "__main__":
     setup(
         packages=packages(),
-        package_dir={"sslops": "sslops", **FOLDERS},
+        package_dir=package_dirs(),
         package_data={"sslops": ["py.typed", "*.pyi"]},
         **extension(),
     )

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -125,6 +126,55 @@ def test_wheel_holds_every_module_and_nothing_else(checkout, tmp_path):
     (source,) = unpacked.iterdir()
     assert (source / "csrc" / "cpu" / "tiles_f32.h").exists()  # or it could not be compiled
     assert modules_in(build(source, tmp_path / "again", "--wheel")) == expected
+
+
+def test_a_folder_of_its_name_does_not_hide_the_package(tmp_path):
+    """Where a clone named sslops lies, Python sees a folder without __init__.py first."""
+    (tmp_path / "sslops").mkdir()
+    code = "import sslops; print(sslops.__file__); sslops.nt_xent"
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).resolve() == ROOT / "sslops" / "__init__.py"
+
+
+def test_editable_install_is_found_from_the_parent_of_the_clone(checkout, tmp_path):
+    """The import hook of setuptools would come after Python's own, which takes the clone."""
+    code = f"from setuptools.build_meta import build_editable as b; b({str(tmp_path)!r})"
+    env = {**os.environ, "SSLOPS_BUILD": "none"}
+    run = [sys.executable, "-c", code]
+    subprocess.run(run, cwd=checkout, env=env, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    (tmp_path / "sslops").symlink_to(checkout)
+    use = (
+        f"import site, sys, zipfile; zipfile.ZipFile({str(wheel)!r}).extractall('site')\n"
+        "site.addsitedir('site'); sys.argv = ['sslops']  # as in the command: without torch\n"
+        "import sslops.training.recipes, sslops.training.cli\n"
+        "from importlib.util import find_spec\n"
+        "print(sslops.__file__, find_spec('kernels'), find_spec('training'))"
+    )
+    run = [sys.executable, "-S", "-c", use]  # without what else is installed
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found, *others = done.stdout.split()
+    assert Path(found).resolve() == (checkout / "sslops" / "__init__.py").resolve()
+    assert others == ["None", "None"]
+
+
+def test_what_takes_minutes_is_announced():
+    """By make, as pip hides what setup.py says; and pip is not quiet while the compiler runs."""
+    run = ["make", "--dry-run", "--always-make", "setup"]
+    env = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if "echo" in line or "pip install" in line]
+    said, packages, compiling, build = lines
+    assert "installing the pinned packages" in said
+    assert "-r requirements.txt" in packages
+    duration = re.search(r'^DURATION = "(.*)"', (ROOT / "setup.py").read_text(), re.M).group(1)
+    assert f"compiling the C++ kernels: {duration}" in compiling
+    assert build.endswith("-e .")
+    assert "--quiet" not in build
 
 
 def test_links_are_committed():
