@@ -109,3 +109,19 @@ def test_every_method_trains_every_encoder_or_says_why_not(name, arch, tmp_path)
         return
     result = train(name, console=Console(io.StringIO()), **fields)
     assert_same(dict(result.encoder.state_dict()), dict(load_encoder(result.dir).state_dict()))
+
+
+NEEDS = {"image": "needs images", "sound": "needs sound", "video": "needs videos"}
+OF_KIND = {"image": "digits", "sound": "tones", "video": "moving-shapes"}
+
+
+@pytest.mark.parametrize("kind", OF_KIND)
+@pytest.mark.parametrize("name", METHODS)
+def test_data_of_another_kind_is_what_the_error_is_about(name, kind, tmp_path):
+    """Not the encoder that the data set's recipe has for other methods."""
+    needed = METHODS[name].kind
+    if kind == needed:
+        return
+    with pytest.raises(ValueError, match=f"{name}: {NEEDS[needed]}, got .*{OF_KIND[kind]}"):
+        train(name, data=OF_KIND[kind], out=tmp_path / "run", console=Console(io.StringIO()))
+    assert not (tmp_path / "run").exists()

@@ -158,7 +158,10 @@ def make_config(cls: type[ConfigT], method: str, given: Mapping[str, Any]) -> Co
     recipe = pick_recipe(method, data, given.get("recipe"), variant)
     # A recipe may be shared by methods: what is not this method's field is another's.
     values = {name: value for name, value in recipe.fields.items() if name in known}
-    if given.get("arch", values.get("arch")) != values.get("arch"):
+    meant = values.get("arch", cls.arch)
+    if cls.archs and meant not in cls.archs:  # the recipe is for methods that take any encoder
+        del values["arch"]
+    if given.get("arch", values.get("arch", cls.arch)) != meant:
         # Width, pooling, patches are meant for the recipe's encoder; another has its own defaults.
         values = {name: value for name, value in values.items() if name not in ENCODER_OPTIONS}
     return cls(**{**values, "data": data, **given})
