@@ -276,14 +276,3 @@ def matmul_precision(dtype: torch.dtype, device: torch.device) -> str:
     if dtype is not torch.float32 or torch.version.hip is not None or device.type != "cuda":
         return "ieee"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
-
-
-def family(device: torch.device) -> str:
-    """Row of the configuration tables: "sm_90", "sm_100", "hip", or "sm_80" for all else."""
-    if torch.version.hip is not None:
-        return "hip"
-    if device.type == "cuda":
-        major = torch.cuda.get_device_capability(device)[0]
-        if major in (9, 10):
-            return "sm_90" if major == 9 else "sm_100"
-    return "sm_80"

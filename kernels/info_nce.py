@@ -33,12 +33,13 @@ import torch
 import triton
 from torch import Tensor
 
+from sslops.kernels._architectures import family
 from sslops.kernels._config import MAX_ROWS, cases, options
 from sslops.kernels._finish import Pulls, factors, finish, peak_of, segments
 from sslops.kernels._info_nce_bwd import info_nce_bwd_kernel
 from sslops.kernels._info_nce_fwd import info_nce_fwd_kernel, info_nce_loss_kernel
 from sslops.kernels._info_nce_single import info_nce_combine_kernel, info_nce_single_kernel
-from sslops.kernels._tile import WHOLE_D, family, matmul_precision, strips, unit_rows
+from sslops.kernels._tile import WHOLE_D, matmul_precision, strips, unit_rows
 
 LOSS_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
 COMBINE_OPTIONS = {"COLS": 64, "num_warps": 4}

@@ -23,11 +23,12 @@ import torch
 import triton
 from torch import Tensor
 
+from sslops.kernels._architectures import family
 from sslops.kernels._config import MAX_ROWS, cases, options
 from sslops.kernels._finish import factors, peak_of
 from sslops.kernels._nt_xent_bwd import nt_xent_bwd_kernel, nt_xent_dz_kernel
 from sslops.kernels._nt_xent_fwd import nt_xent_fwd_kernel, nt_xent_loss_kernel
-from sslops.kernels._tile import family, matmul_precision, strips, unit_rows
+from sslops.kernels._tile import matmul_precision, strips, unit_rows
 
 LOSS_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
 DZ_OPTIONS = {"ROWS": 16, "COLS": 64, "num_warps": 4}

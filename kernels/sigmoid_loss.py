@@ -20,10 +20,11 @@ import torch
 import triton
 from torch import Tensor
 
+from sslops.kernels._architectures import family
 from sslops.kernels._config import options
 from sslops.kernels._finish import Pulls, finish
 from sslops.kernels._sigmoid_loss import sigmoid_negatives_kernel, sigmoid_positives_kernel
-from sslops.kernels._tile import WHOLE_D, family, matmul_precision, unit_rows
+from sslops.kernels._tile import WHOLE_D, matmul_precision, unit_rows
 
 POSITIVES_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
 

@@ -24,10 +24,11 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from sslops.kernels._architectures import family
 from sslops.kernels._config import MAX_ROWS, cases, options
 from sslops.kernels._finish import factors, finish, peak_of
 from sslops.kernels._sup_con import sup_con_bwd_kernel, sup_con_fwd_kernel, sup_con_loss_kernel
-from sslops.kernels._tile import family, matmul_precision, strips, unit_rows
+from sslops.kernels._tile import matmul_precision, strips, unit_rows
 
 LOSS_OPTIONS = {"ROWS": 32, "num_warps": 4}
 

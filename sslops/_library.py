@@ -9,12 +9,14 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from sslops.kernels._architectures import note, refusal
 
 LIB = torch.library.Library("sslops", "DEF")  # type: ignore[no-untyped-call]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -72,9 +74,10 @@ def use_backend(name: str) -> _UseBackend:
     one thread; a compiled graph keeps what was chosen when it was traced.
 
     Args:
-        name: "auto", the compiled kernels on a CPU and Triton's on a GPU; "reference", plain
-            PyTorch; "cpp", the compiled CPU kernels; "triton" or "cuda", the GPU kernels of that
-            kind.
+        name: "auto", the compiled kernels on a CPU and Triton's on a GPU, but for GPUs that they
+            are not for (`sslops doctor`); "reference", plain PyTorch; "cpp", the compiled CPU
+            kernels; "triton" or "cuda", the GPU kernels of that kind, also on an architecture that
+            nobody has tried.
 
     Raises:
         ValueError: unknown name. An op that is called on a device for which the chosen back end
@@ -189,10 +192,20 @@ def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _tensors(args: tuple[Any, ...]) -> Iterator[Tensor]:
+    each = (t for arg in args for t in (arg if isinstance(arg, list) else (arg,)))
+    return (t for t in each if isinstance(t, Tensor))
+
+
 def gpu_kernel(name: str, triton: str | None, cuda: bool, args: tuple[Any, ...]) -> Any:
-    """What runs `args` on a GPU; None for the reference, which alone takes float64."""
-    tensors = (t for each in args for t in (each if isinstance(each, list) else (each,)))
-    if any(isinstance(each, Tensor) and each.dtype is torch.float64 for each in tensors):
+    """What runs `args` on a GPU; None for the reference, which alone takes float64, or any GPU."""
+    if any(each.dtype is torch.float64 for each in _tensors(args)):
+        return None
+    device = next(each.device for each in _tensors(args))
+    if why := refusal(device, chosen=_backend != "auto"):
+        if _backend != "auto":
+            raise RuntimeError(f"{name}: the chosen back end {_backend} {why}")
+        note(device, why)
         return None
     if _backend == "cuda" or triton is None:
         if cuda and load_cuda_extension():

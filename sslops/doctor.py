@@ -11,6 +11,7 @@ import torch
 
 from sslops import _library
 from sslops._version import __version__
+from sslops.kernels._architectures import described, refusal
 
 __all__ = ["Backend", "backends", "report"]
 
@@ -35,8 +36,8 @@ class Backend(NamedTuple):
     Attributes:
         op: name of the op.
         device: "cpu", "cuda" or "other".
-        runs: "cpp (<level>)", "triton" or "reference"; then ", as <op>" if the kernels are those
-            of another op.
+        runs: "cpp (<level>)", "triton", "cuda" or "reference"; then ", as <op>" if the kernels are
+            those of another op.
         why: why not a faster one; empty if there is none.
     """
 
@@ -88,18 +89,23 @@ def _cpu(op: str) -> Backend:
 
 
 def _cuda(op: str) -> Backend:
-    if not _library.HAS_TRITON:
-        return Backend(op, "cuda", "reference", "triton is not installed")
-    if torch.cuda.get_device_capability() < (8, 0):
-        return Backend(op, "cuda", "triton", "tested for compute capability 8.0 and newer only")
-    return Backend(op, "cuda", "triton", "")
+    if why := refusal(torch.device("cuda", torch.cuda.current_device())):
+        return Backend(op, "cuda", "reference", f"every kernel {why}")
+    if _library.HAS_TRITON:
+        return Backend(op, "cuda", "triton", "")
+    if hasattr(torch.ops.sslops, f"{OPS[op]}_cuda") and _cuda_module().startswith(_LOADED):
+        return Backend(op, "cuda", "cuda", "triton is not installed")
+    return Backend(op, "cuda", "reference", "triton is not installed")
+
+
+_LOADED = "sslops._C_cuda is loaded"
 
 
 def _cuda_module() -> str:
     """Whether sslops._C_cuda is there, and why not."""
     try:
         if _library.load_cuda_extension():
-            return "sslops._C_cuda is loaded; sslops.use_backend('cuda') runs its kernels"
+            return f"{_LOADED}; sslops.use_backend('cuda') runs its kernels"
     except OSError as error:
         return f"sslops._C_cuda does not load: {error}"
     nvcc = "" if shutil.which("nvcc") else "; nvcc is not on the path"
@@ -132,10 +138,9 @@ def report() -> str:
         lines.append(f"kernels  not compiled; {BUILD_HINT}")
     lines.append(f"cuda     {_cuda_module()}")
     for n in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(n)
-        lines.append(
-            f"gpu {n}    {torch.cuda.get_device_name(n)}, compute capability {major}.{minor}"
-        )
+        gpu = torch.device("cuda", n)
+        plain = "; plain PyTorch runs on it" if refusal(gpu) else ""
+        lines.append(f"gpu {n}    {torch.cuda.get_device_name(n)}, {described(gpu)}{plain}")
     if not torch.cuda.is_available():
         lines.append("gpu      none found")
     lines.append("")

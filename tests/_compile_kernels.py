@@ -1,6 +1,7 @@
 """Compiles every configuration of the Triton kernels for one target and prints what came out.
 
 python -m tests._compile_kernels cuda:90     # or hip:gfx942; no device is needed
+python -m tests._compile_kernels cuda:120 hip:gfx950     # of several only NT-Xent's, at one size
 
 The launchers themselves run, on tensors without memory: what compiles here is, to the bit, what a
 user's call would compile. TRITON_INTERPRET must not be set.
@@ -28,6 +29,7 @@ from triton.runtime.jit import JITFunction
 
 from sslops.kernels import ema, info_nce, nt_xent, sigmoid_loss, sup_con
 from sslops.kernels import queue as queue_kernels
+from sslops.kernels._architectures import AMD, NVIDIA
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 WIDTHS = (64, 128, 256)  # one a row of the table
@@ -43,7 +45,7 @@ class Target:
         return self.target
 
     def get_current_device(self) -> int:
-        return 0
+        return hash(self.target)  # what was compiled for one target is not another's
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -156,9 +158,9 @@ def call_launchers(width: int, dtype: torch.dtype) -> None:
         call(width, dtype)
 
 
-def compile_all(target: GPUTarget) -> list[dict[str, Any]]:
+def compile_all(target: GPUTarget, brief: bool = False) -> list[dict[str, Any]]:
     """Facts of every kernel that the launchers ask for."""
-    arch = "hip" if target.backend == "hip" else f"sm_{target.arch}"
+    arch = AMD[target.arch] if target.backend == "hip" else NVIDIA[target.arch // 10]
     seen: dict[int, dict[str, Any]] = {}
     multiply = "ieee"
     run = JITFunction.run
@@ -188,6 +190,9 @@ def compile_all(target: GPUTarget) -> list[dict[str, Any]]:
             for name, value in replaced.items():
                 if hasattr(module, name):
                     patched.enter_context(mock.patch.object(module, name, value))
+        if brief:
+            call_nt_xent(128, torch.bfloat16)
+            return list(seen.values())
         for width in WIDTHS:
             call_launchers(width, torch.bfloat16)
         call_launchers(128, torch.float16)
@@ -227,10 +232,13 @@ def facts(kernel: Any, target: GPUTarget) -> dict[str, Any]:
     return out | {"matrix": sorted(set(found))}
 
 
+def target_of(name: str) -> GPUTarget:
+    """Of "cuda:90" or "hip:gfx942"."""
+    backend, arch = name.split(":")
+    return GPUTarget("hip", arch, 64) if backend == "hip" else GPUTarget("cuda", int(arch), 32)
+
+
 if __name__ == "__main__":
-    backend, arch = sys.argv[1].split(":")
-    if backend == "hip":
-        found = compile_all(GPUTarget("hip", arch, 64))
-    else:
-        found = compile_all(GPUTarget("cuda", int(arch), 32))
+    several = len(sys.argv) > 2
+    found = {name: compile_all(target_of(name), several) for name in sys.argv[1:]}
     print(json.dumps(found))
