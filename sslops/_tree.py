@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sslops._names import shown
+
 __all__ = ["concatenate", "map_tensors", "split_rows", "tensors_of"]
 
 
@@ -61,7 +63,7 @@ def split_rows(value: Any, size: int) -> list[Any]:
     if len(rows) > 1:
         raise ValueError(
             "GradCache: the tensors of an input must have the same number of rows, got"
-            f" {sorted(rows)}"
+            f" {shown(rows)}"
         )
     if rows == {0}:
         raise ValueError("GradCache: an input must have at least one row, got 0")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sslops._names import shown
 from sslops._parallel import Averaging
 from sslops._replay import Autocast, Buffers, Draws, kept_buffers
 from sslops._tree import concatenate, map_tensors, split_rows, tensors_of
@@ -225,7 +226,7 @@ class _Step:
         if len(rows) != 1 or rows != expected or rows == {0}:
             raise ValueError(
                 "GradCache: an encoder must return one row for each row of its micro-batch, got"
-                f" {sorted(rows)} for {sorted(expected)}"
+                f" {shown(rows)} for {shown(expected)}"
             )
         return rows.pop()
 

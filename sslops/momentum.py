@@ -1,13 +1,16 @@
 """The network that follows another one: MoCo's key encoder, BYOL's target, DINO's teacher."""
 
 import copy
+import gc
 import math
+import weakref
 from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sslops.ops._wrappers import plain_name
 from sslops.ops.ema import ema_update_
 
 __all__ = ["MomentumEncoder", "cosine_momentum"]
@@ -19,7 +22,10 @@ class MomentumEncoder(nn.Module):
         encoder <- m encoder + (1 - m) source
 
     One call of `sslops.ema_update_` for all parameters and buffers. The encoder that is followed is
-    no submodule: `state_dict` and `parameters` hold the copy alone, under `encoder.`.
+    no submodule: `state_dict` and `parameters` hold the copy alone, under `encoder.`. Names of
+    wrappers (DistributedDataParallel, torch.compile) make no difference between the two, nor to
+    `load_state_dict`. A deep copy, and what comes out of a pickle, follows the encoder that was
+    copied with it, as in a copy of a method that holds both; copied alone it has none to follow.
 
     Args:
         encoder: the one to copy and to follow.
@@ -33,6 +39,7 @@ class MomentumEncoder(nn.Module):
     Raises:
         ValueError: momentum outside [0, 1], unknown `buffers`; and what `sslops.ema_update_`
             raises, in `update`.
+        RuntimeError: `update` without a source, of a copy that was made without its encoder.
 
     Source: He et al. 2020, arXiv:1911.05722, eq. 2. Grill et al. 2020, arXiv:2006.07733, eq. 1.
 
@@ -62,7 +69,7 @@ class MomentumEncoder(nn.Module):
         for tensor in chain(self.encoder.parameters(), self.encoder.buffers()):
             if dtype is not None and tensor.is_floating_point():  # nn.Module.to cuts complex ones
                 tensor.data = tensor.data.to(dtype)
-        self._followed = (encoder,)  # in a tuple, or nn.Module would register it
+        self._followed = _Followed(encoder)  # nn.Module would register the encoder itself
         self.momentum = momentum
         self.buffers_by: Literal["copy", "ema", "keep"] = buffers
         self.stochastic_rounding = stochastic_rounding
@@ -73,13 +80,14 @@ class MomentumEncoder(nn.Module):
         """Move the copy towards `source`, by default the encoder that it was made from.
 
         Args:
-            source: a module with the same names of parameters and buffers.
+            source: a module with the same names of parameters and buffers; it or any part of it
+                may be wrapped.
             momentum: of this step, a number or a tensor of one element on the device; default the
                 constructor's.
         """
         ema_update_(
             self.encoder,
-            self._followed[0] if source is None else source,
+            self._followed.encoder() if source is None else source,
             self.momentum if momentum is None else momentum,
             buffers=self.buffers_by,
             stochastic_rounding=self.stochastic_rounding,
@@ -90,10 +98,63 @@ class MomentumEncoder(nn.Module):
         """What the copy returns, without gradient."""
         return self.encoder(*args, **kwargs)
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        own = [prefix + name for name in self.state_dict()]
+        by_plain_name = {plain_name(name): name for name in own}
+        if len(by_plain_name) == len(own):
+            for name in [each for each in state_dict if each.startswith(prefix)]:
+                mine = by_plain_name.get(plain_name(name), name)
+                if name not in own and mine not in state_dict:
+                    state_dict[mine] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def extra_repr(self) -> str:
         """The hyper-parameters, as `print(model)` shows them."""
         rounding = ", stochastic_rounding=True" if self.stochastic_rounding else ""
         return f"momentum={self.momentum:g}, buffers={self.buffers_by!r}{rounding}"
+
+
+class _Followed:
+    """Holds an encoder; a copy holds the encoder's copy only as long as something else does.
+
+    Else a copy would follow weights that nobody trains, without a word.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self._encoder: nn.Module | None = encoder
+        self._copied: weakref.ref[nn.Module] | None = None
+
+    def encoder(self) -> nn.Module:
+        found = self._encoder
+        if found is None and self._copied is not None:
+            gc.collect()  # a network may refer to itself in a circle; once, at the first update
+            found = self._encoder = self._copied()
+        if found is None:
+            raise RuntimeError(
+                "MomentumEncoder: a copy follows the encoder that was copied with it, got one that"
+                " was copied alone; copy both in one call, or give update(source)"
+            )
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Followed":
+        return _followed_if_held(copy.deepcopy(self._now(), memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _followed_if_held, (self._now(),)
+
+    def _now(self) -> nn.Module | None:
+        if self._encoder is None and self._copied is not None:
+            return self._copied()
+        return self._encoder
+
+
+def _followed_if_held(encoder: nn.Module | None) -> _Followed:
+    followed = _Followed.__new__(_Followed)
+    followed._encoder = None
+    followed._copied = None if encoder is None else weakref.ref(encoder)
+    return followed
 
 
 def cosine_momentum(step: int, total: int, base: float = 0.996) -> float:

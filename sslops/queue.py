@@ -7,6 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslops._names import shown
 from sslops.ops.queue import check_keys, enqueue_
 
 __all__ = ["KeyQueue"]
@@ -184,7 +185,8 @@ def _gather(
         sizes = torch.cat(all_sizes).tolist()
         if not uneven and len(set(sizes)) > 1:
             raise ValueError(
-                f"KeyQueue: ranks must have as many keys each without uneven=True, got {sizes}"
+                f"KeyQueue: ranks must have as many keys each without uneven=True, got"
+                f" {shown(sizes)}"
             )
     return _gather_rows(keys, sizes, group), ids if ids is None else _gather_rows(ids, sizes, group)
 

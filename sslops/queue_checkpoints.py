@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sslops._names import shown
 from sslops.queue import KeyQueue
 
 __all__ = ["load_queue"]
@@ -57,9 +58,8 @@ def load_queue(
     keys = stored if _is_rows(name, stored, layout) else stored.T  # [K, D]
     K, D = keys.shape
     if position.numel() != 1 or not 0 <= int(position) < K:
-        raise ValueError(
-            f"load_queue: the position must be one number in [0, {K}), got {position.tolist()}"
-        )
+        found = shown(position.flatten().tolist())
+        raise ValueError(f"load_queue: the position must be one number in [0, {K}), got {found}")
     if into is None:
         into = KeyQueue(K, D, dtype=keys.dtype).to(keys.device)
     elif tuple(into.keys.shape) != (K, D):
@@ -91,7 +91,7 @@ def _find(state_dict: Mapping[str, Tensor], prefix: str | None) -> tuple[str, Te
         where = "" if prefix is None else f" with prefix {prefix!r}"
         raise ValueError(
             f"load_queue: needs one queue and queue_ptr, or bank and bank_ptr{where}, got"
-            f" {found or sorted(state_dict)[:20]}"
+            f" {shown(found or sorted(state_dict))}"
         )
     return found[0], state_dict[found[0]], state_dict[pairs[found[0]]]
 

@@ -144,6 +144,8 @@ WRONG = [
     (TypeError, [W], [None], 0.5, "needs tensors, got NoneType"),
     (TypeError, W, [W], 0.5, "two lists of tensors, got Tensor and list"),
     (TypeError, nn.ReLU(), [W], 0.5, "two modules or .* got ReLU and list"),
+    (TypeError, {"a": W}, {"a": W}, 0.5, "two modules or two lists .* got dict and dict"),
+    (TypeError, [W], [("a", W)], 0.5, "needs tensors, got tuple"),
 ]
 
 

@@ -16,13 +16,15 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "kernels": {"sslops.kernels"},
     "sslops/reference": {"sslops.reference"},
-    "sslops/parallel": {"sslops.parallel"},
+    "sslops/parallel": {"sslops.parallel", "sslops._names"},
     "sslops/ops": {
-        "sslops._library", "sslops.kernels", "sslops.reference", "sslops.parallel", "sslops.ops",
+        "sslops._library", "sslops._names", "sslops.kernels", "sslops.reference",
+        "sslops.parallel", "sslops.ops",
     },
-    "sslops/compat": {"sslops", "sslops.compat", "sslops.distributed"},
+    "sslops/compat": {"sslops", "sslops._names", "sslops.compat", "sslops.distributed"},
     "training": {
         "sslops",
+        "sslops._names",
         "sslops.distributed",
         "sslops.doctor",
         "sslops.grad_cache",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sslops._names import shown
 from sslops.training import export
 from sslops.training.config import TrainConfig, make_config
 from sslops.training.console import Console
@@ -122,6 +123,6 @@ def _without(split: Split, data: Dataset, held_out: str) -> Split:
     name, _, value = held_out.partition("=")
     if value not in data.factors.get(name, ()):
         known = [f"{factor}={each}" for factor, values in data.factors.items() for each in values]
-        raise ValueError(f"train: held_out must be one of {', '.join(known)}, got {held_out!r}")
+        raise ValueError(f"train: held_out must be one of {shown(known, ', ')}, got {held_out!r}")
     seen = split.factors[name] != data.factors[name].index(value)
     return take(split, torch.nonzero(seen).flatten())

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sslops._names import shown
 from sslops.training.data import Split
 from sslops.training.distributed import World
 from sslops.training.methods import Batch
@@ -85,7 +86,7 @@ def groups_of(split: Split, name: str | None) -> Tensor | None:
     )
     if name not in known:
         raise ValueError(
-            f"train: group_by must be one of {', '.join(known) or '(nothing is labelled)'}, got"
+            f"train: group_by must be one of {shown(known, ', ') or '(nothing is labelled)'}, got"
             f" {name!r}"
         )
     return known[name]

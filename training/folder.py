@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from sslops._names import shown
 from sslops.training.config import (
     RunOptions,
     TrainConfig,
@@ -48,8 +49,8 @@ def check_folder(folder: Path, options: RunOptions, method: str, config: TrainCo
             raise ValueError(f"train: the run in {folder} is {saved_method}, got {method}")
         if changed:
             raise ValueError(
-                f"train: --resume keeps the run's configuration, got another {', '.join(changed)};"
-                " start a new run with another --out"
+                "train: --resume keeps the run's configuration, got another"
+                f" {shown(changed, ', ')}; start a new run with another --out"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not options.overwrite:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from sslops._names import shown
 from sslops.training import checkpoint
 from sslops.training.augment import SharedGenerator
 from sslops.training.console import Console
@@ -96,7 +97,7 @@ def replay(path: Path, device: str, console: Console) -> bool:
     elif size > 1 and config["parallel"] == "fsdp":
         raise ValueError(
             f"train: --replay of sharded weights needs the files of all {size} processes of the"
-            f" step beside each other, got no {', '.join(missing)}"
+            f" step beside each other, got no {shown(missing, ', ')}"
         )
     else:
         if size > 1:

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from sslops._names import shown
+
 Features = dict[str, Any]
 
 
@@ -30,9 +32,10 @@ def pieces(features: Features, size: int) -> list[Features]:
     count = rows.get("input_ids", max(rows.values(), default=0))
     odd = {key: n for key, n in rows.items() if n not in (count, 1)}
     if odd or "cu_seq_lens_q" in features:
+        each = [f"{key} {n}" for key, n in odd.items()]
         raise ValueError(
             "CachedMultipleNegativesRankingLoss: every tensor must have one row for each text, got"
-            f" {odd or 'flattened sequences'} for {count} texts"
+            f" {shown(each) if odd else 'flattened sequences'} for {count} texts"
         )
 
     def cut(key: str, begin: int) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
+from sslops._names import shown
+
 # package -> its import name, and the module that defines each name
 _PACKAGES = {
     "lightly": (
@@ -95,7 +97,7 @@ def patch(package: str, classes: str | Iterable[str] | None = None) -> Patch:
     )
     if unknown := set(names) - set(places):
         raise ValueError(
-            f"patch: classes of {package} must be of {tuple(places)}, got {sorted(unknown)}"
+            f"patch: classes of {package} must be of {tuple(places)}, got {shown(unknown)}"
         )
     compat = importlib.import_module(f"sslops.compat.{package}")
     pairs = []

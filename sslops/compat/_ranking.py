@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from sslops._names import shown
+
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 _HARDNESS = ("in_batch_negatives", "hard_negatives", "all_negatives")
 
@@ -11,11 +13,11 @@ def check_ranking(name: str, scale: float, directions: Sequence[str], partition_
     if not 0 < scale < float("inf"):
         raise ValueError(f"{name}: scale must be positive and finite, got {scale}")
     if unknown := set(directions) - set(DIRECTIONS):
-        raise ValueError(f"{name}: directions must be of {DIRECTIONS}, got {sorted(unknown)}")
+        raise ValueError(f"{name}: directions must be of {DIRECTIONS}, got {shown(unknown)}")
     if "query_to_doc" not in directions:
-        raise ValueError(f"{name}: directions must have query_to_doc, got {tuple(directions)}")
+        raise ValueError(f"{name}: directions must have query_to_doc, got {shown(directions)}")
     if "doc_to_doc" in directions and "doc_to_query" not in directions:
-        raise ValueError(f"{name}: doc_to_doc needs doc_to_query, got {tuple(directions)}")
+        raise ValueError(f"{name}: doc_to_doc needs doc_to_query, got {shown(directions)}")
     if partition_mode not in ("joint", "per_direction"):
         raise ValueError(
             f"{name}: partition_mode must be joint or per_direction, got {partition_mode!r}"
@@ -23,7 +25,7 @@ def check_ranking(name: str, scale: float, directions: Sequence[str], partition_
     if partition_mode == "per_direction" and {"query_to_query", "doc_to_doc"} & set(directions):
         raise ValueError(
             f"{name}: per_direction goes with query_to_doc and doc_to_query alone, got"
-            f" {tuple(directions)}"
+            f" {shown(directions)}"
         )
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslops import info_nce
+from sslops._names import shown
 from sslops.compat._grad_cache import cached, pieces
 from sslops.compat._ranking import check_hardness, check_ranking
 from sslops.compat._shared import settings_of
@@ -80,7 +81,9 @@ def multiple_negatives_ranking_loss(
     check_ranking(name, scale, directions, partition_mode)
     shapes = [tuple(each.shape) for each in embeddings]
     if len(shapes) < 2 or len(set(shapes)) > 1:
-        raise ValueError(f"{name}: needs two or more tensors of one shape [B, D], got {shapes}")
+        raise ValueError(
+            f"{name}: needs two or more tensors of one shape [B, D], got {shown(shapes)}"
+        )
     queries, positives = embeddings[0], embeddings[1]
     everyone = all_gather_with_grad if gather_across_devices else (lambda each: each)
     all_queries, *docs = (everyone(each) for each in embeddings)

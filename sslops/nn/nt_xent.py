@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sslops._names import shown
 from sslops.nn._temperature import WithTemperature
 from sslops.ops._checks import autocasts, check_reduction
 from sslops.ops.nt_xent import NTXentStats, nt_xent
@@ -65,11 +66,11 @@ class NTXentLoss(WithTemperature):
         if not views:
             raise ValueError("NTXentLoss: needs at least one tensor, got none")
         if len(views) > 1 and any(view.shape != views[0].shape for view in views):
-            shapes = ", ".join(str(tuple(view.shape)) for view in views)
+            shapes = shown((tuple(view.shape) for view in views), ", ")
             raise ValueError(f"NTXentLoss: views must share their shape, got {shapes}")
         devices, dtypes = {view.device for view in views}, {view.dtype for view in views}
         if len(devices) > 1 or (len(dtypes) > 1 and not autocasts(views[0])):
-            kinds = ", ".join(f"{view.dtype} on {view.device}" for view in views)
+            kinds = shown((f"{view.dtype} on {view.device}" for view in views), ", ")
             raise ValueError(f"NTXentLoss: views must share dtype and device, got {kinds}")
         z = views[0] if len(views) == 1 else _stacked(views)
         return nt_xent(

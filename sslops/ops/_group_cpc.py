@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sslops._names import shown
 from sslops.ops._group import GRADIENTS, total_with_grad, wants
 from sslops.ops._group_info_nce import against_other_keys
 from sslops.ops._info_nce_rows import InfoNCEStats
@@ -33,7 +34,7 @@ def agree_on_cpc(
     sizes = agree(team, name, predictions, {"sequences": B}, same, {"temperature": scale})
     found = sizes["sequences"]
     if sum(found) == 0:
-        raise ValueError(f"{name}: one rank must have a sequence, got {found} in rank order")
+        raise ValueError(f"{name}: one rank must have a sequence, got {shown(found)} in rank order")
     if isinstance(negatives, int) and negatives > sum(found) * T:
         raise ValueError(
             f"{name}: negatives must be in [1, B T = {sum(found) * T}], got {negatives}"

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sslops._library import op
+from sslops._names import shown
 from sslops.ops._group import GRADIENTS, as_compared, of_no_rows, one_scale, wants
 from sslops.ops._info_nce_rows import InfoNCEStats, rows_of_info_nce
 from sslops.ops._remote import Lse, against_others, wide
@@ -46,7 +47,8 @@ def rows_of_team(
     sizes = {"queries": len(queries), "keys": len(keys)}
     found = agree(team, name, queries, sizes, same, {"temperature": scale})
     if sum(found["queries"]) == 0:
-        raise ValueError(f"{name}: one rank must have a row, got {found['queries']} in rank order")
+        rows = shown(found["queries"])
+        raise ValueError(f"{name}: one rank must have a row, got {rows} in rank order")
     ids = (query_ids, key_ids)
     options: tuple[Tensor | None, float, bool, bool] = (scale, factor, normalize, stats)
     if symmetric:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sslops._names import shown
 from sslops.ops._group import GRADIENTS, as_compared, one_scale, wants
 from sslops.ops._nt_xent_ids import positives
 from sslops.ops._remote import Lse, against_others
@@ -31,7 +32,9 @@ def agree_on_nt_xent(
     }  # fmt: skip
     rows = agree(team, "nt_xent", z, {"rows": len(z)}, same, {"temperature": scale})["rows"]
     if sum(rows) == 0:
-        raise ValueError(f"nt_xent: one rank must have a sample, got rows {rows} in rank order")
+        raise ValueError(
+            f"nt_xent: one rank must have a sample, got rows {shown(rows)} in rank order"
+        )
     return rows
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslops._library import op
+from sslops._names import shown
 from sslops.ops._group import GRADIENTS, as_compared, one_scale, wants
 from sslops.ops._remote import against_others, wide
 from sslops.parallel import Team, agree
@@ -52,7 +53,7 @@ def others_texts(
     scalars = {"logit_scale": scale, "logit_bias": bias}
     found = agree(team, name, image, sizes, same, scalars)
     if sum(found["images"]) == 0:
-        raise ValueError(f"{name}: one rank must have an image, got {found['images']}")
+        raise ValueError(f"{name}: one rank must have an image, got {shown(found['images'])}")
     shift = wide(image).new_full((), value) if bias is None else bias
     numbers = torch.stack([one_scale(scale, factor, image), shift])
     x, y = as_compared(image, normalize), as_compared(text, normalize)

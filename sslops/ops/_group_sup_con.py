@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslops._library import op
+from sslops._names import shown
 from sslops.ops._group import GRADIENTS, as_compared, one_scale, wants
 from sslops.ops._info_nce_rows import rows_of_info_nce
 from sslops.ops._remote import Lse, against_others, first_row, wide
@@ -44,7 +45,9 @@ def rows_among_all(
     }  # fmt: skip
     rows = agree(team, name, z, {"rows": len(z)}, same, {"temperature": scale})["rows"]
     if sum(rows) < 2:
-        raise ValueError(f"{name}: ranks must have two rows together, got {rows} in rank order")
+        raise ValueError(
+            f"{name}: ranks must have two rows together, got {shown(rows)} in rank order"
+        )
     x, kappa = as_compared(z, normalize), one_scale(scale, factor, z)
 
     positives = Lse(_match(labels), labels, within=True) if inside else LabelSums(labels)

@@ -1,6 +1,6 @@
 """Moving average of a whole network: schema, kernels per device, public function."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, Literal, NamedTuple, cast
 
@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from sslops._library import define, op
+from sslops._names import shown
 from sslops.ops._checks import FLOATING, check_floating
+from sslops.ops._wrappers import unwrapped
 from sslops.reference import ema as _reference
 
 __all__ = ["ema_update_"]
 
 AVERAGED = frozenset(FLOATING)
-KINDS = (nn.Module, Tensor)
+ODD = (nn.Module, Tensor, Mapping)  # a state dict has tensors that are no parameters, in any order
 INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -59,8 +61,10 @@ def ema_update_(
     Args:
         targets: written; a module, or tensors of float16, bfloat16, float32 or float64.
         sources: a module with the same names of parameters and buffers, or as many tensors; each of
-            its target's shape, of any of these dtypes. All on one device. Of tensors divided among
-            processes (DTensor), alike on both sides, each process moves its part.
+            its target's shape, of any of these dtypes. All on one device. Names are those inside of
+            DistributedDataParallel, torch.compile and the like, which may wrap any module of either
+            side. Of tensors divided among processes (DTensor), alike on both sides, each process
+            moves its part.
         momentum: m in [0, 1], or a tensor of one element on that device, which is never read on
             the host on a GPU: its range is not checked.
         buffers: of modules: "copy" them, average the floating ones ("ema"), or leave them all alone
@@ -89,7 +93,7 @@ def ema_update_(
         raise ValueError(f"ema_update_: buffers must be copy, ema or keep, got {buffers!r}")
     if isinstance(targets, nn.Module) and isinstance(sources, nn.Module):
         pairs = _of_modules(targets, sources, buffers)
-    elif isinstance(targets, KINDS) or isinstance(sources, KINDS):
+    elif isinstance(targets, ODD) or isinstance(sources, ODD):
         kinds = f"{type(targets).__name__} and {type(sources).__name__}"
         raise TypeError(f"ema_update_: needs two modules or two lists of tensors, got {kinds}")
     else:
@@ -130,8 +134,8 @@ def _of_modules(target: nn.Module, source: nn.Module, by: str) -> _Pairs:
         if mine.keys() != other.keys():
             raise ValueError(
                 f"ema_update_: the modules must have the same {kind}, got sources without"
-                f" {sorted(mine.keys() - other.keys())} and targets without"
-                f" {sorted(other.keys() - mine.keys())}"
+                f" {shown(mine.keys() - other.keys())} and targets without"
+                f" {shown(other.keys() - mine.keys())}"
             )
     parameters, buffers = ours
     return _Pairs(
@@ -143,11 +147,15 @@ def _of_modules(target: nn.Module, source: nn.Module, by: str) -> _Pairs:
 
 
 def _names(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters and buffers, tied ones too; in 40 % of the time of nn.Module's named_*."""
+    """Parameters and buffers, tied ones too; in 40 % of the time of nn.Module's named_*.
+
+    Without the names of wrappers: what is averaged may be compiled, or in DDP, on one side alone.
+    """
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
 
     def collect(module: nn.Module, prefix: str) -> None:
+        module = unwrapped(module)
         for out, members in ((parameters, module._parameters), (buffers, module._buffers)):
             for name, tensor in members.items():
                 if tensor is not None:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sslops._names import shown
 from sslops.parallel.team import Team, eager
 
 T = TypeVar("T")
@@ -66,14 +67,16 @@ def agree(
     rows = _exchange(team, values, tensors, like.device)
     refused = [rank for rank, row in enumerate(rows) if row[0] != OK]
     if refused:
-        raise ValueError(f"{op}: arguments must be right on all ranks, got a refusal by {refused}")
+        raise ValueError(
+            f"{op}: arguments must be right on all ranks, got a refusal by {shown(refused)}"
+        )
     names = ["loss", *sizes, *same, *(name for name, each in scalars.items() if each is not None)]
     for column, name in enumerate(names, 1):
         found = [row[column] for row in rows]
         alike = all(each == found[0] or (each != each and found[0] != found[0]) for each in found)
         if name not in sizes and not alike:
-            shown = _shown(name, found, same)
-            raise ValueError(f"{op}: ranks must have the same {name}, got {shown} in rank order")
+            each = shown(_readable(name, found, same))
+            raise ValueError(f"{op}: ranks must have the same {name}, got {each} in rank order")
     first = 2
     return {name: [int(row[first + n]) for row in rows] for n, name in enumerate(sizes)}
 
@@ -100,7 +103,7 @@ def _number(value: Same) -> float:
     return float(value)
 
 
-def _shown(name: str, found: list[float], same: Mapping[str, Same]) -> list[float] | list[str]:
+def _readable(name: str, found: list[float], same: Mapping[str, Same]) -> list[float] | list[str]:
     """Numbers as they are; names and dtypes only as far as this process knows them."""
     own = same.get(name, name)
     if not isinstance(own, (str, torch.dtype)):

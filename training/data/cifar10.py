@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from sslops._names import shown
 from sslops.training.data.cache import Arrays, cache_dir, cached, fingerprint
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.folder import load_folder
@@ -142,7 +143,7 @@ def _images(place: Path) -> Dataset | None:
     if dataset.classes != CLASSES or shape != (3, 32, 32):
         raise ValueError(
             f"cifar10: image folders must be the classes {', '.join(CLASSES)} of 3x32x32 images,"
-            f" got {', '.join(dataset.classes) or 'no classes'} of {shape} in {place}"
+            f" got {shown(dataset.classes, ', ') or 'no classes'} of {shape} in {place}"
         )
     return replace(
         dataset,

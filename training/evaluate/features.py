@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslops._names import shown
 from sslops.training.data import Waves
 
 __all__ = ["extract", "extract_frames", "extract_stages", "fittable", "pixels", "spread"]
@@ -163,7 +164,7 @@ def _run(
     if changed:
         raise RuntimeError(
             f"extract: the encoder must stay as it is in evaluation mode, got new values of "
-            f"{', '.join(changed[:3])}; look for layers that update themselves in forward"
+            f"{shown(changed, ', ')}; look for layers that update themselves in forward"
         )
     return torch.cat(rows)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sslops._names import shown
 from sslops.training.models.cnn import CNN
 from sslops.training.models.colour_inputs import build_colour_encoder
 from sslops.training.models.frames import FrameCNN
@@ -123,7 +124,7 @@ def build_encoder(
     known = [name for name in inspect.signature(build).parameters][2:]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(
-            f"build_encoder: options of {arch} are {', '.join(known)}, got {', '.join(unknown)}"
+            f"build_encoder: options of {arch} are {', '.join(known)}, got {shown(unknown, ', ')}"
         )
     # Only the CPU generator is forked: encoders are built there and moved afterwards.
     with torch.random.fork_rng(devices=[], enabled=seed is not None):

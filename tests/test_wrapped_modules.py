@@ -1,0 +1,186 @@
+"""Averages of networks that are wrapped: DistributedDataParallel, torch.compile and the like."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+import sslops
+from sslops import MomentumEncoder, ema_update_
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _group(tmp_path_factory):
+    name = tmp_path_factory.mktemp("group") / "file"
+    dist.init_process_group("gloo", init_method=f"file://{name}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Net(nn.Module):
+    """Its first layer is a module of its own, which may be wrapped; one has a wrapper's name."""
+
+    def __init__(self, wrap=lambda module: module):
+        super().__init__()
+        self.encoder = nn.Sequential(wrap(nn.Linear(3, 4)), nn.BatchNorm1d(4))
+        self.module = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.module(self.encoder(x))
+
+
+def compiled(module):
+    return torch.compile(module, backend="eager")
+
+
+def ddp(module):
+    return nn.parallel.DistributedDataParallel(module)
+
+
+def compiled_in_place(module):
+    module.compile(backend="eager")
+    return module
+
+
+# name -> a network with the members of Net, wrapped anywhere
+WRAPPED = {
+    "plain": lambda: Net(),
+    "DistributedDataParallel": lambda: ddp(Net()),
+    "DataParallel": lambda: nn.DataParallel(Net()),
+    "torch.compile": lambda: compiled(Net()),
+    "compiled in place": lambda: compiled_in_place(Net()),
+    "compiled DistributedDataParallel": lambda: compiled(ddp(Net())),
+    "DistributedDataParallel of compiled": lambda: ddp(compiled(Net())),
+    "compiled layer": lambda: Net(compiled),
+    "checkpointed layer": lambda: Net(checkpoint_wrapper),
+    "compiled checkpointed layer in all of them": lambda: ddp(
+        compiled(Net(lambda module: compiled(checkpoint_wrapper(module))))
+    ),
+}
+
+
+def tensors(net):
+    return [*net.parameters(), *net.buffers()]
+
+
+@pytest.mark.parametrize("source", WRAPPED)
+@pytest.mark.parametrize("target", WRAPPED)
+def test_names_of_wrappers_make_no_difference(target, source):
+    ours, theirs = WRAPPED[target](), WRAPPED[source]()
+    ema_update_(ours, theirs, 0.0)
+    for a, b in zip(tensors(ours), tensors(theirs), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_momentum_encoder(name):
+    source = WRAPPED[name]()
+    for start in (source, Net()):
+        target = MomentumEncoder(start, 0.75)
+        before = [each.clone() for each in target.encoder.parameters()]
+        target.update(source)
+        for was, is_, b in zip(before, target.parameters(), source.parameters(), strict=True):
+            torch.testing.assert_close(is_, 0.75 * was + 0.25 * b)
+        again = MomentumEncoder(Net())
+        again.load_state_dict(target.state_dict())
+        target.load_state_dict(again.state_dict())
+        for a, b in zip(tensors(target), tensors(again), strict=True):
+            assert torch.equal(a, b)
+        assert target(torch.randn(4, 3)).shape == (4, 2)
+
+
+def test_a_state_dict_that_lacks_something_is_still_refused():
+    target = MomentumEncoder(compiled(Net()))
+    wrong = MomentumEncoder(Net()).state_dict()
+    wrong["encoder.more"] = wrong.pop("encoder.module.bias")
+    with pytest.raises(RuntimeError, match=r"Missing .*module.bias(.|\n)*Unexpected .*more"):
+        target.load_state_dict(wrong)
+
+
+def test_a_network_of_one_module_is_no_wrapper_where_it_has_more():
+    class More(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(2, 2)
+            self.weight = nn.Parameter(torch.zeros(1))
+
+    with pytest.raises(ValueError, match=r"sources without \['module.bias', 'module.weight'\]"):
+        ema_update_(More(), nn.Linear(2, 2), 0.5)
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_grad_cache(name):
+    net = WRAPPED[name]().eval()
+    images = torch.randn(6, 3)
+    sslops.GradCache(net, lambda z: z.square().mean(), 2)(images).backward()
+    found = [p.grad.clone() for p in net.parameters()]
+    net.zero_grad()
+    net(images).square().mean().backward()
+    for a, b in zip(found, net.parameters(), strict=True):
+        torch.testing.assert_close(a, b.grad)
+
+
+class Method(nn.Module):
+    """Holds the network and its average, in either order."""
+
+    def __init__(self, average_first):
+        super().__init__()
+        net = Net()
+        if average_first:
+            self.average = MomentumEncoder(net, 0.0)
+        self.net = net
+        if not average_first:
+            self.average = MomentumEncoder(net, 0.0)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "deepcopy twice": lambda each: copy.deepcopy(copy.deepcopy(each)),
+    "pickle": lambda each: pickle.loads(pickle.dumps(each)),
+    "torch.save": lambda each: _saved(each),
+}
+
+
+def _saved(each):
+    file = io.BytesIO()
+    torch.save(each, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("average_first", [False, True])
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_follows_the_source_that_was_copied_with_it(way, average_first):
+    method = Method(average_first)
+    other = COPIES[way](method)
+    with torch.no_grad():
+        other.net.module.weight.fill_(5.0)
+    other.average.update()
+    assert (other.average.encoder.module.weight == 5.0).all()
+    assert not (method.average.encoder.module.weight == 5.0).any()
+    method.average.update()
+    assert torch.equal(method.average.encoder.module.weight, method.net.module.weight)
+
+
+@pytest.mark.parametrize("circle", [False, True])
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_without_its_source_says_so(way, circle):
+    net = Net()
+    if circle:
+        net.__dict__["itself"] = net  # freed by the collector alone
+    average = MomentumEncoder(net)
+    other = COPIES[way](average)
+    before = [each.clone() for each in tensors(other)]
+    with pytest.raises(RuntimeError, match=r"copied alone; copy both in one call, or give update"):
+        other.update()
+    for a, b in zip(before, tensors(other), strict=True):
+        assert torch.equal(a, b)
+    other.update(net)
+    average.update()
