@@ -280,12 +280,11 @@ def test_durations():
 
 
 def test_diagnosis_says_each_thing_once_and_only_when_true():
-    good = {"step": 500, "loss": 3.0, "chance": 6.24, "accuracy": 0.9, "feature_std": 0.12,
-            "feature_std_even": 0.125}  # fmt: skip
+    good = {"step": 500, "loss": 3.0, "chance": 6.24, "accuracy": 0.9, "feature_spread": 0.96}
     assert Diagnosis(1000, 50)(good) == []
     for change, word in (
         ({"loss": 6.2}, "chance value 6.24"),
-        ({"feature_std": 0.03}, "collapse to a point"),
+        ({"feature_spread": 0.24}, "collapse to a point"),
         ({"step": 10, "accuracy": 0.999}, "shortcut"),
     ):
         diagnosis = Diagnosis(1000, 50)

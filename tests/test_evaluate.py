@@ -89,9 +89,9 @@ def test_pixels_average_large_images():
 
 def test_spread_of_even_and_collapsed_features():
     even = spread(torch.randn(1000, 16))
-    assert even["feature_std"] == pytest.approx(1, abs=0.05)
+    assert even["feature_spread"] == pytest.approx(1, abs=0.05)
     assert even["rank"] == pytest.approx(16, rel=0.05)
-    assert spread(torch.ones(10, 4)) == {"feature_std": 0.0, "rank": 1.0}
+    assert spread(torch.ones(10, 4)) == {"feature_spread": 0.0, "rank": 1.0}
 
 
 @pytest.mark.parametrize("cells", [1, 50, 1 << 24])
@@ -308,9 +308,9 @@ def test_results_are_json_and_repeat():
         evaluate(arms, tiny_data(), seed=1, draws=2, max_train=45, max_test=20) for _ in range(2)
     )
     for result in (first, second):
-        del result["pixels"]["seconds"]
+        del result["pixels"]["evaluation_seconds"]
     assert json.loads(json.dumps(first)) == json.loads(json.dumps(second))
-    assert first["protocol"]["train_images"] == 45
+    assert first["protocol"]["probe_images"] == 45
     assert first["protocol"]["test_images"] == 20
     assert first["protocol"]["few"]["skipped"] == [50]
 

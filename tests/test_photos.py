@@ -97,4 +97,4 @@ def test_trains_without_labels(tmp_path):
     result = train("simclr", data="photos", out=tmp_path, steps=2, batch=32, width=4, threads=1,
                    console=Console(quiet=True))  # fmt: skip
     assert load_encoder(result.dir).dim == 32
-    assert "feature_std" in result.results["simclr"]
+    assert "feature_spread" in result.results["simclr"]

@@ -35,7 +35,7 @@ EVIL = "<img src=x onerror=alert(1)>&\"'"
 def arm(base: float) -> dict[str, Any]:
     few = {str(n): {"mean": base + 0.01 * n, "sd": 0.02} for n in (1, 2, 5, 10)}
     return {
-        "dim": 64, "feature_std": 0.9, "rank": 20.0, "knn": base + 0.1, "knn_k": 5,
+        "dim": 64, "feature_spread": 0.9, "rank": 20.0, "knn": base + 0.1, "knn_k": 5,
         "linear": base + 0.2, "linear_C": 10.0, "few": few,
         "nmi": base - 0.1, "ari": base - 0.2, "cluster_accuracy": base,
     }  # fmt: skip
@@ -52,10 +52,10 @@ def make_run(folder: Path, *, method: str = "simclr", class_name: str = "zero") 
         "encoder.json": {"dim": 64},
         "results.json": {
             method: arm(0.7), "random-init": arm(0.4), "pixels": arm(0.6), "supervised": arm(0.75),
-            "protocol": {"data": "digits", "train_images": 100, "test_images": 50, "seed": 0,
+            "protocol": {"data": "digits", "probe_images": 100, "test_images": 50, "seed": 0,
                          "class_names": [class_name, "one"], "knn": {"temperature": 0.07},
                          "few": {"draws": 5}},
-            "cost": {"seconds": 61.0, "images_per_second": 2000.0, "peak_memory_gb": 0.5,
+            "cost": {"training_seconds": 61.0, "images_per_second": 2000.0, "peak_memory_gb": 0.5,
                      "encoder_parameters": 1234, "steps": 40},
         },
     }  # fmt: skip
@@ -63,7 +63,7 @@ def make_run(folder: Path, *, method: str = "simclr", class_name: str = "zero") 
         (folder / name).write_text(json.dumps(content))
     lines = [
         {"step": s, "epoch": s / 10, "loss": 6.2 * math.exp(-s / 30), "chance": 6.236, "lr": 1e-3,
-         "accuracy": s / 50, "feature_std": 0.1, "feature_std_even": 0.125,
+         "accuracy": s / 50, "feature_spread": 0.8,
          "images_per_second": 2000.0, "data_wait": 0.01, "memory_gb": 0.5}
         for s in range(0, 41, 10)
     ]  # fmt: skip
@@ -105,7 +105,7 @@ def test_report_is_one_file_that_loads_nothing(tmp_path):
 def test_report_shows_every_part(tmp_path):
     html = html_of(make_run(tmp_path / "run"))
     for text in (
-        "chance 6.24", "collapse below 0.037", "With 1 label a class", "71.0 % of the test images",
+        "chance 6.24", "collapse below 0.3", "With 1 label a class", "71.0 % of the test images",
         "10.0 points above raw pixels", "30.0 points above the same network untrained",
         "All numbers", "Untrained encoder", "After simclr", "Nearest neighbours",
         "Augmented views", "1 min 01 s", "2,000", "0.50 GB", "not comparable with published",
@@ -151,6 +151,7 @@ def test_only_a_config_is_enough(tmp_path):
 def test_an_interrupted_run_says_how_to_go_on(tmp_path):
     run = make_run(tmp_path / "run")
     (run / "results.json").unlink()
+    (run / "checkpoint" / "last").mkdir(parents=True)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 50, "lo')  # cut off
     html = html_of(run)
@@ -161,13 +162,13 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path):
 def test_numbers_that_are_not_finite_are_left_out(tmp_path):
     run = make_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 50, "loss": NaN, "chance": 6.2, "feature_std": Infinity}\n')
+        file.write('{"step": 50, "loss": NaN, "chance": 6.2, "feature_spread": Infinity}\n')
     assert "Last value 1.634" in html_of(run)
 
 
 def test_results_without_labels(tmp_path):
     run = make_run(tmp_path / "run")
-    bare = {"dim": 64, "feature_std": 0.9, "rank": 20.0}
+    bare = {"dim": 64, "feature_spread": 0.9, "rank": 20.0}
     failed = {"dim": 64, "failed": "features are not finite"}
     results = {"simclr": bare, "pixels": bare, "random-init": failed}
     (run / "results.json").write_text(json.dumps(results))
@@ -207,7 +208,7 @@ def test_compare_marks_runs_on_other_data(tmp_path):
     first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", method="moco")
     assert "*" not in compare([first, second])
     results = json.loads((second / "results.json").read_text())
-    results["protocol"]["train_images"] = 7
+    results["protocol"]["probe_images"] = 7
     (second / "results.json").write_text(json.dumps(results))
     text = compare([first, second])
     head, _, *rows = text.splitlines()

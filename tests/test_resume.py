@@ -110,7 +110,7 @@ def test_best_and_time_go_on(tmp_path, monkeypatch):
     assert [record["knn"] for record in records(result.dir) if "knn" in record] == [0.9, 0.5, 0.6]
     assert last(result.dir)["best"] == 0.9
     assert checkpoint.load(result.dir / "checkpoint" / "best.pt")["step"] == 4
-    assert 1000 < result.results["cost"]["seconds"] < 1500
+    assert 1000 < result.results["cost"]["training_seconds"] < 1500
 
 
 def test_measuring_changes_no_training(tmp_path, whole):

@@ -64,7 +64,7 @@ def test_a_run_is_probed_on_other_data(tmp_path, coloured, capsys):
     found = json.loads((result.dir / "transfer" / "colours.json").read_text())
     assert found["trained_on"] == "digits"
     assert found["protocol"]["data"] == "colours"
-    assert found["protocol"]["train_images"] == 24
+    assert found["protocol"]["probe_images"] == 24
     assert {"simclr", "random-init", "pixels", "supervised"} <= set(found)
     assert len(found["simclr"]["stages"]) == 3
     assert (result.dir / "results.json").read_bytes() == before

@@ -14,8 +14,16 @@ from sslops.training.config import RunOptions, TrainConfig, closest
 from sslops.training.console import Console
 from sslops.training.controls import plain_features, supervised_arms
 from sslops.training.distributed import World, join
-from sslops.training.evaluation import build_method, evaluate_arms, forget_seen, load_data, shape_of
+from sslops.training.evaluation import (
+    DataSource,
+    build_method,
+    evaluate_arms,
+    forget_seen,
+    load_data,
+    shape_of,
+)
 from sslops.training.folder import read_json, write_json
+from sslops.training.older import today_results
 from sslops.training.run import execute
 from sslops.training.summary import summarise, summary_table
 
@@ -59,7 +67,7 @@ def ablate(
     runs = {f"{field}={value}": replace(config, **{field: value}) for value in values}
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    results = []
+    results, source = [], DataSource()
     for seed in range(config.seed, config.seed + seeds):
         encoders: dict[str, nn.Module | None] = {}
         costs = {}
@@ -68,11 +76,12 @@ def ablate(
             if not (folder / "encoder.safetensors").is_file():
                 begun = (folder / "checkpoint" / "last.pt").is_file()
                 options = RunOptions(out=str(folder), resume=begun)
-                execute(method, replace(each, seed=seed, evaluate=False), options, console)
+                execute(method, replace(each, seed=seed, evaluate=False), options, console, source)
             encoders[name] = export.load_encoder(folder)
             costs[name] = _cost(folder)
         first = seed == config.seed
-        found = _evaluate(method, replace(config, seed=seed), encoders, out, first, console)
+        own = replace(config, seed=seed)
+        found = _evaluate(method, own, encoders, out, first, console, source)
         for name, cost in costs.items():
             found[name] |= cost
         results.append({**found, "cost": {}})
@@ -87,8 +96,9 @@ def ablate(
 def _cost(folder: Path) -> dict[str, float]:
     """Where a run's training ended, and how long it took."""
     record = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    seconds = read_json(folder / "results.json")["cost"]["seconds"]
-    return {"loss": record["loss"], "chance": record["chance"], "training_seconds": seconds}
+    cost = today_results(read_json(folder / "results.json"))["cost"]
+    names = {"loss": record, "chance": record, "training_seconds": cost}
+    return {name: where[name] for name, where in names.items()}
 
 
 def _evaluate(
@@ -98,10 +108,11 @@ def _evaluate(
     out: Path,
     labelled: bool,
     console: Console,
+    source: DataSource,
 ) -> dict[str, Any]:
     """Results of `evaluate` for the encoders and the controls, for one seed."""
     world = World(0, 1, join(config.device).device)
-    data, train, _ = load_data(config)
+    data, train, _ = load_data(config, source)
     shape = shape_of(data)
     arms = {**encoders, "random-init": build_method(method, config, shape, world).encoder.eval()}
     arms |= plain_features(data)

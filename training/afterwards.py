@@ -8,10 +8,9 @@ import torch
 from sslops.training import export
 from sslops.training.console import Console
 from sslops.training.distributed import World, join
-from sslops.training.evaluation import build_method, evaluate_and_report, load_data, shape_of
+from sslops.training.evaluation import evaluate_and_report, load_data, shape_of
 from sslops.training.folder import read_config
-from sslops.training.loop import Loop
-from sslops.training.saving import load_run
+from sslops.training.saving import read_checkpoint
 from sslops.training.summary import print_closing
 from sslops.training.transfer import transfer
 
@@ -28,7 +27,8 @@ def evaluate_again(folder: Path, device: str, console: Console) -> dict[str, Any
     name, config = read_config(folder)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    results = evaluate_and_report(folder, World(0, 1, join(device).device), console)
+    world = World(0, 1, join(device).device)
+    results = evaluate_and_report(folder, world, console, again=True)
     print_closing(name, config, folder, results, console)
     return results
 
@@ -44,16 +44,17 @@ def evaluate_elsewhere(
 
 
 def export_checkpoint(folder: Path, which: str, path: Path) -> Path:
-    """Write the encoder of the checkpoint WHICH to `path`.
+    """Write the encoder of the checkpoint WHICH to `path`, without the data it was trained on.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
     """
     name, config = read_config(folder)
-    data, split, _ = load_data(config)
-    shape, world = shape_of(data), World(0, 1, torch.device("cpu"))
-    method = build_method(name, config, shape, world)
-    loop = Loop(method, split, config, world, console=Console(quiet=True))
-    load_run(folder / "checkpoint" / which, loop)
-    facts = {"method": name, "data": config.data, "steps": loop.step}
-    return export.save_encoder(path, method.encoder, config, shape, **facts)
+    saved = read_checkpoint(folder / "checkpoint" / which)
+    shape = saved.shape or export.read_shape(folder)
+    if shape is None:  # a run from before checkpoints held it, and that did not come to its end
+        shape = shape_of(load_data(config)[0])
+    encoder = export.fresh_encoder(config, shape)
+    saved.fill(encoder)
+    facts = {"method": name, "data": config.data, "steps": saved.step}
+    return export.save_encoder(path, encoder, config, shape, **facts)

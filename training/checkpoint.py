@@ -10,14 +10,29 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["StorageError", "check", "load", "restore_rng", "rng_state", "save"]
+__all__ = [
+    "StorageError",
+    "check",
+    "load",
+    "no_room",
+    "of_storage",
+    "restore_rng",
+    "rng_state",
+    "save",
+]
 
 
 FORMAT = "sslops checkpoint"
 
 
 class StorageError(OSError):
-    """A file could not be written; what was there before is intact."""
+    """A file could not be written; what was there before, if anything, is intact."""
+
+
+def no_room(path: Path, reason: object, *, before: bool) -> StorageError:
+    """The error of a checkpoint that could not be written; `before`: there is an older one."""
+    kept = "the checkpoint before it is as it was" if before else "no file was written"
+    return StorageError(f"checkpoint: needs room to write {path}, got {reason}; {kept}")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -46,12 +61,16 @@ def save(path: Path, state: dict[str, Any]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "enforce fail" not in str(error):
-            raise  # not from torch's writer, which hides an OSError behind these words
-        raise StorageError(
-            f"checkpoint: needs room to write {path}, got {error}; the checkpoint before it is"
-            " as it was"
-        ) from error
+        if not of_storage(error):
+            raise
+        raise no_room(path, error, before=path.exists()) from error
+
+
+def of_storage(error: BaseException) -> bool:
+    """Whether it says that a file could not be written; torch's writer hides an OSError."""
+    return isinstance(error, OSError) or (
+        isinstance(error, RuntimeError) and "enforce fail" in str(error)
+    )
 
 
 def check(path: Path) -> None:

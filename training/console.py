@@ -82,8 +82,8 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
         f"{metrics['memory_gb']:.1f} GB",
         f"wait {metrics['data_wait']:.0%}",
     ]
-    if "feature_std" in metrics:
-        parts.append(f"std {metrics['feature_std']:.3f} (even {metrics['feature_std_even']:.3f})")
+    if "feature_spread" in metrics:
+        parts.append(f"spread {metrics['feature_spread']:.2f} (even 1)")
     parts.append(f"eta {duration(metrics['eta'])}")
     return "  ".join(parts)
 

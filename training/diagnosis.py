@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Diagnosis"]
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["COLLAPSED", "NEAR_CHANCE", "Diagnosis", "feature_spread"]
 
 NEAR_CHANCE = 0.02  # relative distance of the loss
-COLLAPSED = 0.3  # share of the spread that even features have
+COLLAPSED = 0.3  # spread of the features; that of even ones is 1
 SHORTCUT = 0.99  # accuracy of the pretext task
 HINTS = {
     "chance": "the learning rate (--lr), the temperature and that the views of an image still show"
@@ -14,6 +17,16 @@ HINTS = {
     "collapse": "the learning rate and the batch norm of the projector",
     "shortcut": "that the views differ enough (--views) and that no image is repeated in the data",
 }
+
+
+def feature_spread(features: Tensor) -> float:
+    """How evenly `features` [N, D] fill the directions there are: 0 on one point, 1 evenly.
+
+    The standard deviation over the rows, at length 1, averaged over the D features and divided by
+    1 / sqrt(D), which that of evenly spread ones is.
+    """
+    unit = F.normalize(features.float(), dim=1)
+    return float((unit - unit.mean(0)).pow(2).mean(0).sqrt().mean() * features.shape[1] ** 0.5)
 
 
 class Diagnosis:
@@ -40,12 +53,10 @@ class Diagnosis:
                 f"the loss {loss:.3f} is still its chance value {chance:.3f} after {step} steps:"
                 f" nothing is learnt. Check {self.hints['chance']}"
             )
-        even = record.get("feature_std_even", 0.0)
-        if record.get("feature_std", even) < COLLAPSED * even:
+        if record.get("feature_spread", 1.0) < COLLAPSED:
             found["collapse"] = (
-                f"the features' standard deviation {record['feature_std']:.4f} is far below"
-                f" {even:.4f} (1/sqrt(d), evenly spread): they collapse to a point. Check"
-                f" {self.hints['collapse']}"
+                f"the features' spread {record['feature_spread']:.3f} is far below 1 (evenly"
+                f" spread): they collapse to a point. Check {self.hints['collapse']}"
             )
         if step <= self.early and record.get("accuracy", 0.0) > SHORTCUT:
             found["shortcut"] = (

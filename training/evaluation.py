@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,9 +17,11 @@ from sslops.training.folder import read_config, read_json, write_json
 from sslops.training.guard import EvaluationFailed, Interrupted
 from sslops.training.methods import DataShape, Method, find_method
 from sslops.training.methods.video_colorization import VideoColorizationConfig
+from sslops.training.older import today_results
 from sslops.training.tracking import evaluate_tracking, video_sets
 
 __all__ = [
+    "DataSource",
     "build_method",
     "evaluate_and_report",
     "evaluate_arms",
@@ -32,9 +34,44 @@ __all__ = [
 KINDS = {"image": "images", "sound": "sound", "video": "videos"}
 
 
-def load_data(config: TrainConfig) -> tuple[Dataset, Split, Split | None]:
-    """The data set, and the training images divided into those trained on and those measured on."""
-    data = load(config.data, root=config.data_root, size=config.image_size, kind=config.kind)
+class DataSource:
+    """Loads a data set when it is first asked for, and keeps it while the next asks for the same.
+
+    Training, evaluation, transfer and the runs of several seeds hand one on, so that the files are
+    read, and lie in memory, once.
+    """
+
+    def __init__(self) -> None:
+        self._of: tuple[object, ...] = ()
+        self._data: Dataset | None = None
+
+    def __call__(
+        self,
+        data: str,
+        *,
+        root: str | None = None,
+        size: int | None = None,
+        kind: Literal["image", "sound", "video"] = "image",
+    ) -> Dataset:
+        """As `sslops.training.data.load`."""
+        asked = (data, root, size, kind)
+        if self._data is None or self._of != asked:
+            self._data = None  # makes room for the next
+            self._data, self._of = load(data, root=root, size=size, kind=kind), asked
+        return self._data
+
+
+def load_data(
+    config: TrainConfig, source: DataSource | None = None
+) -> tuple[Dataset, Split, Split | None]:
+    """The data set, and the training images divided into those trained on and those measured on.
+
+    Args:
+        config: names the data set.
+        source: gives it where it may have been loaded before.
+    """
+    source = source or DataSource()
+    data = source(config.data, root=config.data_root, size=config.image_size, kind=config.kind)
     train, validation = data.train, None
     if config.train_images is not None and config.train_images < len(train.images):
         train = subset(train, config.train_images, config.seed)
@@ -63,7 +100,9 @@ def build_method(name: str, config: TrainConfig, shape: DataShape, world: World)
     return method
 
 
-def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]:
+def evaluate_run(
+    folder: Path, world: World, console: Console, source: DataSource | None = None
+) -> dict[str, Any]:
     """Evaluate the exported encoder of a run against controls; write results.json and pictures.
 
     The controls are raw pixels (of sound log-mel), the same encoder untrained, and the same
@@ -75,9 +114,9 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
     """
     started = time.perf_counter()
     name, config = read_config(folder)
-    data, train, _ = load_data(config)
+    before = today_results(read_json(folder / "results.json"))
+    data, train, _ = load_data(config, source)
     shape = shape_of(data)
-    before = read_json(folder / "results.json")
 
     trained = export.load_encoder(folder).to(world.device)
     untrained = build_method(name, config, shape, world).encoder.eval()
@@ -90,8 +129,8 @@ def evaluate_run(folder: Path, world: World, console: Console) -> dict[str, Any]
             "data": data.name,
             "licence": data.licence,
             "source": data.source,
-            "train_images": len(data.train),
-            "test_images": len(data.test),
+            "train_videos": len(data.train),
+            "test_videos": len(data.test),
         }
     else:
         arms |= plain_features(data)
@@ -143,24 +182,42 @@ def evaluate_arms(
     return results
 
 
-def evaluate_and_report(folder: Path, world: World, console: Console) -> dict[str, Any]:
+def evaluate_and_report(
+    folder: Path,
+    world: World,
+    console: Console,
+    source: DataSource | None = None,
+    *,
+    again: bool = False,
+) -> dict[str, Any]:
     """`evaluate_run`, then the report.
 
+    Args:
+        folder: of a run whose training is over.
+        world: gives the device.
+        console: where to report.
+        source: has the data set, if it was loaded before.
+        again: asked for by itself, so that doing just this is no advice where it fails.
+
     Raises:
+        FileNotFoundError: training is not over.
         EvaluationFailed: it raised; the weights are saved, and the message says so.
     """
+    weights = export.find(folder)
     try:
-        results = evaluate_run(folder, world, console)
+        results = evaluate_run(folder, world, console, source)
         from sslops.training.report import write_report
 
         write_report(folder)
     except (Interrupted, KeyboardInterrupt):
-        console.print(f"the weights are saved; evaluate them with: sslops eval {folder}")
+        if not again:
+            console.print(f"the weights are saved; evaluate them with: sslops eval {folder}")
         raise
     except Exception as error:
+        advice = "" if again else f"; try again with: sslops eval {folder}"
         raise EvaluationFailed(
-            f"train: the evaluation failed ({type(error).__name__}: {error}); the trained weights"
-            f" are in {folder / 'encoder.safetensors'}; try again with: sslops eval {folder}"
+            f"{'eval' if again else 'train'}: the evaluation failed ({type(error).__name__}:"
+            f" {error}); the trained weights are in {weights}{advice}"
         ) from error
     return results
 

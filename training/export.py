@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from sslops.training.config import TrainConfig
 from sslops.training.methods import DataShape
 from sslops.training.models import AudioEncoder, build_encoder
 
-__all__ = ["load_encoder", "save_encoder"]
+__all__ = ["find", "fresh_encoder", "load_encoder", "read_shape", "save_encoder"]
 
 
 def save_encoder(
@@ -33,22 +34,7 @@ def save_encoder(
     from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    taken: dict[str, Any] = {
-        "channels": shape.channels,
-        "image_size": shape.image_size,
-        "input": "[B, channels, H, W] float in [0, 1]",
-    }
-    if shape.rate:
-        taken = {"rate": shape.rate, "input": "[B, samples] float, and optionally [B] lengths"}
-    if shape.frames:
-        taken["frames"] = "each by itself; feature_maps(x)[-1] is [B, dim, h, w]"
-    description = {
-        "arch": config.arch,
-        "options": config.encoder_options(),
-        "dim": cast(int, encoder.dim),
-        **taken,
-        **facts,
-    }
+    description = {**_describe(config, shape, cast(int, encoder.dim)), **facts}
     # Copies: safetensors refuses tensors that share memory, such as weights under two names.
     weights = {
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -58,6 +44,55 @@ def save_encoder(
     temporary.write_bytes(save(weights))
     os.replace(temporary, path)
     path.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n")
+    return path
+
+
+def _describe(config: TrainConfig, shape: DataShape, dim: int) -> dict[str, Any]:
+    """What rebuilds the encoder, and what it takes."""
+    taken: dict[str, Any] = {
+        "channels": shape.channels,
+        "image_size": shape.image_size,
+        "input": "[B, channels, H, W] float in [0, 1]",
+    }
+    if shape.rate:
+        taken = {"rate": shape.rate, "input": "[B, samples] float, and optionally [B] lengths"}
+    if shape.frames:
+        taken["frames"] = "each by itself; feature_maps(x)[-1] is [B, dim, h, w]"
+    return {
+        "arch": config.arch,
+        "options": config.encoder_options(),
+        "dim": dim,
+        **taken,
+        "data_shape": shape._asdict(),
+    }
+
+
+def fresh_encoder(config: TrainConfig, shape: DataShape) -> nn.Module:
+    """The encoder that a method with this configuration trains, untrained."""
+    return _build(_describe(config, shape, 0))
+
+
+def read_shape(folder: Path) -> DataShape | None:
+    """The shape of the data that a run's encoder was trained on; None where it is not written."""
+    path = folder / "encoder.json"
+    about = json.loads(path.read_text()) if path.is_file() else {}
+    return DataShape(**about["data_shape"]) if "data_shape" in about else None
+
+
+def find(path: str | Path) -> Path:
+    """The weights of a run folder, or the file itself.
+
+    Raises:
+        FileNotFoundError: the weights or their description are not there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "encoder.safetensors"
+    for file in (path, path.with_suffix(".json")):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"load_encoder: needs encoder.safetensors and encoder.json, got no {file}"
+            )
     return path
 
 
@@ -80,21 +115,13 @@ def load_encoder(path: str | Path) -> nn.Module:
     """
     from safetensors.torch import load_file
 
-    path = Path(path)
-    if path.is_dir():
-        path = path / "encoder.safetensors"
-    for file in (path, path.with_suffix(".json")):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"load_encoder: needs encoder.safetensors and encoder.json, got no {file}"
-            )
-    about = json.loads(path.with_suffix(".json").read_text())
-    encoder: nn.Module
-    if "rate" in about:
-        encoder = AudioEncoder(about["rate"], **about["options"])
-    else:
-        encoder = build_encoder(
-            about["arch"], about["channels"], about["image_size"], **about["options"]
-        )
+    path = find(path)
+    encoder = _build(json.loads(path.with_suffix(".json").read_text()))
     encoder.load_state_dict(load_file(path))
     return encoder.eval()
+
+
+def _build(about: Mapping[str, Any]) -> nn.Module:
+    if "rate" in about:
+        return AudioEncoder(about["rate"], **about["options"])
+    return build_encoder(about["arch"], about["channels"], about["image_size"], **about["options"])

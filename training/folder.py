@@ -41,7 +41,7 @@ def check_folder(folder: Path, options: RunOptions, method: str, config: TrainCo
         if not has_checkpoint(folder):
             raise FileNotFoundError(
                 f"train: --resume needs {folder}/checkpoint/last.pt, got no such file; start anew"
-                " without --resume"
+                f" {'with --overwrite' if _is_run(folder) else 'without --resume'}"
             )
         saved_method, saved = read_config(folder)
         changed = changed_fields(saved, config)
@@ -54,14 +54,22 @@ def check_folder(folder: Path, options: RunOptions, method: str, config: TrainCo
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not options.overwrite:
+            ways = ["--out takes another name"]
+            if _is_run(folder):
+                ways.insert(0, "--overwrite deletes it")
+            if has_checkpoint(folder):
+                ways.insert(0, "--resume goes on with the run in it")
             raise FileExistsError(
-                f"train: --out must be a new or empty folder, got {folder}; --resume goes on with"
-                " the run in it, --overwrite deletes it, --out takes another name"
+                f"train: --out must be a new or empty folder, got {folder}; {', '.join(ways)}"
             )
-        if not (folder / "config.json").is_file():
+        if not _is_run(folder):
             raise FileExistsError(
                 f"train: --overwrite deletes only run folders (with config.json), got {folder}"
             )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
 
 
 def open_folder(folder: Path, options: RunOptions, method: str, config: TrainConfig) -> None:

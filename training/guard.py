@@ -37,7 +37,7 @@ class Interrupted(RuntimeError):
 
 
 class ProcessLost(RuntimeError):
-    """Another process of the run died; the last checkpoint is as it was."""
+    """Another process of the run died; the last checkpoint, if there is one, is as it was."""
 
 
 class EvaluationFailed(RuntimeError):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sslops.training.augment import SharedGenerator
+from sslops.training.checkpoint import StorageError
 from sslops.training.config import TrainConfig
 from sslops.training.console import Console
 from sslops.training.data import Split
-from sslops.training.diagnosis import Diagnosis
+from sslops.training.diagnosis import Diagnosis, feature_spread
 from sslops.training.distributed import World, main_value
 from sslops.training.feed import Feed, Sampler, groups_of
 from sslops.training.guard import (
@@ -26,7 +27,7 @@ from sslops.training.machine import peak_memory_gb, resolve_precision
 from sslops.training.methods import Batch, Method
 from sslops.training.optim import clip_gradient, learning_rate, make_optimizer, scaled_lr
 from sslops.training.parallel import parallelise
-from sslops.training.record import Clock, MetricsFile, Window, spread, truncate_metrics
+from sslops.training.record import Clock, MetricsFile, Window, truncate_metrics
 from sslops.training.replay import random_state, save_failure
 from sslops.training.saving import load_run, save_run
 from sslops.training.step import Step, prepare_encoder
@@ -177,7 +178,7 @@ class Loop:
             **self.window.read(self.world),
             "chance": self.method.chance,
             "lr": self.lr,
-            **(spread(out["features"]) if "features" in out else {}),
+            **({"feature_spread": feature_spread(out["features"])} if "features" in out else {}),
             **clock.lap(images),
             "memory_gb": peak_memory_gb(self.world.device),
         }
@@ -207,8 +208,11 @@ class Loop:
         message = f"train: loss and gradient must be finite, got a loss of {loss} and a gradient"
         message += f" of norm {norm} in step {self.step + 1}; the update was not made."
         if self.folder is not None:
-            path = save_failure(self.folder, self, batch, views, loss=loss, grad_norm=norm)
-            message += f" Look into it with: sslops train --replay {path}."
+            try:
+                path = save_failure(self.folder, self, batch, views, loss=loss, grad_norm=norm)
+                message += f" Look into it with: sslops train --replay {path}."
+            except StorageError as error:  # of the two, what went wrong first matters more
+                message += f" The step could not be kept for --replay: {error}."
         raise NonFiniteLoss(message + " Try a smaller --lr, --clip 1 or --precision fp32.")
 
     def save(self, name: str) -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sslops.training.distributed import World, mean_over
 
-__all__ = ["Clock", "MetricsFile", "Window", "spread", "truncate_metrics"]
+__all__ = ["Clock", "MetricsFile", "Window", "truncate_metrics"]
 
 
 class Window:
@@ -129,12 +128,3 @@ def truncate_metrics(folder: Path, step: int) -> None:
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         temporary.write_text("".join(kept))
         os.replace(temporary, path)  # a run may be killed here as well
-
-
-def spread(features: Tensor) -> dict[str, float]:
-    """Standard deviation of normalised `features` [M, D], and 1 / sqrt(D): that of even ones."""
-    unit = F.normalize(features.float(), dim=1)
-    return {
-        "feature_std": float(unit.std(0).mean()),
-        "feature_std_even": features.shape[1] ** -0.5,
-    }

@@ -13,6 +13,7 @@ from sslops.training.console import Console
 from sslops.training.distributed import World, join, leave, restarted, wait
 from sslops.training.drawing import draw_figures, draw_pictures
 from sslops.training.evaluation import (
+    DataSource,
     build_method,
     evaluate_and_report,
     load_data,
@@ -109,8 +110,15 @@ def train(
     return execute(method, replace(base, **given), options, console or Console())
 
 
-def execute(method: str, config: TrainConfig, options: RunOptions, console: Console) -> Result:
-    """Run a resolved configuration, once or for several seeds."""
+def execute(
+    method: str,
+    config: TrainConfig,
+    options: RunOptions,
+    console: Console,
+    source: DataSource | None = None,
+) -> Result:
+    """Run a resolved configuration, once or for several seeds; `source` may have its data."""
+    source = source or DataSource()
     out = Path(options.out or default_out(method, config.data))
     if options.seeds < 1:
         raise ValueError(f"train: seeds must be at least 1, got {options.seeds}")
@@ -122,8 +130,8 @@ def execute(method: str, config: TrainConfig, options: RunOptions, console: Cons
     console = console if world.main else Console(quiet=True)
     try:
         if options.seeds == 1:
-            return _one(method, config, out, options, world, console)
-        return _several(method, config, out, options, world, console)
+            return _one(method, config, out, options, world, console, source)
+        return _several(method, config, out, options, world, console, source)
     finally:
         leave()
 
@@ -135,12 +143,14 @@ def _several(
     options: RunOptions,
     world: World,
     console: Console,
+    source: DataSource,
 ) -> Result:
     runs = []
     for seed in range(config.seed, config.seed + options.seeds):
         folder = out / f"seed{seed}"
         each = replace(options, resume=options.resume and has_checkpoint(folder))
-        runs.append(_one(method, replace(config, seed=seed), folder, each, world, console))
+        own = replace(config, seed=seed)
+        runs.append(_one(method, own, folder, each, world, console, source))
     summary = summarise([run.results for run in runs])
     if world.main:
         write_json(out / "summary.json", summary)
@@ -156,13 +166,14 @@ def _one(
     options: RunOptions,
     world: World,
     console: Console,
+    source: DataSource,
 ) -> Result:
     if restarted():  # by torchrun, after a process died
         again = has_checkpoint(folder)
         options = replace(options, resume=again, overwrite=not again)
     if world.main:
         check_folder(folder, options, name, config)
-    data, split, validation = load_data(config)
+    data, split, validation = load_data(config, source)
     shape = shape_of(data)
     method = build_method(name, config, shape, world)
     method.fit(split.images)
@@ -198,7 +209,8 @@ def _one(
     try:
         loop.run()
     except (Interrupted, ProcessLost):
-        console.print(f"go on with: sslops train {name} --out {folder} --resume")
+        if has_checkpoint(folder):  # a process may be lost before the first one
+            console.print(f"go on with: sslops train {name} --out {folder} --resume")
         raise
     restore_encoder(method.encoder)
     encoder = whole(method, config, shape, world)
@@ -214,20 +226,22 @@ def _one(
     if not loop.sharded:
         draw_figures(method, split, folder, world)
     if config.evaluate:
-        results = evaluate_and_report(folder, alone, console)
+        results = evaluate_and_report(folder, alone, console, source)
         if config.eval_data is not None:
-            transfer(folder, config.eval_data, config.eval_root, alone, console)
+            transfer(folder, config.eval_data, config.eval_root, alone, console, source)
     print_closing(name, config, folder, results, console)
     return Result(folder, results, encoder.eval())
 
 
 def _cost(method: Method, loop: Loop) -> dict[str, Any]:
     return {
-        "seconds": loop.seconds,
+        "training_seconds": loop.seconds,
         "images_per_second": loop.step * loop.config.batch / max(loop.seconds, 1e-9),
         "peak_memory_gb": peak_memory_gb(loop.world.device),
         "encoder_parameters": count_parameters(method.encoder),
         "parameters": count_parameters(method),
         "steps": loop.step,
+        "epochs": loop.step / loop.sampler.steps_per_epoch,
+        "train_images": loop.sampler.N,
         "processes": loop.world.size,
     }

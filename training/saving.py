@@ -2,17 +2,21 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from sslops.training import checkpoint
+from sslops.training.methods import DataShape
 
 if TYPE_CHECKING:
     from sslops.training.loop import Loop
 
-__all__ = ["has_checkpoint", "load_run", "save_run"]
+__all__ = ["Saved", "has_checkpoint", "load_run", "read_checkpoint", "save_run"]
+
+ENCODER = "encoder."  # how the names of a method's encoder begin
 
 
 def has_checkpoint(folder: Path, name: str = "last") -> bool:
@@ -67,6 +71,51 @@ def load_run(path: Path, loop: "Loop") -> None:
         torch.manual_seed(loop.config.seed * 1_000_003 + loop.step * 4099 + loop.world.rank)
 
 
+class Saved(NamedTuple):
+    """What a checkpoint has of an encoder.
+
+    Attributes:
+        path: of the checkpoint, without ending.
+        state: all of it, or of a divided one the part that is not divided.
+        step: updates made.
+        shape: of the data; None in checkpoints of older versions.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    step: int
+    shape: DataShape | None
+
+    def fill(self, encoder: nn.Module) -> None:
+        """Put the weights into an encoder that is built like that of the run."""
+        if "method" in self.state:
+            networks = self.state["method"]
+        else:
+            from sslops.training.sharding import load_networks
+
+            own = {ENCODER + name: value for name, value in encoder.state_dict().items()}
+            networks = load_networks(self.path, own)
+        named = {name: value for name, value in networks.items() if name.startswith(ENCODER)}
+        encoder.load_state_dict({name[len(ENCODER) :]: value for name, value in named.items()})
+
+
+def read_checkpoint(path: Path) -> Saved:
+    """The checkpoint PATH, for its encoder alone: neither method, loop nor data are needed.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged.
+    """
+    if path.exists() or path.with_name(f"{path.name}.old").exists():
+        from sslops.training.sharding import load_rest
+
+        state = load_rest(path)
+    else:
+        state = checkpoint.load(_file(path))
+    shape = state.get("shape")
+    return Saved(path, state, state["step"], None if shape is None else DataShape(*shape))
+
+
 def _rest(loop: "Loop") -> dict[str, Any]:
     """All but the networks and the optimiser."""
     own = checkpoint.rng_state()
@@ -75,6 +124,7 @@ def _rest(loop: "Loop") -> dict[str, Any]:
         dist.all_gather_object(rng, own)
     return {
         "config": asdict(loop.config),
+        "shape": None if loop.method.shape is None else list(loop.method.shape),
         "step": loop.step,
         "seconds": loop.seconds,
         "best": loop.best,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -21,7 +22,14 @@ from torch.distributed.fsdp import fully_shard
 from sslops.training import checkpoint
 from sslops.training.distributed import World, wait
 
-__all__ = ["full_state", "load_sharded", "save_sharded", "shard"]
+__all__ = [
+    "full_state",
+    "load_networks",
+    "load_rest",
+    "load_sharded",
+    "save_sharded",
+    "shard",
+]
 
 REST = "rest.pt"  # what is not divided
 
@@ -93,16 +101,36 @@ def save_sharded(
     wait(world)
     networks, optimisers = get_state_dict(method, optimizer)
     state = {"method": networks, "optimizer": optimisers}
-    save(state, checkpoint_id=new, no_dist=world.size == 1)
+    try:
+        save(state, checkpoint_id=new, no_dist=world.size == 1)
+        if world.main:
+            checkpoint.save(new / REST, rest)
+            checkpoint.check(new / REST)
+    except (CheckpointException, OSError) as error:
+        reason = _storage_reason(error)
+        if reason is None:
+            raise
+        if world.main:
+            shutil.rmtree(new, ignore_errors=True)
+        before = folder.exists() or old.exists()
+        raise checkpoint.no_room(folder, reason, before=before) from error
     if world.main:
-        checkpoint.save(new / REST, rest)
-        checkpoint.check(new / REST)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.rename(folder, old)
         os.rename(new, folder)
         shutil.rmtree(old, ignore_errors=True)
     wait(world)
+
+
+def _storage_reason(error: BaseException) -> BaseException | None:
+    """What kept a process from writing; None if it was something else."""
+    if isinstance(error, checkpoint.StorageError):
+        return error.__cause__
+    if isinstance(error, CheckpointException):
+        found = [cause for cause, _ in error.failures.values()]
+        return next((each for each in found if checkpoint.of_storage(each)), None)
+    return error
 
 
 def load_sharded(
@@ -116,8 +144,7 @@ def load_sharded(
     Raises:
         FileNotFoundError: there is no such checkpoint.
     """
-    if not folder.exists():  # killed between the two renames
-        folder = folder.with_name(f"{folder.name}.old")
+    folder = _whole(folder)
     rest = checkpoint.load(folder / REST, world.device)
     networks, optimisers = get_state_dict(method, optimizer)
     state: dict[str, Any] = {"method": networks, "optimizer": optimisers}
@@ -129,3 +156,19 @@ def load_sharded(
         optim_state_dict=state["optimizer"],
     )
     return rest
+
+
+def load_rest(folder: Path) -> dict[str, Any]:
+    """What is not divided of the checkpoint FOLDER, on the CPU."""
+    return checkpoint.load(_whole(folder) / REST)
+
+
+def load_networks(folder: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of the method that `state` names, whole, in one process; fills those of it."""
+    load({"method": state}, checkpoint_id=_whole(folder), no_dist=True)
+    return state
+
+
+def _whole(folder: Path) -> Path:
+    """The checkpoint of that name; the one before it, if killed between the two renames."""
+    return folder if folder.exists() else folder.with_name(f"{folder.name}.old")

@@ -90,8 +90,8 @@ def print_closing(
         listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         console.print(f"\npretext   {listed} on test images")
     console.print(
-        f"\ncost      {duration(cost['seconds'])} of training, {cost['images_per_second']:,.0f}"
-        f" images/s, {cost['peak_memory_gb']:.1f} GB at most,"
+        f"\ncost      {duration(cost['training_seconds'])} of training,"
+        f" {cost['images_per_second']:,.0f} images/s, {cost['peak_memory_gb']:.1f} GB at most,"
         f" {cost['encoder_parameters']:,} parameters"
     )
     if (folder / "report.html").is_file():

@@ -11,10 +11,17 @@ from sslops.training import export
 from sslops.training.augment.colour import LUMA
 from sslops.training.config import TrainConfig
 from sslops.training.console import Console
-from sslops.training.data import Dataset, Split, load
+from sslops.training.data import Dataset, Split
 from sslops.training.distributed import World
-from sslops.training.evaluation import build_method, evaluate_arms, load_data, shape_of
+from sslops.training.evaluation import (
+    DataSource,
+    build_method,
+    evaluate_arms,
+    load_data,
+    shape_of,
+)
 from sslops.training.folder import read_config, write_json
+from sslops.training.methods import DataShape
 from sslops.training.methods.video_colorization import VideoColorizationConfig
 from sslops.training.summary import print_tables
 from sslops.training.tracking import evaluate_tracking, read_set
@@ -23,7 +30,12 @@ __all__ = ["match_channels", "transfer"]
 
 
 def transfer(
-    folder: Path, data: str, root: str | None, world: World, console: Console
+    folder: Path,
+    data: str,
+    root: str | None,
+    world: World,
+    console: Console,
+    source: DataSource | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run's encoder on another data set; say it, and write transfer/DATA.json.
 
@@ -39,6 +51,7 @@ def transfer(
         root: where the data set's files lie, if not where it looks itself.
         world: gives the device.
         console: where to report.
+        source: has the data set of the run, if it was loaded before.
 
     Returns:
         As `evaluate`, with the name of the first data set under "trained_on".
@@ -49,21 +62,22 @@ def transfer(
     """
     name, config = read_config(folder)
     trained = export.load_encoder(folder).to(world.device)
+    source = source or DataSource()
+    shape = export.read_shape(folder) or shape_of(load_data(config, source)[0])  # of older runs
     if isinstance(config, VideoColorizationConfig):
-        return _follow(folder, data, name, trained, config, world, console)
-    source = shape_of(load_data(config)[0])
-    other = load(data, root=root, size=source.image_size or None)
-    if bool(other.rate) != bool(source.rate) or source.rate:
+        return _follow(folder, data, name, trained, shape, config, world, console)
+    other = source(data, root=root, size=shape.image_size or None)
+    if bool(other.rate) != bool(shape.rate) or shape.rate:
         raise ValueError(
             f"eval: --eval-data needs images for an encoder of images, got {other.name} for {name}"
             f" on {config.data}"
         )
     if other.train.labels is None or other.test.labels is None:
         raise ValueError(f"eval: --eval-data needs labels, got none in {other.name}")
-    other = match_channels(other, source.channels)
+    other = match_channels(other, shape.channels)
     arms: dict[str, nn.Module | None] = {
         name: trained,
-        "random-init": build_method(name, config, source, world).encoder.eval(),
+        "random-init": build_method(name, config, shape, world).encoder.eval(),
         "pixels": None,
     }
     supervised = folder / "checkpoint" / "supervised.safetensors"
@@ -80,12 +94,12 @@ def _follow(
     data: str,
     name: str,
     trained: nn.Module,
+    shape: DataShape,
     config: VideoColorizationConfig,
     world: World,
     console: Console,
 ) -> dict[str, Any]:
     """Objects in the videos of the folder `data`; pictures go into the run's folder."""
-    shape = shape_of(load_data(config)[0])
     arms: dict[str, nn.Module | None] = {
         name: trained,
         "random-init": build_method(name, config, shape, world).encoder.eval(),

@@ -45,10 +45,10 @@ def evaluate(
         stages: probe every stage of the encoders that show them (evaluate/stages.py).
 
     Returns:
-        arm -> {"dim", "feature_std", "rank", and with labels "knn", "knn_k", "linear",
-        "linear_C", "few", "nmi", "ari", "cluster_accuracy", "seconds"}, for sound also the
-        numbers that evaluate/factors.py names; and "protocol" with every setting. Accuracies are
-        shares of 1. Everything can be written as JSON.
+        arm -> {"dim", "feature_spread", "rank", and with labels "knn", "knn_k", "linear",
+        "linear_C", "few", "nmi", "ari", "cluster_accuracy", "evaluation_seconds"}, for sound also
+        the numbers that evaluate/factors.py names; and "protocol" with every setting. Accuracies
+        are shares of 1. Everything can be written as JSON.
     """
     if not encoders:
         raise ValueError("evaluate: needs at least one arm, got none")
@@ -90,13 +90,13 @@ def evaluate(
         if data.rate and encoder is not None and "failed" not in result:
             result |= measure_factors(data, train, test, x, x_test, seed=seed)
             result |= measure_frames(encoder, data, train, test, seed=seed, device=device)
-        results[arm] = {**result, "seconds": round(time.perf_counter() - start, 2)}
+        results[arm] = {**result, "evaluation_seconds": round(time.perf_counter() - start, 2)}
     results["protocol"] = {
         "data": data.name,
         "licence": data.licence,
         "source": data.source,
         "class_names": list(data.classes),
-        "train_images": len(train),
+        "probe_images": len(train),
         "test_images": len(test),
         "classes": classes,
         "seed": seed,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sslops._names import shown
 from sslops.training.data import Waves
+from sslops.training.diagnosis import feature_spread
 
 __all__ = ["extract", "extract_frames", "extract_stages", "fittable", "pixels", "spread"]
 
@@ -198,25 +199,21 @@ def fittable(features: Tensor) -> bool:
 
 
 def spread(features: Tensor) -> dict[str, float]:
-    """How much of the space features fill; a collapsed encoder has both near zero.
+    """How much of the space features fill; a collapsed encoder has both near their least.
 
     Returns:
-        "feature_std": standard deviation over images of the L2-normalised features, times
-        sqrt(dim), so that 1 is evenly spread.
+        "feature_spread": see `sslops.training.diagnosis.feature_spread`, as during training.
         "rank": exp of the entropy of the covariance's eigenvalues, between 1 and dim.
     """
     unit = F.normalize(features, dim=1)
-    centred = unit - unit.mean(0)
-    std = centred.pow(2).mean(0).sqrt().mean() * features.shape[1] ** 0.5
-    some = centred[:2000].double()
+    some = (unit - unit.mean(0))[:2000].double()
     gram = some.T @ some if some.shape[1] <= len(some) else some @ some.T  # same eigenvalues
     values = torch.linalg.eigvalsh(gram).clamp_min(0)
-    total = values.sum()
-    if not total > 0:
-        return {"feature_std": float(std), "rank": 1.0}
-    share = values / total
-    entropy = -torch.special.xlogy(share, share).sum()
-    return {"feature_std": float(std), "rank": float(entropy.exp())}
+    total, rank = values.sum(), 1.0
+    if total > 0:
+        share = values / total
+        rank = float((-torch.special.xlogy(share, share).sum()).exp())
+    return {"feature_spread": feature_spread(features), "rank": rank}
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -27,7 +27,7 @@ def table(results: Mapping[str, Any]) -> str:
     columns = {"kNN": "knn", "linear": "linear", "NMI": "nmi", "ARI": "ari"}
     columns = {title: key for title, key in columns.items() if any(key in r for r in rows.values())}
     if not counts and not columns:
-        columns = {"spread": "feature_std", "rank": "rank"}
+        columns = {"spread": "feature_spread", "eff. rank": "rank"}
     lines = [[*header, *columns]]
     for name, row in rows.items():
         few = [_few(row.get("few", {}).get(str(n))) for n in counts]

@@ -174,7 +174,7 @@ def _loss(row: Row) -> str:
 
 
 def _minutes(row: Row) -> str:
-    seconds = row.run.cost.get("seconds")
+    seconds = row.run.cost.get("training_seconds")
     return "-" if seconds is None else f"{seconds / 60:.1f}"
 
 
@@ -225,5 +225,5 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _basis(results: Mapping[str, Any]) -> tuple[object, ...]:
     protocol = _mapping(results.get("protocol"))
-    same = [protocol.get(name) for name in ("data", "train_images", "test_images")]
+    same = [protocol.get(name) for name in ("data", "probe_images", "test_images")]
     return (*same, _mapping(protocol.get("linear")).get("classifier"))

@@ -119,11 +119,10 @@ def _state(run: Run) -> str:
     step = run.last("step")
     if step is None:
         return missing("This run has not logged a step yet.", warn=True)
-    return missing(
-        f"This run has not finished: the last record is of step {step:,.0f}. "
-        f"Go on with: sslops train {run.method} --out {run.folder} --resume",
-        warn=True,
-    )
+    sentence = f"This run has not finished: the last record is of step {step:,.0f}."
+    if run.resumable:
+        sentence += f" Go on with: sslops train {run.method} --out {run.folder} --resume"
+    return missing(sentence, warn=True)
 
 
 def _date(run: Run) -> str:

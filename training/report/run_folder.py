@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslops.training.evaluate.table import arms
+from sslops.training.older import today_record, today_results
+from sslops.training.saving import has_checkpoint
 
 __all__ = ["CONTROLS", "Run", "is_run", "read_run"]
 
@@ -33,6 +35,7 @@ class Run:
         figures: figures.json, the method's own charts by name.
         transfer: transfer/*.json, results on other data sets by name.
         rotnet: rotnet.json, of the semi-supervised protocol.
+        resumable: there is a checkpoint to go on from.
     """
 
     folder: Path
@@ -46,6 +49,7 @@ class Run:
     figures: Mapping[str, Any]
     transfer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     rotnet: Mapping[str, Any] = field(default_factory=dict)
+    resumable: bool = False
 
     @property
     def method(self) -> str:
@@ -120,7 +124,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         config=_json(folder / "config.json"),
         env=_json(folder / "env.json"),
-        results=_json(folder / "results.json"),
+        results=today_results(_json(folder / "results.json")),
         records=_records(folder / "metrics.jsonl"),
         points=_arrays(folder / "features.npz"),
         pictures={
@@ -128,8 +132,12 @@ def read_run(folder: Path) -> Run:
         },
         encoder=_json(folder / "encoder.json"),
         figures=_json(folder / "figures.json"),
-        transfer={path.stem: _json(path) for path in sorted((folder / "transfer").glob("*.json"))},
+        transfer={
+            path.stem: today_results(_json(path))
+            for path in sorted((folder / "transfer").glob("*.json"))
+        },
         rotnet=_json(folder / "rotnet.json"),
+        resumable=has_checkpoint(folder),
     )
 
 
@@ -152,7 +160,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue  # the line that an interruption cut
         if isinstance(record, dict):
-            records.append(record)
+            records.append(today_record(record))
     return records
 
 

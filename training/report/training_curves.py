@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sslops.training.diagnosis import COLLAPSED
 from sslops.training.report.page import definitions, figure, missing, section
 from sslops.training.report.run_folder import Run
 from sslops.training.report.svg import Line, Rule, line_chart
 
 __all__ = ["cost", "curves"]
 
-COLLAPSED = 0.3  # of the spread of even features
 MAX_POINTS = 400
 
 
@@ -78,28 +78,25 @@ def _progress(run: Run) -> str:
 
 
 def _spread(run: Run) -> str:
-    points = _thin(run.series("feature_std"))
-    even = run.last("feature_std_even")
+    points = _thin(run.series("feature_spread"))
     if not points:
         return ""
-    rules = []
-    if even is not None:
-        rules = [
-            Rule(even, f"even {even:.3f}", style="even"),
-            Rule(COLLAPSED * even, f"collapse below {COLLAPSED * even:.3f}"),
-        ]
-    top = max([y for _, y in points] + [even or 0.0])
+    rules = [
+        Rule(1.0, "1: evenly spread", style="even"),
+        Rule(COLLAPSED, f"collapse below {COLLAPSED:g}"),
+    ]
+    top = max([y for _, y in points] + [1.0])
     return figure(
         "Spread of the features",
         line_chart(
             [Line(points, "method")],
-            title="Standard deviation of normalised features against steps",
+            title="Spread of the features against steps",
             x_label="step",
             rules=rules,
-            y_range=(0.0, 1.2 * top or 1.0),
+            y_range=(0.0, 1.2 * top),
         ),
-        "Standard deviation of the unit-length outputs the loss sees. Zero means that all images "
-        "fall on one point.",
+        "Standard deviation of the unit-length outputs the loss sees, as a share of that of evenly "
+        "spread ones. Zero means that all of them fall on one point.",
     )
 
 
@@ -130,7 +127,7 @@ def cost(run: Run) -> str:
 def _cost_entries(run: Run) -> dict[str, str]:
     known, env = run.cost, run.env
     entries: dict[str, str] = {}
-    _put(entries, "training time", known.get("seconds"), _duration)
+    _put(entries, "training time", known.get("training_seconds"), _duration)
     _put(
         entries,
         "images per second",
