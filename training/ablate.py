@@ -26,6 +26,7 @@ from sslops.training.folder import read_json, write_json
 from sslops.training.older import today_results
 from sslops.training.run import execute
 from sslops.training.summary import summarise, summary_table
+from sslops.training.words import count
 
 __all__ = ["ablate", "parse_value"]
 
@@ -76,7 +77,8 @@ def ablate(
             if not (folder / "encoder.safetensors").is_file():
                 begun = (folder / "checkpoint" / "last.pt").is_file()
                 options = RunOptions(out=str(folder), resume=begun)
-                execute(method, replace(each, seed=seed, evaluate=False), options, console, source)
+                own = replace(each, seed=seed, evaluate=False)
+                execute(method, own, options, console, source, part=True)
             encoders[name] = export.load_encoder(folder)
             costs[name] = _cost(folder)
         first = seed == config.seed
@@ -88,7 +90,7 @@ def ablate(
     summary = summarise(results)
     content = {"method": method, "field": field, "seeds": seeds, "summary": summary}
     write_json(out / "ablation.json", {**content, "results": results})
-    console.print(f"\n{method}, {seeds} seed(s)\n{summary_table(summary)}")
+    console.print(f"\n{method}, {count(seeds, 'seeds')}\n{summary_table(summary)}")
     console.print(f"numbers   {out / 'ablation.json'}")
     return content
 

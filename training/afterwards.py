@@ -29,7 +29,7 @@ def evaluate_again(folder: Path, device: str, console: Console) -> dict[str, Any
         torch.set_num_threads(config.threads)
     world = World(0, 1, join(device).device)
     results = evaluate_and_report(folder, world, console, again=True)
-    print_closing(name, config, folder, results, console)
+    print_closing(name, config, folder, results, console, "eval")
     return results
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from sslops.training.words import amount
+
 __all__ = ["Console", "duration", "format_metrics"]
 
 PLAIN_SECONDS = 10.0  # between lines when the output is a file or a pipe
@@ -68,7 +70,7 @@ class Console:
 def format_metrics(metrics: Mapping[str, Any]) -> str:
     """One line of a record of metrics.jsonl, with the totals and eta the loop adds."""
     parts = [
-        f"epoch {metrics['epoch']:.1f}/{metrics['epochs']:.0f}",
+        f"epoch {amount(metrics['epoch'])}/{amount(metrics['epochs'])}",
         f"step {metrics['step']}/{metrics['steps']}",
         f"loss {metrics['loss']:.3f} (chance {metrics['chance']:.2f})",
     ]
@@ -78,7 +80,7 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
         parts.append(f"kNN {metrics['knn']:.1%}")
     parts += [
         f"lr {metrics['lr']:.2g}",
-        f"{metrics['images_per_second']:,.0f} img/s",
+        f"{metrics['images_per_second']:,.0f} {metrics.get('batched', 'images')}/s",
         f"{metrics['memory_gb']:.1f} GB",
         f"wait {metrics['data_wait']:.0%}",
     ]

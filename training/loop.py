@@ -31,6 +31,7 @@ from sslops.training.record import Clock, MetricsFile, Window, truncate_metrics
 from sslops.training.replay import random_state, save_failure
 from sslops.training.saving import load_run, save_run
 from sslops.training.step import Step, prepare_encoder
+from sslops.training.words import BATCHED
 
 __all__ = ["Loop"]
 
@@ -190,6 +191,7 @@ class Loop:
         totals = {
             "epochs": self.steps / self.sampler.steps_per_epoch,
             "steps": self.steps,
+            "batched": BATCHED[self.config.kind],
             "eta": clock.seconds / self.step * (self.steps - self.step),
         }
         self.console.progress({**record, **totals}, last=self.step == self.steps)

@@ -26,6 +26,7 @@ from sslops.training.machine import environment, peak_memory_gb
 from sslops.training.methods import Method, find_method
 from sslops.training.models.subsampled import SAFE_CHANNELS, subsampled
 from sslops.training.monitor import make_monitor
+from sslops.training.next_steps import next_steps
 from sslops.training.packages import need
 from sslops.training.parallel import whole
 from sslops.training.pretext import measure_pretext
@@ -35,6 +36,7 @@ from sslops.training.summary import (
     count_parameters,
     print_banner,
     print_closing,
+    print_next,
     summarise,
     summary_table,
 )
@@ -116,8 +118,19 @@ def execute(
     options: RunOptions,
     console: Console,
     source: DataSource | None = None,
+    *,
+    part: bool = False,
 ) -> Result:
-    """Run a resolved configuration, once or for several seeds; `source` may have its data."""
+    """Run a resolved configuration, once or for several seeds.
+
+    Args:
+        method: a name from `sslops list`.
+        config: all fields.
+        options: what to do with the folder.
+        console: where to report.
+        source: has the data set, if it was loaded before.
+        part: of more runs to come, so that there is nothing to propose yet.
+    """
     source = source or DataSource()
     out = Path(options.out or default_out(method, config.data))
     if options.seeds < 1:
@@ -130,7 +143,7 @@ def execute(
     console = console if world.main else Console(quiet=True)
     try:
         if options.seeds == 1:
-            return _one(method, config, out, options, world, console, source)
+            return _one(method, config, out, options, world, console, source, part=part)
         return _several(method, config, out, options, world, console, source)
     finally:
         leave()
@@ -150,12 +163,13 @@ def _several(
         folder = out / f"seed{seed}"
         each = replace(options, resume=options.resume and has_checkpoint(folder))
         own = replace(config, seed=seed)
-        runs.append(_one(method, own, folder, each, world, console, source))
+        runs.append(_one(method, own, folder, each, world, console, source, part=True))
     summary = summarise([run.results for run in runs])
     if world.main:
         write_json(out / "summary.json", summary)
         console.print(f"\n{options.seeds} seeds, mean ± sd\n{summary_table(summary)}")
         console.print(f"summary   {out / 'summary.json'}")
+        print_next(next_steps("seeds", method, config, out, runs[-1].results), console)
     return Result(out, summary, runs[-1].encoder)
 
 
@@ -167,6 +181,8 @@ def _one(
     world: World,
     console: Console,
     source: DataSource,
+    *,
+    part: bool,
 ) -> Result:
     if restarted():  # by torchrun, after a process died
         again = has_checkpoint(folder)
@@ -229,7 +245,7 @@ def _one(
         results = evaluate_and_report(folder, alone, console, source)
         if config.eval_data is not None:
             transfer(folder, config.eval_data, config.eval_root, alone, console, source)
-    print_closing(name, config, folder, results, console)
+    print_closing(name, config, folder, results, console, None if part else "train")
     return Result(folder, results, encoder.eval())
 
 

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,15 +14,18 @@ from sslops.training.console import Console, duration
 from sslops.training.data import Clips, Dataset, Split, Waves
 from sslops.training.evaluate.factors import factor_table, factor_titles
 from sslops.training.evaluate.stages import stage_table
-from sslops.training.evaluate.table import align, arms, table
+from sslops.training.evaluate.table import align, arms, score_text, table
 from sslops.training.evaluate.tracking import SCORES, tracking_table
 from sslops.training.loop import Loop
 from sslops.training.methods import Method
+from sslops.training.next_steps import next_steps
+from sslops.training.words import BATCHED, SAMPLES, amount, count
 
 __all__ = [
     "count_parameters",
     "print_banner",
     "print_closing",
+    "print_next",
     "print_tables",
     "summarise",
     "summary_table",
@@ -45,20 +48,20 @@ def print_banner(
 ) -> None:
     """What is about to be trained, on what, and where it goes."""
     config, world = loop.config, loop.world
+    epochs = loop.steps / loop.sampler.steps_per_epoch
     spent = f", resumed after step {loop.step}" if loop.step else ""
     console.banner(
         f"sslops train {name}",
         {
-            "data": f"{data.name}, {len(split):,} {_kind(split)} ({data.licence})",
+            "data": f"{data.name}, {_kind(split)} ({data.licence})",
             "encoder": f"{config.arch}, {count_parameters(method.encoder):,} parameters,"
             f" {method.encoder.dim} features",
             "batch": f"{config.batch}, loss at chance {method.chance:.2f}{_saving(config)}",
-            "steps": f"{loop.steps:,} in {loop.steps / loop.sampler.steps_per_epoch:.0f} epochs"
-            + spent,
-            "optimiser": f"{config.optimizer}, peak lr {loop.peak_lr:.3g}, {loop.warmup} steps of"
-            f" warm-up, weight decay {config.weight_decay:g}",
-            "device": f"{world.device}, {loop.precision}, {world.size} process(es),"
-            f" {torch.get_num_threads()} thread(s)",
+            "steps": f"{loop.steps:,} in {amount(epochs)} epoch{'s' * (epochs != 1)}{spent}",
+            "optimiser": f"{config.optimizer}, peak lr {loop.peak_lr:.3g},"
+            f" {count(loop.warmup, 'steps')} of warm-up, weight decay {config.weight_decay:g}",
+            "device": f"{world.device}, {loop.precision}, {count(world.size, 'processes')},"
+            f" {count(torch.get_num_threads(), 'threads')}",
             "out": str(folder),
         },
     )
@@ -71,40 +74,56 @@ def _saving(config: TrainConfig) -> str:
 
 
 def _kind(split: Split) -> str:
+    """How many of what."""
     if isinstance(split.images, Waves):
         minutes = float(split.images.lengths.sum()) / split.images.rate / 60
-        return f"recordings, {minutes:.0f} minutes at {split.images.rate:,} Hz"
+        many = count(len(split), "recordings")
+        return f"{many}, {amount(minutes)} min at {split.images.rate:,} Hz"
     if isinstance(split.images, Clips):
         height, width = split.images.content.frames.shape[2:]
-        return f"videos of {int(split.images.lengths.sum()):,} frames, {width}x{height}"
-    return "images " + "x".join(str(side) for side in split.images.shape[1:])
+        frames = count(int(split.images.lengths.sum()), "frames")
+        return f"{count(len(split), 'videos')} of {frames}, {width}x{height}"
+    return f"{count(len(split), 'images')} {'x'.join(str(n) for n in split.images.shape[1:])}"
 
 
 def print_closing(
-    name: str, config: TrainConfig, folder: Path, results: dict[str, Any], console: Console
+    name: str,
+    config: TrainConfig,
+    folder: Path,
+    results: dict[str, Any],
+    console: Console,
+    done: Literal["train", "eval"] | None = "train",
 ) -> None:
-    """Results beside controls, cost, where things lie, what to try next."""
+    """Results beside controls, cost, where things lie, what to try next.
+
+    Args:
+        name: of the method.
+        config: of the run.
+        folder: of the run.
+        results: content of results.json.
+        console: where to report.
+        done: what has just ended; None where more of the same kind follows.
+    """
     cost = results["cost"]
     print_tables(results, console)
     if scores := results.get("pretext"):
-        listed = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-        console.print(f"\npretext   {listed} on test images")
+        said = ", ".join(f"{key} {score_text(key, value)}" for key, value in scores.items())
+        console.print(f"\npretext   {said} on test {SAMPLES[config.kind]}")
     console.print(
         f"\ncost      {duration(cost['training_seconds'])} of training,"
-        f" {cost['images_per_second']:,.0f} images/s, {cost['peak_memory_gb']:.1f} GB at most,"
-        f" {cost['encoder_parameters']:,} parameters"
+        f" {cost['images_per_second']:,.0f} {BATCHED[config.kind]}/s,"
+        f" {cost['peak_memory_gb']:.1f} GB at most, {cost['encoder_parameters']:,} parameters"
     )
     if (folder / "report.html").is_file():
         console.print(f"report    {(folder / 'report.html').resolve()}")
     console.print(f"encoder   {folder / 'encoder.safetensors'}")
-    data = "" if config.data == type(config).data else f" --data {config.data}"
-    console.print(
-        f'next      python -c "from sslops.training import load_encoder;'
-        f" print(load_encoder('{folder}'))\"\n"
-        f"          sslops train {name}{data} --seeds 3 --out {folder}-seeds\n"
-        f"          sslops train {name} --data PATH/TO/FOLDER\n"
-        f"          sslops compare {folder.parent}/*"
-    )
+    if done is not None:
+        print_next(next_steps(done, name, config, folder, results), console)
+
+
+def print_next(steps: Sequence[str], console: Console) -> None:
+    """Commands below one another."""
+    console.print("next      " + "\n          ".join(steps))
 
 
 def print_tables(results: Mapping[str, Any], console: Console) -> None:

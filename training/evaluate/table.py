@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["align", "arms", "table"]
+__all__ = ["align", "arms", "has_labels", "score_text", "table"]
 
 
 def arms(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -13,6 +13,17 @@ def arms(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         for name, value in results.items()
         if name not in ("protocol", "cost") and isinstance(value, Mapping) and "dim" in value
     }
+
+
+def has_labels(results: Mapping[str, Any]) -> bool:
+    """Whether any arm was scored against labels, or objects were followed."""
+    scores = ("knn", "linear", "few", "nmi", "J", "F")
+    return any(
+        name == key or name.endswith(f" {key}")
+        for arm in arms(results).values()
+        for name in arm
+        for key in scores
+    )
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -33,6 +44,12 @@ def table(results: Mapping[str, Any]) -> str:
         few = [_few(row.get("few", {}).get(str(n))) for n in counts]
         lines.append([name, *few, *(_number(row.get(key), key) for key in columns.values())])
     return align(lines)
+
+
+def score_text(name: str, value: float) -> str:
+    """A score of a pretext task: accuracies in percent."""
+    share = name.split("_")[0] == "accuracy"
+    return f"{100 * value:.1f} %" if share else f"{value:.4g}"
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:

@@ -12,6 +12,7 @@ from sslops.training.methods import DataShape
 from sslops.training.packages import need
 from sslops.training.plan.probe import images_per_second
 from sslops.training.plan.propose import Option, propose
+from sslops.training.words import count
 
 __all__ = ["PlanOptions", "describe", "gib"]
 
@@ -134,7 +135,7 @@ def _time(
 ) -> str:
     rate, size = images_per_second(name, config, shape, world)
     text = f"time       {rate * processes:,.3g} images/s by an update of {size} images on"
-    text += f" {world.device}, {torch.get_num_threads()} thread(s)"
+    text += f" {world.device}, {count(torch.get_num_threads(), 'threads')}"
     if processes > 1:
         text += f", times {processes}"
     if images is None:
