@@ -1,6 +1,7 @@
 """The loss of a model that knows nothing: what a curve must leave to show learning."""
 
 import math
+from numbers import Integral
 
 __all__ = ["chance"]
 
@@ -41,6 +42,12 @@ def chance(
     """
     if loss not in LOSSES:
         raise ValueError(f"chance: loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    given = {"batch": batch, "num_views": num_views, "queue": queue, "length": length}
+    for name, value in given.items():
+        if not isinstance(value, Integral) and (
+            value is not None or name in ("batch", "num_views")
+        ):
+            raise TypeError(f"chance: {name} must be a whole number, got {value!r}")
     least = 1 if loss == "sup_con" else 2
     if batch < 1 or num_views < least:
         raise ValueError(

@@ -94,6 +94,12 @@ class GradCache:
                 "GradCache: micro_batch must be an integer of at least 1, or one for each input,"
                 f" got {micro_batch!r}"
             )
+        for each in (loss, *([encoders] if not isinstance(encoders, Sequence) else encoders)):
+            if not callable(each):
+                raise TypeError(
+                    "GradCache: encoders and loss must be modules or functions, got"
+                    f" {type(each).__name__}"
+                )
         self._encoders: list[Encoder] = [encoders] if callable(encoders) else list(encoders)
         if model is None and not all(isinstance(each, nn.Module) for each in self._encoders):
             raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sslops.ops._checks import check_number
 from sslops.ops._wrappers import plain_name
 from sslops.ops.ema import ema_update_
 
@@ -61,6 +62,11 @@ class MomentumEncoder(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(encoder, nn.Module):
+            raise TypeError(
+                f"MomentumEncoder: encoder must be a module, got {type(encoder).__name__}"
+            )
+        check_number("MomentumEncoder", "momentum", momentum)
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"MomentumEncoder: momentum must be in [0, 1], got {momentum}")
         if buffers not in ("copy", "ema", "keep"):
@@ -176,6 +182,9 @@ def cosine_momentum(step: int, total: int, base: float = 0.996) -> float:
         >>> [round(cosine_momentum(step, 100), 4) for step in (0, 50, 100)]
         [0.996, 0.998, 1.0]
     """
+    check_number("cosine_momentum", "base", base)
+    check_number("cosine_momentum", "step", step)
+    check_number("cosine_momentum", "total", total)
     if not 0.0 <= base <= 1.0:
         raise ValueError(f"cosine_momentum: base must be in [0, 1], got {base}")
     if step < 0 or total < 1:

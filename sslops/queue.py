@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslops._names import shown
+from sslops.ops._checks import check_whole
 from sslops.ops.queue import check_keys, enqueue_
 
 __all__ = ["KeyQueue"]
@@ -71,6 +72,8 @@ class KeyQueue(nn.Module):
         init: Literal["random", "empty"] = "random",
     ) -> None:
         super().__init__()
+        check_whole("KeyQueue", "size", size)
+        check_whole("KeyQueue", "dim", dim)
         if size < 1 or dim < 1:
             raise ValueError(f"KeyQueue: size and dim must be at least 1, got {size} and {dim}")
         if dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):

@@ -1,10 +1,11 @@
 """Queues of other projects' checkpoints, which this package's modules would not load."""
 
+import os
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslops._names import shown
 from sslops.queue import KeyQueue
@@ -51,6 +52,10 @@ def load_queue(
         >>> queue, int(queue.pointer)
         (KeyQueue(16, 4, dtype=torch.float32, init='random'), 19)
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"load_queue: state_dict must map names to tensors, got {_instead(state_dict)}"
+        )
     if layout not in ("auto", "KD", "DK"):
         raise ValueError(f"load_queue: layout must be auto, KD or DK, got {layout!r}")
     name, stored, position = _find(state_dict, prefix)
@@ -72,6 +77,14 @@ def load_queue(
         state["ids"] = torch.full((K,), -1, dtype=torch.int64)
     into.load_state_dict(state)
     return into
+
+
+def _instead(value: object) -> str:
+    """The type of what is no mapping, and what to write in its place."""
+    more = "; write module.state_dict()" if isinstance(value, nn.Module) else ""
+    if isinstance(value, (str, os.PathLike)):
+        more = "; write torch.load(path), or the part of it that has the queue"
+    return type(value).__name__ + more
 
 
 def _find(state_dict: Mapping[str, Tensor], prefix: str | None) -> tuple[str, Tensor, Tensor]:

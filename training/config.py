@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from sslops.training.fields import fitting_values
 from sslops.training.recipes import pick_recipe
 
 __all__ = ["RunOptions", "TrainConfig", "changed_fields", "closest", "make_config"]
@@ -89,6 +90,7 @@ class TrainConfig:
     tsne_images: int = 1000  # test images in the t-SNE picture
 
     def __post_init__(self) -> None:
+        _fit(self, "config")
         for name, least in _AT_LEAST.items():
             value = getattr(self, name, None)  # a method may have no such field
             if value is not None and not value >= least:
@@ -130,6 +132,16 @@ class RunOptions:
     seeds: int = 1  # run seed, seed + 1, ... in sub-folders and report mean and deviation
     dry_run: bool = False  # print the resolved configuration and stop
 
+    def __post_init__(self) -> None:
+        _fit(self, "train")
+
+
+def _fit(options: TrainConfig | RunOptions, owner: str) -> None:
+    """Refuse values of other types than their fields'; paths become text."""
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    for name, value in fitting_values(owner, type(options), values).items():
+        object.__setattr__(options, name, value)  # it is frozen
+
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
@@ -153,7 +165,8 @@ def make_config(cls: type[ConfigT], method: str, given: Mapping[str, Any]) -> Co
     for name in given:
         if name not in known:
             raise TypeError(f"{method}: no such option, got {name!r}{closest(name, known)}")
-    data = str(given.get("data", cls.data))
+    given = fitting_values("config", cls, given)
+    data = given.get("data", cls.data)
     variant = f"{method}-{given['version']}" if "version" in given else method
     recipe = pick_recipe(method, data, given.get("recipe"), variant)
     # A recipe may be shared by methods: what is not this method's field is another's.

@@ -85,6 +85,11 @@ def find(path: str | Path) -> Path:
     Raises:
         FileNotFoundError: the weights or their description are not there.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(
+            "load_encoder: path must be that of a run folder (result.dir) or of a .safetensors"
+            f" file, got {type(path).__name__}"
+        )
     path = Path(path)
     if path.is_dir():
         path = path / "encoder.safetensors"

@@ -16,6 +16,7 @@ from sslops.training.config import (
     default_out,
     make_config,
 )
+from sslops.training.fields import fitting_values
 from sslops.training.methods import find_method
 from sslops.training.saving import has_checkpoint
 
@@ -101,7 +102,8 @@ def default_config(method: str, given: dict[str, Any], options: RunOptions) -> T
     """The configuration before explicit fields: of the run to resume, else of the recipe."""
     cls = find_method(method).config
     if options.resume:
-        folder = Path(options.out or default_out(method, str(given.get("data", cls.data))))
+        data = fitting_values("config", cls, given).get("data", cls.data)
+        folder = Path(options.out or default_out(method, data))
         if (folder / "config.json").is_file():
             return read_config(folder)[1]
     return make_config(cls, method, given)

@@ -67,7 +67,7 @@ class Result:
 def train(
     method: str,
     *,
-    data: str | None = None,
+    data: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -103,7 +103,12 @@ def train(
     find_method(method)
     need("train()")
     given = {**fields, **({} if data is None else {"data": data})}
-    options = RunOptions(None if out is None else str(out), overwrite, resume, seeds)
+    options = RunOptions(out, overwrite, resume, seeds)  # type: ignore[arg-type]  # paths fit
+    if console is not None and not isinstance(console, Console):
+        raise TypeError(
+            f"train: console must be a Console, got {type(console).__name__}; Console(quiet=True)"
+            " prints warnings only"
+        )
     base = default_config(method, given, options)
     known = asdict(base)
     for name in given:

@@ -117,7 +117,7 @@ def patch(package: str, classes: str | Iterable[str] | None = None) -> Patch:
 
 def _hint(package: object) -> str:
     """Which package another spelling of its name, or the name it is imported by, may mean."""
-    spelt = str(package).lower().replace("-", "_")
+    spelt = str(getattr(package, "__name__", package)).lower().replace("-", "_")
     meant = [name for name, (root, _) in _PACKAGES.items() if spelt in (name, root)]
     return f"; did you mean {meant[0]!r}?" if meant else ""
 

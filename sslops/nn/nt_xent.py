@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslops._names import shown
 from sslops.nn._temperature import WithTemperature
-from sslops.ops._checks import autocasts, check_reduction
+from sslops.ops._checks import autocasts, check_floating, check_reduction
 from sslops.ops.nt_xent import NTXentStats, nt_xent
 from sslops.parallel import Group
 
@@ -65,6 +65,8 @@ class NTXentLoss(WithTemperature):
         """
         if not views:
             raise ValueError("NTXentLoss: needs at least one tensor, got none")
+        for view in views:
+            check_floating("NTXentLoss", "views", view)
         if len(views) > 1 and any(view.shape != views[0].shape for view in views):
             shapes = shown((tuple(view.shape) for view in views), ", ")
             raise ValueError(f"NTXentLoss: views must share their shape, got {shapes}")

@@ -1,20 +1,53 @@
 """Argument checks shared by the public functions: `<op>: <rule>, got <what came>`."""
 
+from numbers import Integral, Real
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+OR_TENSOR = " or a tensor of one element"
 
 
 def check_floating(op: str, name: str, tensor: Tensor) -> None:
     """Raise TypeError unless `tensor` is a tensor of a floating dtype that the ops accept."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{op}: {name} must be a tensor, got {kind_of(name, tensor)}")
     if tensor.dtype not in FLOATING:
         raise TypeError(
             f"{op}: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}"
         )
+
+
+def kind_of(name: str, value: object) -> str:
+    """The type of what is no tensor, and what to write in its place where that is known."""
+    kind = type(value).__name__
+    if type(value).__module__ == "numpy":
+        return f"numpy's {kind}; write torch.as_tensor({name})"
+    if isinstance(value, nn.Module):
+        keys = isinstance(getattr(value, "keys", None), Tensor)  # a KeyQueue
+        return f"{kind}; write {f'{name}.keys' if keys else 'what it returns'}"
+    if isinstance(value, (list, tuple)):
+        tensors = len(value) > 0 and all(isinstance(each, Tensor) for each in value)
+        return f"{kind}; write torch.{'stack' if tensors else 'tensor'}({name})"
+    return kind
+
+
+def check_number(op: str, name: str, value: object, also: str = "") -> None:
+    """Raise TypeError unless `value` is a number of Python or numpy; `also` says what else goes."""
+    if not isinstance(value, (int, float)) and not isinstance(value, Real):
+        raise TypeError(f"{op}: {name} must be a number{also}, got {_shown(value)}")
+
+
+def check_whole(op: str, name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a whole number of Python or numpy."""
+    if not isinstance(value, int) and not isinstance(value, Integral):
+        raise TypeError(f"{op}: {name} must be a whole number, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    return repr(value) if isinstance(value, (str, float, type(None))) else type(value).__name__
 
 
 def check_reduction(op: str, reduction: str) -> None:
@@ -93,7 +126,7 @@ def as_rows(tensor: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
 def integer_vector(op: str, name: str, tensor: Tensor | None, length: int, like: Tensor) -> Tensor:
     """`tensor` [length] of an integer dtype, on the device of `like`, as int64."""
     if not isinstance(tensor, Tensor) or tensor.dtype not in INTEGER:
-        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        kind = tensor.dtype if isinstance(tensor, Tensor) else kind_of(name, tensor)
         raise TypeError(f"{op}: {name} must be an integer tensor, got {kind}")
     if tuple(tensor.shape) != (length,):
         raise ValueError(f"{op}: {name} must be [{length}], got shape {tuple(tensor.shape)}")
@@ -136,6 +169,7 @@ def inverse_temperature(
     """(scale, factor) whose product is 1 / temperature; a tensor is never read on the host."""
     if isinstance(temperature, Tensor):
         return scalar_tensor(op, "temperature", temperature, z, dtype).reciprocal(), 1.0
+    check_number(op, "temperature", temperature, OR_TENSOR)
     if not temperature > 0 or temperature == float("inf"):
         raise ValueError(f"{op}: temperature must be positive and finite, got {temperature}")
     return None, 1.0 / temperature
@@ -147,6 +181,7 @@ def plain_scale(
     """(scale, factor) whose product is `value`, a multiplier of similarities."""
     if isinstance(value, Tensor):
         return scalar_tensor(op, name, value, z, dtype), 1.0
+    check_number(op, name, value, OR_TENSOR)
     if not value > 0 or value == float("inf"):
         raise ValueError(f"{op}: {name} must be positive and finite, got {value}")
     return None, float(value)

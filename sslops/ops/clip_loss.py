@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sslops.ops._checks import (
     as_rows,
+    check_number,
     check_reduction,
     check_rows,
     common_dtype,
@@ -141,6 +142,7 @@ def _check(
     N = image.shape[0]
     if text.shape[0] != N:
         raise ValueError(f"{name}: every image needs one text, got {N} and {text.shape[0]}")
+    check_number(name, "label_smoothing", label_smoothing)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"{name}: label_smoothing must be in [0, 1), got {label_smoothing}")
     scale, factor = plain_scale(name, "logit_scale", logit_scale, image, dtype)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sslops._library import define, op
 from sslops._names import shown
-from sslops.ops._checks import FLOATING, check_floating
+from sslops.ops._checks import FLOATING, OR_TENSOR, check_floating, check_number, kind_of
 from sslops.ops._wrappers import unwrapped
 from sslops.reference import ema as _reference
 
@@ -93,7 +93,7 @@ def ema_update_(
         raise ValueError(f"ema_update_: buffers must be copy, ema or keep, got {buffers!r}")
     if isinstance(targets, nn.Module) and isinstance(sources, nn.Module):
         pairs = _of_modules(targets, sources, buffers)
-    elif isinstance(targets, ODD) or isinstance(sources, ODD):
+    elif isinstance(targets, ODD) or isinstance(sources, ODD) or not _both_lists(targets, sources):
         kinds = f"{type(targets).__name__} and {type(sources).__name__}"
         raise TypeError(f"ema_update_: needs two modules or two lists of tensors, got {kinds}")
     else:
@@ -115,6 +115,10 @@ class _Pairs(NamedTuple):
     averaged: int  # how many of them, from the first; the others are copied
 
 
+def _both_lists(*given: object) -> bool:
+    return all(isinstance(each, Iterable) for each in given)
+
+
 def _of_lists(targets: list[Tensor], sources: list[Tensor]) -> _Pairs:
     if len(targets) != len(sources):
         raise ValueError(
@@ -122,7 +126,7 @@ def _of_lists(targets: list[Tensor], sources: list[Tensor]) -> _Pairs:
         )
     for each in chain(targets, sources):
         if not isinstance(each, Tensor):
-            raise TypeError(f"ema_update_: needs tensors, got {type(each).__name__}")
+            raise TypeError(f"ema_update_: needs tensors, got {kind_of('x', each)}")
     return _Pairs([], targets, sources, len(targets))
 
 
@@ -239,6 +243,7 @@ def _momentum(
     momentum: float | Tensor, targets: list[Tensor], sources: list[Tensor]
 ) -> tuple[Tensor | None, float]:
     if not isinstance(momentum, Tensor):
+        check_number("ema_update_", "momentum", momentum, OR_TENSOR)
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"ema_update_: momentum must be in [0, 1], got {momentum}")
         return None, float(momentum)

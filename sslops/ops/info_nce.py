@@ -1,6 +1,6 @@
 """InfoNCE loss: the public function, and the choice of the op that gives it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ __all__ = ["InfoNCEStats", "info_nce"]
 def info_nce(
     queries: Tensor,
     keys: Tensor,
-    *,
+    *_more: Any,
     queue: Tensor | None = None,
     targets: Tensor | None = None,
     query_ids: Tensor | None = None,
@@ -113,6 +113,11 @@ def info_nce(
     options = (targets, query_ids, key_ids, temperature, symmetric, weights, reduction)
 
     def checked() -> _Checked:
+        if _more:
+            raise TypeError(
+                f"{name}: only queries and keys come without a name, got {2 + len(_more)}"
+                f" arguments; write {name}(queries, keys, queue=negatives, temperature=0.07)"
+            )
         return _check(queries, keys, queue, *options, 1 if team is None else 0)
 
     dtype, index, row_ids, column_ids, scale, factor, w = checked_by_all(

@@ -10,6 +10,7 @@ from sslops.ops._checks import (
     as_rows,
     check_floating,
     check_reduction,
+    check_whole,
     common_dtype,
     inverse_temperature,
 )
@@ -20,6 +21,11 @@ from sslops.parallel import Group, checked_by_all, team_of
 from sslops.reference import nt_xent as _reference
 
 __all__ = ["NTXentStats", "nt_xent"]
+
+ONE_ARGUMENT = (
+    "nt_xent: all views come in one tensor, got {} arguments; write"
+    " nt_xent(torch.stack([z1, z2]), temperature=0.1), or NTXentLoss(0.1)(z1, z2)"
+)
 
 
 class NTXentStats(NamedTuple):
@@ -130,7 +136,7 @@ def nt_xent(
 
 def nt_xent(
     z: Tensor,
-    *,
+    *_more: Any,
     num_views: int | None = None,
     temperature: float | Tensor = 0.1,
     ids: Tensor | None = None,
@@ -198,6 +204,8 @@ def nt_xent(
     team = team_of(name, group)
 
     def checked() -> _Checked:
+        if _more:
+            raise TypeError(ONE_ARGUMENT.format(1 + len(_more)))
         check_floating(name, "z", z)
         check_reduction(name, reduction)
         views = _check_shape(z, num_views, 1 if team is None else 0)
@@ -255,6 +263,8 @@ def _check_shape(z: Tensor, num_views: int | None, least: int) -> int:
         raise ValueError(f"nt_xent: z must be [V, B, D] or [M, D], got shape {shape}")
     if num_views is None:
         num_views = shape[0] if z.ndim == 3 else 2
+    else:
+        check_whole("nt_xent", "num_views", num_views)
     if z.ndim == 3 and num_views != shape[0]:
         raise ValueError(f"nt_xent: z [V, B, D] must have V = num_views = {num_views}, got {shape}")
     if num_views < 2:

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from sslops._library import define, op, register_autograd
 from sslops.ops._checks import (
+    OR_TENSOR,
     as_rows,
+    check_number,
     check_rows,
     common_dtype,
     integer_vector,
@@ -189,6 +191,7 @@ def _check(
     if isinstance(logit_bias, Tensor):
         bias = scalar_tensor(name, "logit_bias", logit_bias, image, dtype)
     else:
+        check_number(name, "logit_bias", logit_bias, OR_TENSOR)
         value = float(logit_bias)
     if (image_ids is None) != (text_ids is None):
         raise ValueError(f"{name}: image_ids and text_ids go together, got one without the other")

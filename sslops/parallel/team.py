@@ -76,6 +76,11 @@ def team_of(op: str, group: Group) -> Team | None:
         inner = group.group
         if inner is None and not started:
             return None
+        if inner is not None and not (started and isinstance(inner, dist.ProcessGroup)):
+            raise TypeError(
+                f"{op}: {type(group).__name__} takes a process group or None, got"
+                f" {type(inner).__name__}"
+            )
     elif started and isinstance(group, dist.ProcessGroup):
         inner = group
     else:

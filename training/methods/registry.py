@@ -57,8 +57,14 @@ def find_method(name: str) -> Entry:
     """The method of that name.
 
     Raises:
+        TypeError: not a name.
         ValueError: there is none.
     """
+    if not isinstance(name, str):
+        raise TypeError(
+            "train: method must be a name that `sslops list` shows, got"
+            f" {getattr(name, '__name__', type(name).__name__)}"
+        )
     if name not in METHODS:
         raise ValueError(f"train: no such method, got {name!r}{closest(name, METHODS)}")
     return METHODS[name]
