@@ -281,3 +281,23 @@ def test_each_epoch_sees_each_image_once_and_processes_share_it():
             assert torch.equal(shares, one.indices(step))
     assert not torch.equal(*epochs)
     assert torch.equal(one.indices(0), epochs[0][:8])  # and back again
+
+
+def test_settings_that_no_step_can_be_made_with_leave_no_folder(tmp_path):
+    """The error comes out of the first step, where the folder is made already."""
+    fields = {"data": "photos", "image_size": 16, "batch": 8, "steps": 2, "evaluate": False}
+    fields |= {"width": 4, "patch": 4, "pred_steps": 2, "negatives": 9999}
+    with pytest.raises(ValueError, match=r"negatives must be in .*, got 9999"):
+        train("cpc-image", out=tmp_path / "a", console=Console(io.StringIO()), **fields)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_later_failure_keeps_the_folder(tmp_path, monkeypatch):
+    def fail(self, step):
+        if step == 1:
+            raise OSError("after two steps")
+
+    monkeypatch.setattr(SimCLR, "after_step", fail)
+    with pytest.raises(OSError, match="after two steps"):
+        run(tmp_path / "a")
+    assert (tmp_path / "a" / "config.json").is_file()

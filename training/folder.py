@@ -23,6 +23,7 @@ from sslops.training.saving import has_checkpoint
 __all__ = [
     "check_folder",
     "default_config",
+    "discard_folder",
     "open_folder",
     "read_config",
     "read_json",
@@ -83,6 +84,16 @@ def open_folder(folder: Path, options: RunOptions, method: str, config: TrainCon
     for path in folder.glob("**/*.tmp"):  # of a run that was killed while writing
         path.unlink()
     write_json(folder / "config.json", {"method": method, **asdict(config)})
+
+
+def discard_folder(folder: Path) -> None:
+    """Delete what `open_folder` and the beginning of a run made, unless there is a checkpoint.
+
+    A run that fails before its first step leaves nothing to go on with, and its folder would only
+    be in the way of the next try.
+    """
+    if not has_checkpoint(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_config(folder: Path) -> tuple[str, TrainConfig]:

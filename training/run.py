@@ -19,8 +19,14 @@ from sslops.training.evaluation import (
     load_data,
     shape_of,
 )
-from sslops.training.folder import check_folder, default_config, open_folder, write_json
-from sslops.training.guard import Interrupted, ProcessLost
+from sslops.training.folder import (
+    check_folder,
+    default_config,
+    discard_folder,
+    open_folder,
+    write_json,
+)
+from sslops.training.guard import Interrupted, NonFiniteLoss, ProcessLost
 from sslops.training.loop import Loop
 from sslops.training.machine import environment, peak_memory_gb
 from sslops.training.methods import Method, find_method
@@ -215,23 +221,22 @@ def _one(
     if world.main:
         open_folder(folder, options, name, config)
     wait(world)
-    print_banner(name, data, split, method, loop, folder, console)
-    if world.main:
-        write_json(folder / "env.json", environment(world.device, loop.precision))
-        draw_pictures(method, split, folder, world)
-        if world.device.type == "cpu" and (layers := subsampled(method)):
-            console.print(
-                f"note: strided 1x1 convolutions of fewer than {SAFE_CHANNELS} channels take their"
-                f" pixels first, as PyTorch's may write outside of its memory: {len(layers)}, from"
-                f" {layers[0]} on"
-            )
-        for caution in method.cautions:
-            console.warn(caution)
     try:
+        print_banner(name, data, split, method, loop, folder, console)
+        if world.main:
+            write_json(folder / "env.json", environment(world.device, loop.precision))
+            draw_pictures(method, split, folder, world)
+            _caution(method, world, console)
         loop.run()
     except (Interrupted, ProcessLost):
         if has_checkpoint(folder):  # a process may be lost before the first one
             console.print(f"go on with: sslops train {name} --out {folder} --resume")
+        raise
+    except NonFiniteLoss:  # has written what it is about
+        raise
+    except Exception:
+        if world.main and loop.step == 0:  # settings that no step can be made with
+            discard_folder(folder)
         raise
     restore_encoder(method.encoder)
     encoder = whole(method, config, shape, world)
@@ -252,6 +257,18 @@ def _one(
             transfer(folder, config.eval_data, config.eval_root, alone, console, source)
     print_closing(name, config, folder, results, console, None if part else "train")
     return Result(folder, results, encoder.eval())
+
+
+def _caution(method: Method, world: World, console: Console) -> None:
+    """Say what is done otherwise than one would think, and what is wrong with the settings."""
+    if world.device.type == "cpu" and (layers := subsampled(method)):
+        console.print(
+            f"note: strided 1x1 convolutions of fewer than {SAFE_CHANNELS} channels take their"
+            f" pixels first, as PyTorch's may write outside of its memory: {len(layers)}, from"
+            f" {layers[0]} on"
+        )
+    for caution in method.cautions:
+        console.warn(caution)
 
 
 def _cost(method: Method, loop: Loop) -> dict[str, Any]:
