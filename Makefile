@@ -35,7 +35,7 @@ sanitize: setup ## the op tests on C++ built with address and undefined-behaviou
 	    --import-mode=importlib --capture=sys -k "not fullgraph" $(SANITIZED)
 figures: setup ## draw bench/results into docs/figures
 	$(BIN)/python -m bench.plots bench/results/losses.jsonl --out docs/figures
-gpu: setup ## build, test and measure on the GPU of this machine, in eight minutes
+gpu: setup ## build, test and measure on the GPU of this machine, in nine minutes
 	$(BIN)/python bench/gpu_check.py --out runs/gpu
 docs: setup ## run the examples of README and docstrings, check that every link leads somewhere
 	$(BIN)/python -m pytest tests/test_docs.py

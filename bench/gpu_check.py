@@ -1,15 +1,32 @@
-"""Everything that only a GPU can show, in eight minutes: `python bench/gpu_check.py --out DIR`.
+"""Everything that only a GPU can show, in nine minutes: `python bench/gpu_check.py --out DIR`.
 
-Builds, runs the tests of the kernels on the GPU, looks for memory errors and races, measures
-against the peers that are installed, and runs the other tests. A step that fails does not stop the
-next one. Each has its share of the time; what it leaves goes to those after it. `DIR/check.json`
-holds the result of every step and is written anew after each; `DIR/log.txt` is everything that was
-printed. With `--dry-run` a machine without a GPU goes through the same motions on tiny sizes.
+What is worth most comes first: one Triton kernel, the three targets (NT-Xent beside its peers, the
+MoCo step as a CUDA graph, the average beside a copy), the kernels' tests. nvcc then works in the
+background while memory errors and races are looked for and the grid is measured; what needs its
+module comes after it. A step that fails, hangs or is late does not stop the next one: each has its
+share of the time, and what it leaves goes to those after it. `DIR/check.json` holds the result of
+every step, what was left out and why, and is written anew, whole, when a step ends; `DIR/log.txt`
+is everything that was printed, `DIR/grid.jsonl` every time. With `--dry-run` a machine without a
+GPU goes through the same motions on tiny sizes; `--fault build=hang` makes a step of it hang or
+fail.
+
+On a machine that only runs one command, give it 600 s, and what is ignored by git but of use:
+
+    command  python3 bench/gpu_check.py --out "$OUT"
+    carry    .whl .triton sslops/_C_cuda.abi3.so
+
+`.whl` holds wheels of what is missing there (pytest, hypothesis and pytest-xdist for the tests,
+peers: lightly, pytorch-metric-learning, info-nce-pytorch, open_clip_torch), installed first into a
+folder of the run; without pytest or hypothesis every kernel is compared with float64 at one small
+size instead. `.triton` is Triton's cache, good for the same Triton, Python and GPU: unpack the
+`triton-cache.tar.gz` of an earlier run into it. `_C_cuda.abi3.so` is the CUDA module, which
+`SSLOPS_BUILD=cuda` makes without a GPU and any torch since 2.10 loads; with it nothing is built.
+All that travels must stay below 64 MiB together with the clone, and 8 files come back: these are
+check.json, log.txt, grid.jsonl, grid.csv, build.txt, triton-cache.tar.gz and the built module.
 """
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -17,32 +34,43 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TOTAL = 470.0  # seconds
-RESERVE = 5.0  # for writing down
+TOTAL = 540.0  # seconds
+GRACE = 10.0  # seconds between an interrupt and a kill
+RESERVE = GRACE + 5.0  # for the last step's, and for writing down
+# In this order. Seconds; what a step leaves goes to those after it.
 SHARES = {
-    "environment": 25, "build": 60, "smoke": 25, "kernels": 85, "grid": 70, "graphs": 15,
-    "memcheck": 30, "racecheck": 30, "large": 35, "passes": 15, "tests": 90, "slow": 20,
+    "environment": 20, "triton": 30, "nt_xent": 70, "moco": 25, "ema": 20, "kernels": 100,
+    "build": 3, "memcheck": 30, "racecheck": 25, "grid": 60, "graphs": 12, "large": 25,
+    "passes": 12, "built": 25, "cuda": 35, "cuda-grid": 15, "tests": 40, "slow": 15, "cache": 3,
 }  # fmt: skip
 SLOW = (
     "compile,cce-exact,inf-cl"  # to compile, to tune, or to run: they could use up the grid's time
 )
-QUICK = (
-    "sslops,sslops-triton,sslops-cuda,eager,chunked,linear_cross_entropy,foreach_lerp,lightly,"
-    "info-nce-pytorch,open_clip,memeff,liger,liger-scaled,siglip-kernel"
+PEERS = (
+    "chunked,linear_cross_entropy,foreach_lerp,lightly,pytorch-metric-learning,info-nce-pytorch,"
+    "open_clip,memeff,liger,liger-scaled,siglip-kernel"
 )
 GPU_STATE = "name,driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu"
 SANITIZER = "compute-sanitizer"
 # Tests that launch kernels; the rest of the suite comes after what only a GPU can show.
-ON_GPU = re.compile("triton|test_cuda_(kernels|update)|pitfalls")
-WITHOUT_GPU = ("test_triton_compile.py", "test_cuda_compile.py", "test_bench.py")  # of no use here
-GRACE = 10.0  # seconds between an interrupt and a kill
+ON_GPU = re.compile("triton|pitfalls|out_of_range")
+OF_CUDA = re.compile("test_cuda_(kernels|update)")
+WITHOUT_GPU = (  # of no use here
+    "test_triton_compile.py", "test_cuda_compile.py", "test_bench.py", "test_gpu_check.py",
+)  # fmt: skip
+RUNNER = ("pytest", "hypothesis")
+MODULE = "_C_cuda.abi3.so"
+MOST_BACK = 15 << 20  # bytes of a file that is to come back
 
 
 class NotHere(Exception):
@@ -57,8 +85,11 @@ class Check:
     dry: bool
     total: float = TOTAL
     steps: tuple[str, ...] = tuple(SHARES)
+    faults: dict[str, str] = field(default_factory=dict)
     begin: float = field(default_factory=time.monotonic)
     results: list[dict[str, Any]] = field(default_factory=list)
+    background: "subprocess.Popen[bytes] | None" = None
+    site: str = ""  # folder of packages that were brought along
 
     @property
     def device(self) -> str:
@@ -84,6 +115,8 @@ class Check:
         try:
             if limit < 2:
                 raise NotHere("the time was used up by the steps before")
+            if name in self.faults:
+                step = FAULTS[self.faults[name]]
             result |= {"status": "passed"} | step(self, limit)
         except NotHere as reason:
             result |= {"status": "skipped", "reason": str(reason)}
@@ -105,6 +138,7 @@ class Check:
                 "seconds": round(self.spent, 1),
                 "versions": environment.get("versions"),
                 "failed": [r["step"] for r in self.results if r["status"] == "failed"],
+                "left_out": self.left_out(),
                 "steps": self.results,
             },
             indent=1,
@@ -113,18 +147,32 @@ class Check:
         draft.write_text(text)
         draft.replace(self.out / "check.json")
 
+    def left_out(self) -> dict[str, str]:
+        """Step -> why it told nothing, or not all."""
+        out = {name: "the check ended before it" for name in self.steps}
+        for result in self.results:
+            del out[result["step"]]
+            if result["status"] == "skipped" or result.get("code", 0) is None:
+                out[result["step"]] = result["reason"]
+        return out
+
+    def environ(self, **env: str) -> dict[str, str]:
+        """What the programs of a step find in their environment."""
+        given = os.environ.get("PYTHONPATH", "")
+        path = os.pathsep.join(each for each in (str(ROOT), self.site, given) if each)
+        cache = {} if self.dry else {"TRITON_CACHE_DIR": str(ROOT / ".triton")}
+        return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **cache, **env}
+
     def run(self, command: list[str], limit: float, **env: str) -> dict[str, Any]:
         """Run a program, its output into log.txt; {status, command, code, output}."""
         log = self.out / "log.txt"
         with log.open("a") as file:
             file.write(f"\n$ {' '.join(command)}\n")
         before = log.stat().st_size
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        variables = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **env}
         with log.open("a") as file:
             process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=variables,
-                start_new_session=True,
+                command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
+                env=self.environ(**env), start_new_session=True,
             )  # fmt: skip
             try:
                 code: int | None = process.wait(timeout=limit)
@@ -147,6 +195,14 @@ class Check:
             row["reason"] = f"exit code {code}"
         return row
 
+    def end_background(self) -> None:
+        """Kill what still runs beside the steps, its children as well."""
+        if self.background is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.background.pid, signal.SIGKILL)
+            self.background.wait()
+            self.background = None
+
     def python(self, *arguments: str, limit: float, **env: str) -> dict[str, Any]:
         """The same for this interpreter."""
         return self.run([sys.executable, *arguments], limit, **env)
@@ -165,13 +221,38 @@ def gpu_state(check: Check) -> str | None:
 
 
 def environment(check: Check, limit: float) -> dict[str, Any]:
-    code = "import json; from bench.harness import environment as e;"
-    code += f"print(json.dumps(e({check.device!r}, 'bench/gpu_check.py')))"
-    row = check.python("-c", code, limit=limit)
+    """Versions and the GPU; first what was brought along is installed, into a folder of the run."""
+    wheels = sorted(map(str, (ROOT / ".whl").glob("*.whl")))
+    if wheels:
+        site = check.out / "site"
+        install = ["-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        row = check.python(*install, "--target", str(site), *wheels, limit=limit / 2)
+        if row["status"] == "failed":
+            return brief(row)
+        check.site = str(site)
+    row = check.python("-c", VERSIONS.format(check.device), limit=limit)
     if row["status"] == "failed":
         return brief(row)
     versions = json.loads(row["output"].strip().splitlines()[-1])
-    return {"versions": versions, "gpu": gpu_state(check), "python": sys.version.split()[0]}
+    wheels = [Path(each).name for each in wheels]
+    found = {"gpu": gpu_state(check), "python": sys.version.split()[0], "wheels": wheels}
+    return {"versions": versions, "missing": missing(check, *RUNNER, "xdist"), **found}
+
+
+VERSIONS = (
+    "import json; from bench.harness import environment as found;"
+    "print(json.dumps(found({!r}, 'bench/gpu_check.py')))"
+)
+
+
+def missing(check: Check, *modules: str) -> list[str]:
+    """Those that the programs of a step could not import."""
+    path = [check.site] if check.site else []
+    return [
+        name
+        for name in modules
+        if find_spec(name) is None and PathFinder.find_spec(name, path) is None
+    ]
 
 
 def nvcc() -> str | None:
@@ -191,47 +272,107 @@ def architecture(check: Check) -> dict[str, str]:
 
 
 def build(check: Check, limit: float) -> dict[str, Any]:
-    """With CUDA if there is a compiler for it; what fails is followed by what needs less."""
-    kinds = ["cuda", "cpu", "none"] if nvcc() else ["cpu", "none"]
-    tried: dict[str, list[str]] = {}
-    end = time.monotonic() + limit
-    for kind in ["none"] if check.dry else kinds:
-        jobs = str(os.cpu_count() or 2)
-        row = check.python(
-            "setup.py", "build_ext", "--inplace", limit=max(2, end - time.monotonic()),
-            SSLOPS_BUILD=kind, MAX_JOBS=jobs, **architecture(check),
+    """Start nvcc, and after it the C++ for the rest of the tests; "built" waits for them."""
+    if not check.dry and check.python("-c", LOADS, limit=limit).get("code") == 0:
+        raise NotHere("sslops._C_cuda was brought along and loads")
+    folder = check.out / "build"
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-c", BUILD, str(folder)]
+    if check.dry:
+        command = [sys.executable, "-c", "print('nothing to build')"]
+    elif nvcc() is None:
+        raise NotHere("there is no nvcc")
+    with (check.out / "build.txt").open("w") as log:
+        check.background = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
+            env=check.environ(MAX_JOBS=str(os.cpu_count() or 2), **architecture(check)),
         )  # fmt: skip
-        if row["status"] == "passed":
-            status = "failed" if tried else "passed"
-            reason = {"reason": f"only {kind} could be built"} if tried else {}
-            return {"status": status, "built": kind, "nvcc": nvcc(), "errors": tried} | reason
-        tried[kind] = brief(row, 30)["output"]
-    return {"status": "failed", "reason": "nothing could be built", "errors": tried}
+    return {"nvcc": nvcc(), "command": "in the background"}
 
 
-def smoke(check: Check, limit: float) -> dict[str, Any]:
-    """Every kernel once; what is compiled here the sanitizer finds in Triton's cache."""
-    return brief(check.python("-m", "bench.small_run", check.device, limit=limit), 40)
+LOADS = "from sslops import _library as l; raise SystemExit(not l.load_cuda_extension())"
+# nvcc writes beside the module, so that one that is there is whole
+BUILD = f"""
+import os, pathlib, subprocess, sys
+import setup
+folder = pathlib.Path(sys.argv[1])
+sources = sorted(map(str, pathlib.Path("csrc/cuda").glob("*.cu")))
+setup.compile_cuda(setup.find_nvcc(), sources, folder / "draft.so")
+(folder / "draft.so").rename(folder / "{MODULE}")
+run = [sys.executable, "setup.py", "build_ext", "--build-lib", str(folder / "lib")]
+subprocess.run(run, check=True, env={{**os.environ, "SSLOPS_BUILD": "cpu"}})
+"""
 
 
-def files(*, on_gpu: bool) -> list[str]:
-    """Of the test suite, those that launch kernels, or the others."""
+def built(check: Check, limit: float) -> dict[str, Any]:
+    """Wait for the build, and put what is ready where the package looks for it."""
+    process = check.background
+    if process is None:
+        raise NotHere("nothing was being built")
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=limit)
+    code = process.poll()
+    check.end_background()
+    folder = check.out / "build"
+    modules = [*folder.glob(MODULE), *(folder / "lib" / "sslops").glob("_C.*.so")]
+    for module in modules if code == 0 else folder.glob(MODULE):
+        shutil.copy(module, ROOT / "sslops" / module.name)
+    for module in folder.glob(MODULE):
+        shutil.copy(module, check.out / module.name)  # to be brought along the next time
+    tail = (check.out / "build.txt").read_text(errors="replace").splitlines()[-30:]
+    row = {"built": [module.name for module in modules], "code": code, "output": tail}
+    if code == 0:
+        return row
+    reason = f"ran longer than {limit:.0f} s" if code is None else f"exit code {code}"
+    return row | {"status": "failed", "reason": reason}
+
+
+def cache(check: Check, limit: float) -> dict[str, Any]:
+    """Pack Triton's cache, for the next run to bring along."""
+    folder = Path(check.environ().get("TRITON_CACHE_DIR", ""))
+    if check.dry or not folder.is_dir():
+        raise NotHere("there is no cache of compiled kernels")
+    target = check.out / "triton-cache.tar.gz"
+    with tarfile.open(target, "w:gz", compresslevel=1) as tar:
+        tar.add(folder, arcname=".")
+    size = target.stat().st_size
+    if size > MOST_BACK:
+        target.unlink()
+        raise NotHere(f"the cache has {size} bytes, more than {MOST_BACK}")
+    return {"bytes": size}
+
+
+def files(kind: str) -> list[str]:
+    """Of the test suite: those that launch Triton's "kernels", those of "cuda", or the "tests"."""
     paths = sorted((ROOT / "tests").glob("test_*.py"))
-    return [
-        str(path.relative_to(ROOT))
-        for path in paths
-        if path.name not in WITHOUT_GPU and bool(ON_GPU.search(path.name)) == on_gpu
-    ]
+    chosen = []
+    for path in paths:
+        of = "cuda" if OF_CUDA.search(path.name) else "tests"
+        of = "kernels" if ON_GPU.search(path.name) else of
+        if of == kind and path.name not in WITHOUT_GPU:
+            chosen.append(str(path.relative_to(ROOT)))
+    return chosen
 
 
-def tests(*, on_gpu: bool) -> Callable[[Check, float], dict[str, Any]]:
-    """One half of the test suite."""
+def tests(kind: str) -> Callable[[Check, float], dict[str, Any]]:
+    """A part of the test suite, in every dtype: bfloat16 is skipped in the interpreter alone."""
 
     def step(check: Check, limit: float) -> dict[str, Any]:
-        chosen = ["tests/test_backend.py"] if check.dry else files(on_gpu=on_gpu)
+        if check.dry and kind != "kernels":
+            raise NotHere("a dry run runs one file of tests")
+        if kind == "cuda" and check.python("-c", LOADS, limit=limit / 2).get("code") != 0:
+            raise NotHere("there is no sslops._C_cuda")
+        if absent := missing(check, *RUNNER):
+            if kind == "tests":
+                raise NotHere(f"{' and '.join(absent)} cannot be imported")
+            row = small(check, limit, f"sslops-{'cuda' if kind == 'cuda' else 'triton'}")
+            reason = row.get("reason", "every result was right")
+            note = f"{' and '.join(absent)} cannot be imported; small sizes instead: {reason}"
+            return row | {"reason": note}
+        chosen = ["tests/test_chart.py"] if check.dry else files(kind)
         arguments = ["-m", "pytest", *chosen, "-o", "addopts=", "-v", "-rsfE", "--tb=short"]
         arguments += ["--strict-markers", "-p", "no:cacheprovider", "-k", "not emulated"]
-        if importlib.util.find_spec("xdist") and not check.dry:
+        if not missing(check, "xdist") and not check.dry:
             # one test at a time: those of a file come in a row, and compile the same kernels
             arguments += ["-n", str(max(2, (os.cpu_count() or 2) - 2)), "--maxschedchunk=1"]
         # an interrupt needs time to be written down
@@ -244,6 +385,14 @@ def tests(*, on_gpu: bool) -> Callable[[Check, float], dict[str, Any]]:
         }
 
     return step
+
+
+def small(check: Check, limit: float, provider: str) -> dict[str, Any]:
+    """Every op at a tiny size, compared with float64 before it is timed."""
+    arguments = ["-m", "bench", "--device", check.device, "--out", str(check.out), "--quick"]
+    arguments += ["--providers", "sslops" if check.dry else provider, "--modes", "both"]
+    arguments += ["--rounds", "3", "--seconds", "0.1", "--no-memory"]
+    return brief(check.python(*arguments, "--budget", f"{0.8 * limit:.0f}", limit=limit), 60)
 
 
 def counts(output: str) -> dict[str, Any]:
@@ -277,50 +426,117 @@ def sanitize(tool: str) -> Callable[[Check, float], dict[str, Any]]:
     return step
 
 
-def measured(flags: str) -> Callable[[Check, float], dict[str, Any]]:
-    """A part of the grid; all parts append to the same files."""
+def measured(name: str, *, again: bool = False) -> Callable[[Check, float], dict[str, Any]]:
+    """Parts of GRID, the first before the next may hang; all append to the same files.
+
+    `again`: at tiny sizes it would be what another step has measured.
+    """
 
     def step(check: Check, limit: float) -> dict[str, Any]:
-        if check.dry and "graph" in flags:
-            raise NotHere("CUDA graphs need a CUDA device")
-        arguments = ["-m", "bench", "--device", check.device, "--out", str(check.out)]
-        arguments += [*flags.split(), "--budget", f"{0.6 * limit:.0f}"]
-        if check.dry:
-            arguments += ["--quick", "--size", "", "--op", "nt_xent,ema_update_", "--no-memory"]
-            arguments += ["--rounds", "3", "--seconds", "0.1", "--providers", "sslops,eager,memeff"]
-        return brief(check.python(*arguments, limit=limit)) | {"gpu": gpu_state(check)}
+        if check.dry and again:
+            raise NotHere("a dry run measures once")
+        end, rows = time.monotonic() + limit, []
+        for each in GRID[name]:
+            rows.append(_measure(check, each, max(2.0, end - time.monotonic())))
+        worst = next((row for row in rows if row["status"] == "failed"), rows[-1])
+        output = [line for row in rows for line in row["output"]]
+        return worst | {"output": output, "gpu": gpu_state(check)}
 
     return step
 
 
+def _measure(check: Check, flags: str, limit: float) -> dict[str, Any]:
+    arguments = ["-m", "bench", "--device", check.device, "--out", str(check.out)]
+    arguments += [*flags.split(), "--budget", f"{0.6 * limit:.0f}"]
+    if check.dry:
+        arguments += ["--quick", "--size", "", "--no-memory", "--modes", "both"]
+        arguments += ["--rounds", "3", "--seconds", "0.1", "--providers", "sslops,eager,memeff"]
+        if "--op" not in flags:
+            arguments += ["--op", "nt_xent"]
+    return brief(check.python(*arguments, limit=limit))
+
+
+def ema(check: Check, limit: float) -> dict[str, Any]:
+    """The average of a ResNet-50 beside a copy of as many bytes."""
+    size = ["--size", "2", "--seconds", "0.1"] if check.dry else []
+    row = brief(check.python("-m", "bench.ema_copy", check.device, *size, limit=limit))
+    found = [json.loads(line) for line in row["output"] if line.startswith("{")]
+    return {**row, "output": [] if found else row["output"], "rates": found}
+
+
+def fails(check: Check, limit: float) -> dict[str, Any]:
+    """A step that fails, in a dry run."""
+    return brief(check.python("-c", "raise SystemExit('made to fail')", limit=limit))
+
+
+def hangs(check: Check, limit: float) -> dict[str, Any]:
+    """A step that does not end, in a dry run; not by an interrupt either."""
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(3600)"
+    return brief(check.python("-c", code, limit=limit))
+
+
+FAULTS = {"fail": fails, "hang": hangs}
+# Flags of `python -m bench` for each step that measures.
+GRID: dict[str, tuple[str, ...]] = {
+    "triton": (
+        "--op nt_xent --dtype bfloat16 --size 1024x128 --providers sslops-triton --modes both"
+        " --rounds 5 --seconds 0.5",
+    ),
+    "nt_xent": (
+        "--op nt_xent --size 65536x128 --dtype bfloat16 --modes both --providers sslops,eager"
+        " --seconds 2",
+        "--op nt_xent --size 65536x128 --dtype bfloat16 --modes both,forward"
+        f" --providers sslops,eager,{PEERS} --seconds 3",
+    ),
+    "moco": (
+        "--op moco --size 256x65536x128 --dtype bfloat16,float32/bfloat16 --modes graph"
+        " --providers sslops,eager --seconds 1",
+    ),
+    "grid": (
+        f"--modes both --dtype bfloat16,float32/bfloat16 --providers sslops,eager,{PEERS}"
+        " --seconds 1",
+    ),
+    "graphs": (
+        "--modes graph --dtype bfloat16 --op enqueue_,nt_xent,ema_update_ --seconds 0.5"
+        " --size 256x65536x128,1024x128,8192x128,64 --providers sslops,eager",
+    ),
+    "large": (
+        "--modes both --dtype bfloat16 --op nt_xent --size 1048576x128 --providers sslops"
+        " --rounds 3 --seconds 5",
+    ),
+    "passes": (
+        "--modes forward,backward,both --dtype float32,bfloat16 --op nt_xent,clip_loss,info_nce"
+        " --size 8192x128 --providers sslops,eager --seconds 0.5",
+    ),
+    "cuda-grid": (
+        "--modes both,graph --dtype bfloat16,float32 --op info_nce,moco,nt_xent,ema_update_"
+        " --size 256x65536x128,8192x128,64 --providers sslops-triton,sslops-cuda --seconds 0.5",
+    ),
+    "slow": (
+        "--modes both --dtype bfloat16 --op nt_xent,info_nce,clip_loss --size 8192x128"
+        f" --providers sslops,eager,{SLOW} --seconds 1",
+    ),
+}
 STEPS: dict[str, Callable[[Check, float], dict[str, Any]]] = {
     "environment": environment,
+    "triton": measured("triton"),
+    "nt_xent": measured("nt_xent"),
+    "moco": measured("moco"),
+    "ema": ema,
+    "kernels": tests("kernels"),
     "build": build,
-    "smoke": smoke,
-    "kernels": tests(on_gpu=True),
-    "grid": measured(
-        f"--modes both --dtype bfloat16,float32/bfloat16 --providers {QUICK} --seconds 1"
-    ),
-    "graphs": measured(
-        "--modes graph --dtype bfloat16 --op moco,enqueue_,nt_xent,ema_update_ --seconds 0.5"
-        " --size 256x65536x128,1024x128,8192x128,64"
-        " --providers sslops,sslops-cuda,sslops-triton,eager"
-    ),
     "memcheck": sanitize("memcheck"),
     "racecheck": sanitize("racecheck"),
-    "large": measured(
-        "--modes both --dtype bfloat16 --op nt_xent --size 1048576x128 --providers sslops"
-        " --rounds 3 --seconds 5"
-    ),
-    "passes": measured(
-        "--modes forward,backward,both --dtype float32,bfloat16 --op nt_xent,clip_loss,info_nce"
-        " --size 8192x128 --providers sslops,eager --seconds 0.5"
-    ),
-    "tests": tests(on_gpu=False),
-    "slow": measured(
-        "--modes both --dtype bfloat16 --op nt_xent,info_nce,clip_loss --size 8192x128"
-        f" --providers sslops,eager,{SLOW} --seconds 1"
-    ),
+    "grid": measured("grid"),
+    "graphs": measured("graphs", again=True),
+    "large": measured("large", again=True),
+    "passes": measured("passes", again=True),
+    "built": built,
+    "cuda": tests("cuda"),
+    "cuda-grid": measured("cuda-grid", again=True),
+    "tests": tests("tests"),
+    "slow": measured("slow", again=True),
+    "cache": cache,
 }
 
 
@@ -331,14 +547,27 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--only", default=",".join(SHARES), help="steps, joined by commas")
     parser.add_argument("--seconds", type=float, default=TOTAL, help="for everything")
+    parser.add_argument(
+        "--fault", action="append", default=[], help="STEP=hang or STEP=fail, in a dry run"
+    )
     given = parser.parse_args()
     chosen = given.only.split(",")
-    if unknown := [name for name in chosen if name not in STEPS]:
+    faults = dict(each.partition("=")[::2] for each in given.fault)
+    if unknown := [name for name in [*chosen, *faults] if name not in STEPS]:
         parser.error(f"steps are {', '.join(STEPS)}, got {', '.join(unknown)}")
+    if faults and not (given.dry_run and set(faults.values()) <= set(FAULTS)):
+        parser.error(f"a fault is hang or fail, in a dry run, got {', '.join(given.fault)}")
     given.out.mkdir(parents=True, exist_ok=True)
-    check = Check(given.out.resolve(), given.dry_run, given.seconds, tuple(chosen))
-    for name in chosen:
-        check.do(name, STEPS[name])
+    check = Check(given.out.resolve(), given.dry_run, given.seconds, tuple(chosen), faults)
+    try:
+        for name in chosen:
+            check.do(name, STEPS[name])
+    finally:
+        check.end_background()
+        for folder in ("site", "build"):
+            shutil.rmtree(check.out / folder, ignore_errors=True)
+    for name, why in check.left_out().items():
+        print(f"left out: {name}, {why}")
     print(f"{check.out / 'check.json'} after {check.spent:.0f} s")
     return int(any(result["status"] == "failed" for result in check.results))
 

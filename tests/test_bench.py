@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +24,6 @@ from bench import (
 from bench.__main__ import main
 from bench.cases import OPS, make_case
 from bench.check import judge, truth
-from bench.gpu_check import SHARES, STEPS, TOTAL, WITHOUT_GPU, Check, counts, files
 from bench.providers import PROVIDERS, Job, Provider, stand_ins
 from bench.providers.chunked import LOSSES as CHUNKED_LOSSES
 from bench.providers.eager import LOSSES as EAGER_LOSSES
@@ -306,74 +303,6 @@ def test_results_become_figures_and_tables(tmp_path):
     assert "| 1024x128 | float32 | 11.3 ms, 16 MiB | 45.1 ms, 16 MiB |" in text
     assert "(skipped: why)" in text
     assert plots.main([str(file), "--out", str(tmp_path), "--device", "another"]) == 2
-
-
-def test_gpu_check_goes_through_the_motions(tmp_path):
-    run = [sys.executable, str(ROOT / "bench" / "gpu_check.py"), "--out", str(tmp_path)]
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    out = subprocess.run([*run, "--dry-run"], capture_output=True, text=True, cwd=tmp_path, env=env)
-    assert out.returncode == 0, out.stdout + out.stderr
-    result = json.loads((tmp_path / "check.json").read_text())
-    assert [step["step"] for step in result["steps"]] == list(STEPS) == list(SHARES)
-    assert result["failed"] == []
-    assert result["versions"]["torch"] == torch.__version__
-    steps = {step["step"]: step for step in result["steps"]}
-    assert steps["tests"]["counts"]["PASSED"] > 3
-    assert all(step.get("reason") for step in steps.values() if step["status"] == "skipped")
-    assert {row["provider"] for row in rows_of(tmp_path)} >= {"sslops", "eager", "memeff"}
-    assert "$ " in (tmp_path / "log.txt").read_text()
-
-
-def test_gpu_check_goes_on_after_a_failure(tmp_path):
-    def fails(check, limit):
-        raise OSError("broken")
-
-    def slow(check, limit):
-        code = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        code += (
-            "try: print('so far'); time.sleep(60)\nexcept KeyboardInterrupt: print('that is all')"
-        )
-        return check.python("-c", code, limit=1.5)
-
-    check = Check(tmp_path, dry=True)
-    check.do("build", fails)
-    check.do("tests", slow)
-    check.do("grid", lambda check, limit: check.python("-c", "print(7 * 6)", limit=limit))
-    late = Check(tmp_path, dry=True, total=6.0)
-    late.do("environment", fails)
-    saved = json.loads((tmp_path / "check.json").read_text())
-    assert saved["steps"][0]["reason"] == "the time was used up by the steps before"
-    broken, stopped, fine = check.results
-    assert (broken["status"], broken["reason"]) == ("failed", "OSError: broken")
-    assert (stopped["status"], stopped["code"]) == ("failed", None)
-    assert stopped["output"] == "so far\nthat is all\n"
-    assert stopped["seconds"] < 10
-    assert (fine["status"], fine["output"]) == ("passed", "42\n")
-
-
-def test_gpu_check_stays_below_eight_minutes():
-    check = Check(Path(), dry=True)
-    assert TOTAL < 480
-    assert check.limit(check.steps[-1]) < 480
-
-
-def test_counts_of_a_run_that_was_stopped():
-    text = "tests/a.py::b PASSED [ 1%]\n[gw0] [ 2%] FAILED tests/a.py::c \ntests/a.py::d "
-    found = counts(text)
-    assert found["counts"] == {"FAILED": 1, "PASSED": 1}
-    assert found["failures"] == ["[gw0] [ 2%] FAILED tests/a.py::c "]
-
-
-def test_gpu_check_runs_every_test_file_that_says_something_there():
-    on_gpu, others = files(on_gpu=True), files(on_gpu=False)
-    assert not set(on_gpu) & set(others)
-    left_out = {path.name for path in (ROOT / "tests").glob("test_*.py")}
-    left_out -= {Path(name).name for name in (*on_gpu, *others)}
-    assert left_out == set(WITHOUT_GPU)
-    marked = "marks=pytest.mark.gpu", "@pytest.mark.gpu", "pytest.mark.skipif(not torch.cuda"
-    for name in others:
-        text = (ROOT / name).read_text()
-        assert not any(mark in text for mark in marked), f"{name} launches kernels"
 
 
 def test_the_command_runs_the_grid_and_keeps_the_folder(tmp_path, monkeypatch):
