@@ -117,14 +117,17 @@ def test_a_network_of_one_module_is_no_wrapper_where_it_has_more():
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_grad_cache(name):
+    """A wrapped encoder, and a function of a wrapped model."""
     net = WRAPPED[name]().eval()
     images = torch.randn(6, 3)
-    sslops.GradCache(net, lambda z: z.square().mean(), 2)(images).backward()
-    found = [p.grad.clone() for p in net.parameters()]
-    net.zero_grad()
     net(images).square().mean().backward()
-    for a, b in zip(found, net.parameters(), strict=True):
-        torch.testing.assert_close(a, b.grad)
+    wanted = [p.grad.clone() for p in net.parameters()]
+    for encoder, model in ((net, None), (lambda x: net(x), net)):
+        net.zero_grad()
+        cache = sslops.GradCache(encoder, lambda z: z.square().mean(), 2, model=model)
+        cache(images).backward()
+        for a, b in zip(wanted, net.parameters(), strict=True):
+            torch.testing.assert_close(a, b.grad)
 
 
 class Method(nn.Module):

@@ -112,14 +112,15 @@ def as_rows(tensor: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
     """`tensor` [..., D] in the dtype of `common_dtype`.
 
     float16 has no number above 65504 and few below 6e-5, so rows whose length does not count get
-    an element of about 1 first, by a power of two: no digit changes.
+    a largest element in [1, 2) first, by a power of two: no digit changes, and gradients, which are
+    float16 too, are no larger than those of unit rows.
     """
     if dtype is torch.float16 and tensor.dtype is not dtype and normalize:
         wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         largest = wide.detach().abs().amax(dim=-1, keepdim=True)
         # a row below the least norm of the ops stays one; 2**127 has no normal reciprocal
         exponent = torch.where(largest < 1e-12, 1.0, largest).frexp().exponent.clamp_max(126)
-        tensor = wide * torch.ldexp(torch.ones_like(largest), -exponent)
+        tensor = wide * torch.ldexp(torch.ones_like(largest), 1 - exponent)
     return tensor.to(dtype)
 
 

@@ -58,9 +58,9 @@ def info_nce(
             the two may differ: they are cast together, to autocast's dtype, or, since it leaves
             float64 alone, to float64 if one of them has it. Each gets its gradient in its own.
         queue: [K, D] negatives of any floating dtype, read as they lie: they are not normalised
-            and never get a gradient; autocast does not touch them, so that no step copies them.
-            `sslops.KeyQueue` holds unit rows. Against a bfloat16 queue products are those of
-            bfloat16 whatever the queries have, sums those of float32.
+            and never get a gradient, and autocast does not cast them, which would write K D numbers
+            at every step. `sslops.KeyQueue` holds unit rows. Against a bfloat16 queue products are
+            those of bfloat16 whatever the queries have, sums those of float32.
         targets: [M] integers, row i's positive is key targets[i]; default: key i, M <= N. Values
             outside [0, N) are an error on the CPU. On a GPU, which nothing waits for, such a row's
             loss is NaN, and so are the gradients of the row and of what it is compared with; other
