@@ -145,6 +145,7 @@ FEW = {
 }  # fmt: skip
 FEW_IN = {  # the same text may stand for many elsewhere
     "training/audit.py": {"', '.join(known)"},  # methods
+    "training/folder.py": {"', '.join(ways)"},  # what to do instead
     "training/models/registry.py": {"', '.join(known)"},  # parameters of a function
 }
 COLLECTS = {"sorted", "list", "set", "tuple", "map", "join", "tolist", "keys", "values", "items"}
