@@ -1,13 +1,17 @@
 """sslops.patch on a package that is made here, and what importing sslops brings along."""
 
+import copy
+import pickle
 import subprocess
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 import sslops
-from sslops.compat import _patch, info_nce_pytorch, lightly, open_clip
+from sslops.compat import _patch, _patched, info_nce_pytorch, lightly, open_clip
 from sslops.compat import pytorch_metric_learning as pml
 from sslops.compat import sentence_transformers as texts
 
@@ -26,10 +30,23 @@ def modules_of(monkeypatch, **contents):
 @pytest.fixture
 def fake(monkeypatch):
     """A lightly with its class in three modules, once under another name."""
-    theirs = type("NTXentLoss", (), {})
 
-    def update_momentum():
-        pass
+    class NTXentLoss(nn.Module):
+        def __init__(self, temperature=0.5, memory_bank_size=0, gather_distributed=False):
+            super().__init__()
+            self.temperature, self.gather_distributed = temperature, gather_distributed
+            self.memory_bank = SimpleNamespace(size=(memory_bank_size,))
+
+        def step(self):
+            return "theirs"
+
+        def forward(self, out0, out1):
+            return self.step()
+
+    theirs = NTXentLoss
+
+    def update_momentum(model, model_ema, m):
+        return "theirs"
 
     return modules_of(
         monkeypatch,
@@ -41,6 +58,10 @@ def fake(monkeypatch):
     )
 
 
+def ours(name="NTXentLoss"):
+    return _patch.replacement("lightly", name)
+
+
 def found(fake):
     return [vars(module).get("NTXentLoss") for module in fake.values()]
 
@@ -49,10 +70,11 @@ def test_patch_and_undo(fake):
     before = {name: dict(vars(module)) for name, module in fake.items()}
     theirs = fake["lightly__loss"].NTXentLoss
     patched = sslops.patch("lightly")
-    assert fake["lightly__loss"].NTXentLoss is lightly.NTXentLoss
-    assert fake["lightly__loss__ntx_ent_loss"].NTXentLoss is lightly.NTXentLoss
-    assert fake["lightly__loss__ntx_ent_loss"].Alias is lightly.NTXentLoss
-    assert fake["lightly__models__utils"].update_momentum is lightly.update_momentum
+    assert fake["lightly__loss"].NTXentLoss is ours()
+    assert issubclass(ours(), theirs)
+    assert fake["lightly__loss__ntx_ent_loss"].NTXentLoss is ours()
+    assert fake["lightly__loss__ntx_ent_loss"].Alias is ours()
+    assert fake["lightly__models__utils"].update_momentum is ours("update_momentum")
     assert fake["lightly_next"].NTXentLoss is theirs  # another package
     patched.undo()
     patched.undo()
@@ -77,7 +99,7 @@ def test_patch_is_a_context_manager_and_the_first_one_counts(fake):
 def test_patch_of_some_names(fake, names):
     utils = fake["lightly__models__utils"].update_momentum
     with sslops.patch("lightly", names):
-        assert fake["lightly__loss"].NTXentLoss is lightly.NTXentLoss
+        assert fake["lightly__loss"].NTXentLoss is ours()
         assert fake["lightly__models__utils"].update_momentum is utils
 
 
@@ -87,6 +109,81 @@ def test_modules_imported_while_patched_are_restored(fake, monkeypatch):
         taken = {"NTXentLoss": fake["lightly__loss"].NTXentLoss}
         late = modules_of(monkeypatch, lightly__late=taken)["lightly__late"]
     assert late.NTXentLoss is theirs
+
+
+def test_a_patched_class_is_the_original_wherever_the_kernels_do_not_reach(fake):
+    z = torch.randn(2, 6, 4)
+    with sslops.patch("lightly"):
+        kind = fake["lightly__loss"].NTXentLoss
+        torch.testing.assert_close(kind(0.2)(*z), sslops.nt_xent(z, temperature=0.2))
+        for loss in (kind(-0.2), kind(torch.tensor(-0.2)), kind("0.2")):
+            assert loss(*z) == "theirs"
+        assert kind()(z[0], z[1, :3]) == "theirs"
+        assert kind()(z[0].long(), z[1].long()) == "theirs"
+        with pytest.raises(TypeError):
+            kind(no_such=1)
+
+        class Own(kind):
+            def step(self):
+                return "mine"
+
+        assert Own()(*z) == "mine"
+        assert type("Same", (kind,), {"other": 1})()(*z) != "theirs"
+        loss = kind()
+        loss.step = lambda: "of the object"
+        assert loss(*z) == "of the object"
+        update = fake["lightly__models__utils"].update_momentum
+        pair = nn.Linear(2, 2), nn.Linear(2, 2)
+        assert update(*pair, 1.5) == "theirs"
+        assert update(*pair, m=0.0) is None
+    assert torch.equal(pair[0].weight, pair[1].weight)
+
+
+def test_patched_objects_are_copied_and_pickled_patched_or_not(fake):
+    z = torch.randn(2, 6, 4)
+    with sslops.patch("lightly"):
+        loss = fake["lightly__loss"].NTXentLoss(0.2)
+        stored = pickle.dumps(loss)
+    assert type(copy.deepcopy(loss)) is type(pickle.loads(stored)) is type(loss)
+    assert torch.equal(pickle.loads(pickle.dumps(loss))(*z), loss(*z))
+    assert repr(loss) == "NTXentLoss()"
+    with pytest.raises(AttributeError, match="has no lightly__DCLLoss"):
+        _patched.lightly__DCLLoss  # noqa: B018
+
+
+def test_patch_refuses_other_arguments(fake, monkeypatch):
+    class NTXentLoss(nn.Module):
+        def forward(self, out0, out1, weights):
+            pass
+
+    monkeypatch.setattr(fake["lightly__loss__ntx_ent_loss"], "NTXentLoss", NTXentLoss)
+    with pytest.raises(ImportError, match=r"NTXentLoss with arguments as in \(self, out0.*weights"):
+        sslops.patch("lightly")
+
+
+def test_patch_of_names_that_versions_lack(monkeypatch):
+    def simclr_loss_func(z1, z2, temperature=0.1, extra_pos_mask=None):
+        pass
+
+    def moco_loss_func(query, key, queue, temperature=0.1):
+        pass
+
+    made = modules_of(
+        monkeypatch,
+        solo={},
+        solo__losses={},
+        solo__losses__simclr={"simclr_loss_func": simclr_loss_func},
+        solo__losses__moco={"moco_loss_func": moco_loss_func},
+    )
+    monkeypatch.setitem(sys.modules, "solo.losses.mocov2plus", None)
+    with sslops.patch("solo_learn"):
+        z = torch.randn(2, 6, 4)
+        loss = made["solo__losses__simclr"].simclr_loss_func(*z, temperature=0.2)
+        torch.testing.assert_close(loss, sslops.nt_xent(z, temperature=0.2))
+        assert made["solo__losses__moco"].moco_loss_func is not moco_loss_func
+    assert made["solo__losses__moco"].moco_loss_func is moco_loss_func
+    with pytest.raises(ImportError, match=r"must have solo\.losses\.mocov2plus"):
+        sslops.patch("solo_learn", "mocov2plus_loss_func")
 
 
 def test_patch_refuses(fake, monkeypatch):
@@ -106,7 +203,9 @@ def test_patch_refuses(fake, monkeypatch):
     with pytest.raises(ImportError, match=r"open_clip must have open_clip\.loss\.ClipLoss, got"):
         sslops.patch("open_clip")
     assert open_clip.ClipLoss is not None
-    monkeypatch.setitem(_patch._PACKAGES, "open_clip", ("no_such", {"ClipLoss": "loss"}))
+    monkeypatch.setitem(
+        _patch._PACKAGES, "open_clip", ("no_such", {"ClipLoss": _patch._Place("loss")})
+    )
     with pytest.raises(ImportError, match="patch: open_clip is not installed, got No module"):
         sslops.patch("open_clip")
 

@@ -1,10 +1,12 @@
 """Values and gradients against the installed packages; `make peers` installs them.
 
-A package that is missing skips its tests by name. Where a package imports another one that its
-losses do not use, that one is an empty stand-in.
+A package that is missing skips its tests by name. All are imported as they are, but for solo-learn,
+which wants a torch of its time: what its losses do not use are empty stand-ins.
 """
 
+import importlib
 import re
+import warnings
 
 import pytest
 import torch
@@ -29,8 +31,9 @@ B, D, K = 16, 8, 64
 
 
 def peer(module):
+    solo = module.split(".")[0] == "solo"
     try:
-        return import_peer(module)
+        return import_peer(module) if solo else importlib.import_module(module)
     except ImportError as error:
         pytest.skip(f"{module} cannot be imported: {error}")
 
@@ -128,8 +131,6 @@ def test_pytorch_metric_learning(name, labels):
         {"distance": distances.CosineSimilarity(), "reducer": reducers.SumReducer()},
     ):
         torch.testing.assert_close(*[f(**options)(rows, labels) for f in (ours, theirs)])
-    with pytest.raises(ValueError, match="power=1"):
-        ours(distance=distances.CosineSimilarity(power=2))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -281,7 +282,50 @@ def test_patch_lightly_trains():
     package = peer("lightly.loss")
     out0, out1 = torch.randn(2, B, D)
     expected = package.NTXentLoss()(out0, out1)
+    theirs = package.NTXentLoss
     with sslops.patch("lightly"):
         loss = package.NTXentLoss()
-    assert isinstance(loss, lightly.NTXentLoss)
+    assert isinstance(loss, theirs)
+    assert type(loss) is not theirs
     torch.testing.assert_close(loss(out0, out1), expected)
+
+
+@pytest.mark.parametrize("name", ["NTXentLoss", "SupConLoss"])
+def test_patched_losses_go_where_the_originals_go(name):
+    """Into the package's own wrappers, which ask what class an object has."""
+    package = peer("pytorch_metric_learning.losses")
+    wrapper = peer("pytorch_metric_learning.utils.distributed").DistributedLossWrapper
+    z, labels = torch.randn(B, D), torch.arange(B) % 5
+    expected = getattr(package, name)(collect_stats=True)(z, labels)
+    with sslops.patch("pytorch_metric_learning"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of one process
+        loss = getattr(package, name)(collect_stats=True)
+        torch.testing.assert_close(loss(z, labels), expected)
+        torch.testing.assert_close(wrapper(loss)(z, labels), expected)
+        both = package.MultipleLosses([loss, package.TripletMarginLoss()], weights=[1, 0])
+        torch.testing.assert_close(both(z, labels), expected)
+        memory = wrapper(package.CrossBatchMemory(loss, D, 40))
+        torch.testing.assert_close(memory.loss(z, labels), expected)
+    assert loss.distance.is_inverted
+    assert loss._record_these == getattr(package, name)(collect_stats=True)._record_these
+
+
+def test_patched_losses_are_compiled():
+    package, z = peer("lightly.loss"), torch.randn(2, B, D, requires_grad=True)
+    with sslops.patch("lightly"):
+        loss = package.NTXentLoss()
+    compiled = torch.compile(loss, backend="aot_eager")
+    torch.testing.assert_close(compiled(*z), loss(*z))
+
+
+def test_a_subclass_of_a_patched_class_keeps_its_own_steps():
+    package = peer("open_clip.loss")
+    rows = (unit(B, D), unit(B, D), torch.tensor(9.3))
+    with sslops.patch("open_clip"):
+
+        class Colder(package.ClipLoss):
+            def get_logits(self, *args, **more):
+                return [each / 2 for each in super().get_logits(*args, **more)]
+
+        halved = package.ClipLoss()(rows[0], rows[1], rows[2] / 2)
+        torch.testing.assert_close(Colder()(*rows), halved)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslops.compat._grad_cache import pieces
+from sslops.compat._pieces import pieces
 from sslops.compat.sentence_transformers import (
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
@@ -164,7 +164,7 @@ def test_pieces_refuse_what_is_not_cut_by_texts():
     cut = pieces({"input_ids": rows, "one": torch.ones(1, 2), "n": 3}, 3)
     assert [len(piece["input_ids"]) for piece in cut] == [3, 1]
     assert cut[1]["n"] == 3
-    for odd in ({"pixel_values": torch.randn(9, 5)}, {"cu_seq_lens_q": rows}):
+    for odd in ({"pixel_values": torch.randn(9, 5)}, {"position_ids": rows[:3]}):
         with pytest.raises(ValueError, match="one row for each text"):
             pieces({"input_ids": rows, **odd}, 2)
 
@@ -176,14 +176,11 @@ def test_pieces_refuse_what_is_not_cut_by_texts():
         ({"directions": ()}, "directions must have query_to_doc"),
         ({"directions": (D2Q,)}, "directions must have query_to_doc"),
         ({"directions": (Q2D, "up")}, "directions must be of"),
-        ({"directions": (Q2D, D2D)}, "doc_to_doc needs doc_to_query"),
         ({"partition_mode": "both"}, "partition_mode must be"),
         ({"directions": (Q2D, Q2Q), "partition_mode": "per_direction"}, "per_direction goes with"),
-        ({"similarity_fct": torch.cdist}, "similarity_fct must be cos_sim or dot_score, got cdist"),
-        ({"hardness_mode": "all_negatives", "hardness_strength": 5.0}, "hardness_mode must be"),
         ({"hardness_mode": "foo"}, "hardness_mode must be None or of .*, got 'foo'"),
         ({"hardness_strength": -1.0}, "hardness_strength must not be negative, got -1.0"),
-        ({"mini_batch_num_tokens": 100}, "mini_batch_num_tokens must be None"),
+        ({"mini_batch_num_tokens": 0}, "mini_batch_num_tokens must be positive, got 0"),
         ({"mini_batch_size": 0}, "mini_batch_size must be positive"),
     ],
 )
@@ -193,9 +190,8 @@ def test_refuses(options, message):
 
 
 def test_refuses_shapes():
-    for embeddings in ([torch.ones(2, 3)], [torch.ones(2, 3), torch.ones(3, 3)]):
-        with pytest.raises(ValueError, match="two or more tensors of one shape"):
-            multiple_negatives_ranking_loss(embeddings)
+    with pytest.raises(ValueError, match="two or more tensors"):
+        multiple_negatives_ranking_loss([torch.ones(2, 3)])
 
 
 def test_config():

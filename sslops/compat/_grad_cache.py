@@ -16,32 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from sslops._names import shown
-
-Features = dict[str, Any]
-
-
-def pieces(features: Features, size: int) -> list[Features]:
-    """`features` cut into dicts of `size` texts.
-
-    Raises:
-        ValueError: a tensor has not one row for each text.
-    """
-    tensors = {key: value for key, value in features.items() if isinstance(value, Tensor)}
-    rows = {key: len(value) for key, value in tensors.items() if value.ndim}
-    count = rows.get("input_ids", max(rows.values(), default=0))
-    odd = {key: n for key, n in rows.items() if n not in (count, 1)}
-    if odd or "cu_seq_lens_q" in features:
-        each = [f"{key} {n}" for key, n in odd.items()]
-        raise ValueError(
-            "CachedMultipleNegativesRankingLoss: every tensor must have one row for each text, got"
-            f" {shown(each) if odd else 'flattened sequences'} for {count} texts"
-        )
-
-    def cut(key: str, begin: int) -> Any:
-        return features[key][begin : begin + size] if rows.get(key) == count else features[key]
-
-    return [{key: cut(key, begin) for key in features} for begin in range(0, count, size)]
+from sslops.compat._pieces import Features
 
 
 class _Circumstances:
@@ -84,7 +59,7 @@ def cached(
     flat = [piece for column in columns for piece in column]
     with torch.no_grad():
         seen = [(_Circumstances(piece), embed(dict(piece))) for piece in flat]
-    rows = [embedded.requires_grad_(torch.is_grad_enabled()) for _, embedded in seen]
+    rows = [embedded.detach().requires_grad_(torch.is_grad_enabled()) for _, embedded in seen]
     left = iter(rows)
     reps = [[next(left) for _ in column] for column in columns]
     if not torch.is_grad_enabled():

@@ -39,6 +39,8 @@ def anchor_losses(logits: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         negative: [M, N] bool.
     """
     nothing = torch.finfo(logits.dtype).min
+    # exactly 0 where the only positive is so near that nothing else is seen beside it
+    logits = logits - logits.amax(dim=1, keepdim=True).detach()
     lse = torch.where(positive | negative, logits, nothing).logsumexp(1)
     count = positive.sum(dim=1)
     mean = torch.where(positive, logits, 0.0).sum(dim=1) / count.clamp_min(1)
@@ -82,3 +84,27 @@ def anchors_among(
     mean = (x * together).sum(dim=1) / count.clamp_min(1)
     own_logit = (x * y[target]).sum(dim=1)
     return torch.where(count > 0, loss + (own_logit - mean) / temperature, 0.0)
+
+
+@torch.no_grad()
+def without_loss(
+    losses: Tensor, queries: Tensor, keys: Tensor, positive: Tensor, own: Tensor | None, tau: float
+) -> Tensor:
+    """Which rows have a loss of exactly 0 in plain PyTorch: [M] bool.
+
+    That of the kernels is off by the rounding of a logit, up or down, and a mean over the losses
+    that are not 0 must not count such rows. Only one positive alone can come to 0. Rows of
+    `losses` that may are computed once more, 1024 at a time.
+    """
+    found = torch.zeros_like(losses, dtype=torch.bool)
+    may = (losses < 1e-3) & (positive.sum(dim=1) == 1)
+    rows = torch.arange(len(losses), device=losses.device)
+    if not torch.compiler.is_compiling():  # where shapes must not depend on values, all rows
+        rows = rows[may]
+    for some in torch.split(rows, 1024):
+        logits = logits_of(queries[some], keys, tau)
+        seen = torch.ones_like(logits, dtype=torch.bool)
+        if own is not None:
+            seen.scatter_(1, own[some, None], False)
+        found[some] = anchor_losses(logits, positive[some], seen & ~positive[some]) <= 0
+    return found & may

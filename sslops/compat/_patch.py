@@ -1,45 +1,81 @@
-"""Put the classes of sslops.compat into an installed package, and take them out again."""
+"""Put the kernels of sslops.compat under an installed package's losses, and take them out again."""
 
+import functools
 import importlib
+import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import nn
 
 from sslops._names import shown
 
-# package -> its import name, and the module that defines each name
-_PACKAGES = {
+_RANKING = "sentence_transformer.losses"
+
+
+class _Place(NamedTuple):
+    """Where a name is defined, below the package, and which method of a class the kernels replace.
+
+    A function is replaced itself: by the first of `fused` of sslops.compat that has its arguments.
+    """
+
+    module: str
+    method: str = ""
+    fused: tuple[str, ...] = ()
+    optional: bool = False  # other versions of the package have another name
+
+
+# package -> its import name, and the places of its names
+_PACKAGES: dict[str, tuple[str, dict[str, _Place]]] = {
     "lightly": (
         "lightly",
-        {"NTXentLoss": "loss.ntx_ent_loss", "update_momentum": "models.utils"},
+        {
+            "NTXentLoss": _Place("loss.ntx_ent_loss", "forward"),
+            "update_momentum": _Place("models.utils", fused=("fused_update_momentum",)),
+        },
     ),
-    "open_clip": ("open_clip", {"ClipLoss": "loss", "SigLipLoss": "loss"}),
+    "open_clip": (
+        "open_clip",
+        {"ClipLoss": _Place("loss", "forward"), "SigLipLoss": _Place("loss", "forward")},
+    ),
     "pytorch_metric_learning": (
         "pytorch_metric_learning",
         {
-            "NTXentLoss": "losses.ntxent_loss",
-            "SupConLoss": "losses.supcon_loss",
-            "SelfSupervisedLoss": "losses.self_supervised_loss",
-            "CrossBatchMemory": "losses.cross_batch_memory",
+            "NTXentLoss": _Place("losses.ntxent_loss", "compute_loss"),
+            "SupConLoss": _Place("losses.supcon_loss", "compute_loss"),
+            "SelfSupervisedLoss": _Place("losses.self_supervised_loss", "forward"),
+            "CrossBatchMemory": _Place("losses.cross_batch_memory", "forward"),
         },
     ),
     "sentence_transformers": (
         "sentence_transformers",
         {
-            "MultipleNegativesRankingLoss": (
-                "sentence_transformer.losses.multiple_negatives_ranking"
+            "MultipleNegativesRankingLoss": _Place(
+                f"{_RANKING}.multiple_negatives_ranking", "compute_loss_from_embeddings"
             ),
-            "CachedMultipleNegativesRankingLoss": (
-                "sentence_transformer.losses.cached_multiple_negatives_ranking"
+            "CachedMultipleNegativesRankingLoss": _Place(
+                f"{_RANKING}.cached_multiple_negatives_ranking", "calculate_loss"
             ),
         },
     ),
     "solo_learn": (
         "solo",
-        {"simclr_loss_func": "losses.simclr", "mocov2plus_loss_func": "losses.mocov2plus"},
+        {
+            "simclr_loss_func": _Place(
+                "losses.simclr", fused=("fused_simclr", "fused_simclr_of_views")
+            ),
+            "mocov2plus_loss_func": _Place(
+                "losses.mocov2plus", fused=("fused_moco",), optional=True
+            ),
+            "moco_loss_func": _Place("losses.moco", fused=("fused_moco",), optional=True),
+        },
     ),
-    "info_nce_pytorch": ("info_nce", {"InfoNCE": "", "info_nce": ""}),
+    "info_nce_pytorch": (
+        "info_nce",
+        {"InfoNCE": _Place("", "forward"), "info_nce": _Place("", fused=("fused_info_nce",))},
+    ),
 }
 
 
@@ -66,10 +102,13 @@ class Patch:
 
 
 def patch(package: str, classes: str | Iterable[str] | None = None) -> Patch:
-    """Replace an installed package's losses by those of `sslops.compat`, until undone.
+    """Let an installed package's losses run on the kernels of sslops, until undone.
 
-    Every module of the package that holds one of the originals gets its replacement. Names that
-    were imported into other modules before, and objects made before, stay what they were.
+    Each class is replaced by a subclass of itself, so that its arguments, attributes, errors and
+    checkpoints stay its own, and its own code runs wherever the kernels do not cover an option, an
+    input or what a subclass has changed: a program does not fail for being patched. Every module of
+    the package that holds one of the originals gets its replacement. Names that were imported into
+    other modules before, and objects made before, stay what they were.
 
     Args:
         package: "lightly", "open_clip", "pytorch_metric_learning", "sentence_transformers",
@@ -81,7 +120,8 @@ def patch(package: str, classes: str | Iterable[str] | None = None) -> Patch:
 
     Raises:
         ValueError: another package, or a name that is not replaced.
-        ImportError: the package is not installed, cannot be imported, or lacks the name.
+        ImportError: the package is not installed, cannot be imported, lacks the name, or has it
+            with other arguments.
 
     Example:
         >>> with patch("lightly"):  # doctest: +SKIP
@@ -99,20 +139,119 @@ def patch(package: str, classes: str | Iterable[str] | None = None) -> Patch:
         raise ValueError(
             f"patch: classes of {package} must be of {tuple(places)}, got {shown(unknown)}"
         )
-    compat = importlib.import_module(f"sslops.compat.{package}")
-    pairs = []
-    for name in names:
-        module = f"{root}.{places[name]}".rstrip(".")
-        try:
-            theirs = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            if isinstance(error, ModuleNotFoundError) and error.name == root:
-                raise ImportError(f"patch: {package} is not installed, got {error}") from error
-            raise ImportError(f"patch: {package} must have {module}.{name}, got {error}") from error
-        ours = getattr(compat, name)
-        if theirs is not ours:
-            pairs.append((theirs, ours))
+    there = {name: _found(package, name, must=classes is not None) for name in names}
+    pairs = [
+        (theirs, replacement(package, name))
+        for name, theirs in there.items()
+        if theirs is not None and original_of(theirs) is theirs
+    ]
     return Patch(root, pairs)
+
+
+def _found(package: str, name: str, must: bool = True) -> Any:
+    """What the package has under the name now; None if it may lack it and does."""
+    root, places = _PACKAGES[package]
+    module = f"{root}.{places[name].module}".rstrip(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == root:
+            raise ImportError(f"patch: {package} is not installed, got {error}") from error
+        if places[name].optional and not must:
+            return None
+        raise ImportError(f"patch: {package} must have {module}.{name}, got {error}") from error
+
+
+def original_of(theirs: Any) -> Any:
+    """The package's own of what may be its replacement."""
+    return vars(theirs).get("__wrapped__", theirs) if "drop_in" in vars(theirs) else theirs
+
+
+def replacement(package: str, name: str) -> Any:
+    """What the patch puts in the place of a name, the same at each call."""
+    return _made(package, name, original_of(_found(package, name)))
+
+
+@functools.cache
+def _made(package: str, name: str, theirs: Any) -> Any:
+    place = _PACKAGES[package][1][name]
+    compat = importlib.import_module(f"sslops.compat.{package}")
+    if place.method:
+        candidates = [getattr(compat, name).fused]
+        original = getattr(theirs, place.method, None)
+    else:
+        candidates = [getattr(compat, each) for each in place.fused]
+        original = theirs
+    fused = next((each for each in candidates if _takes(each, original)), None)
+    if fused is None or original is None:
+        known = " or ".join(str(inspect.signature(each)) for each in candidates)
+        raise ImportError(
+            f"patch: {package} must have {name} with arguments as in {known}, got"
+            f" {inspect.signature(original) if original is not None else theirs}"
+        )
+    if not place.method:
+        run = _one_or_other(fused, original)
+        run.drop_in = name
+        return run
+    return _subclass(package, name, theirs, place.method, fused)
+
+
+def _takes(fused: Callable[..., Any], original: Any) -> bool:
+    if original is None:
+        return False
+    known, wanted = (list(inspect.signature(each).parameters) for each in (fused, original))
+    return known[: len(wanted)] == wanted
+
+
+def _one_or_other(fused: Callable[..., Any], original: Callable[..., Any]) -> Any:
+    @functools.wraps(original)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        found = fused(*args, **kwargs)
+        return original(*args, **kwargs) if found is NotImplemented else found
+
+    return run
+
+
+def _subclass(package: str, name: str, theirs: type, method: str, fused: Callable[..., Any]) -> Any:
+    """`theirs`, whose method first asks the kernels."""
+    original = getattr(theirs, method)
+    steps = {
+        key
+        for kind in theirs.__mro__
+        if kind not in nn.Module.__mro__
+        for key, value in vars(kind).items()
+        if key not in (method, "forward", "extra_repr") and not key.startswith("__")
+        if callable(value) or isinstance(value, (staticmethod, classmethod, property))
+    }
+
+    def note_changes(cls: Any, /, **options: Any) -> None:
+        """Whether a subclass has steps of its own, which the kernels would pass over."""
+        super(made, cls).__init_subclass__(**options)
+        cls.has_own_steps = cls.has_own_steps or not steps.isdisjoint(vars(cls))
+
+    @functools.wraps(original)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.has_own_steps or not steps.isdisjoint(self.__dict__):
+            return original(self, *args, **kwargs)
+        found = fused(self, *args, **kwargs)
+        return original(self, *args, **kwargs) if found is NotImplemented else found
+
+    made: Any = type(theirs)(
+        theirs.__name__,
+        (theirs,),
+        {
+            method: run,
+            "drop_in": name,
+            "has_own_steps": False,
+            "__init_subclass__": classmethod(note_changes),
+            "__wrapped__": theirs,
+            "__doc__": theirs.__doc__,
+            # where a pickle finds it, patched or not
+            "__module__": "sslops.compat._patched",
+            "__qualname__": f"{package}__{name}",
+        },
+    )
+    return made
 
 
 def _hint(package: object) -> str:

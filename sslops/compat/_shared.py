@@ -1,10 +1,88 @@
-"""What several of the packages need."""
+"""What several of the packages need: above all, which inputs the kernels take.
 
+A drop-in has a `fused(self, ...)` that returns NotImplemented where the kernels do not cover its
+inputs or settings, before anything was changed. Then plain PyTorch runs with the package's
+formula; in a class that `sslops.patch` made, the package's own code. `fused` reads of `self` only
+what both classes have.
+"""
+
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what the ops take
+# beyond these logits are infinite or all the same, where the kernels and eager PyTorch may part
+_FACTORS = (1e-6, 1e6)
+
+
+def rows_fit(*tensors: Any) -> bool:
+    """Whether the kernels take these together: [rows, D] of one D, device and floating dtype."""
+    first = tensors[0]
+    if not all(isinstance(each, Tensor) and each.layout is torch.strided for each in tensors):
+        return False
+    if not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    ):
+        return False  # the kernels have one derivative, and that backwards
+    autocast = torch.is_autocast_enabled(first.device.type)
+    return all(
+        each.ndim == 2 and 0 not in each.shape and each.shape[1] == first.shape[1]
+        and each.device == first.device and each.dtype in FLOATING
+        and (each.dtype is first.dtype or autocast)
+        for each in tensors
+    )  # fmt: skip
+
+
+def factor_fits(value: Any, rows: Tensor) -> bool:
+    """Whether the kernels take a temperature or scale: one positive, ordinary number.
+
+    The value of a tensor on a GPU is not read: there, one that is not positive gives NaN.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.dtype not in FLOATING or value.device != rows.device:
+            return False
+        if value.device.type != "cpu" or torch.compiler.is_compiling():
+            return True
+        value = value.item()
+    return isinstance(value, (int, float)) and _FACTORS[0] <= value <= _FACTORS[1]
+
+
+def bias_fits(value: Any, rows: Tensor) -> bool:
+    """Whether the kernels take a bias of the logits: one number."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.dtype in FLOATING and value.device == rows.device
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def check_alike(name: str, **rows: Tensor) -> None:
+    """Refuse tensors that are not all [B, D], B > 0, of one floating dtype but under autocast."""
+    first = next(iter(rows.values()))
+    shapes = {key: tuple(each.shape) for key, each in rows.items()}
+    if first.ndim != 2 or not len(first) or len(set(shapes.values())) > 1:
+        raise ValueError(f"{name}: {' and '.join(rows)} must be [B, D], got shapes {shapes}")
+    check_dtypes(name, **rows)
+
+
+def check_dtypes(name: str, **rows: Tensor) -> None:
+    """Refuse tensors that are not of one floating dtype, which autocast alone may cast."""
+    dtypes = {key: each.dtype for key, each in rows.items()}
+    first = next(iter(rows.values()))
+    mixed = len(set(dtypes.values())) > 1 and not torch.is_autocast_enabled(first.device.type)
+    if mixed or not all(each.is_floating_point() for each in rows.values()):
+        raise TypeError(f"{name}: {' and '.join(rows)} must share a floating dtype, got {dtypes}")
+
+
+def drop_in_of(loss: Any) -> str | None:
+    """Name of the drop-in that the object is, or that `sslops.patch` put under its class.
+
+    A subclass may compute something else, and is none.
+    """
+    name = vars(type(loss)).get("drop_in")
+    return name if isinstance(name, str) else None
 
 
 def inverse(scale: float | Tensor) -> float | Tensor:
@@ -16,9 +94,19 @@ def inverse(scale: float | Tensor) -> float | Tensor:
 
 
 def as_ids(*labels: Tensor) -> list[Tensor]:
-    """The labels as int64 from 0 on: the ops let negative ids match nothing."""
-    low = torch.stack([each.min() for each in labels]).min()
-    return [each.to(torch.int64) - low.to(torch.int64) for each in labels]
+    """The labels as int64 from 0 on, the same for the same: the ops let negative ids match nothing.
+
+    Of any real dtype and range, hashes too; nothing is read on the host.
+    """
+    dtype = torch.int64
+    for each in labels:
+        dtype = torch.promote_types(dtype, each.dtype) if each.is_floating_point() else dtype
+    together = torch.cat([each.to(dtype) for each in labels])
+    ordered, places = together.sort()
+    ranks = (ordered[1:] != ordered[:-1]).cumsum(0)
+    ranks = torch.cat([ranks.new_zeros(min(len(ordered), 1)), ranks])
+    ids = torch.empty_like(ranks).scatter_(0, places, ranks)
+    return list(torch.split(ids, [len(each) for each in labels]))
 
 
 def enqueue(rows: Tensor, memory: Tensor, start: int | Tensor) -> Tensor:

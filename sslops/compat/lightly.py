@@ -1,40 +1,82 @@
 """`lightly.loss.NTXentLoss` and `lightly.models.utils.update_momentum`, of lightly 1.6.
 
-Differences: docs/migration/lightly.md.
+Arguments and differences: docs/migration/lightly.md.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslops import ema_update_, enqueue_, info_nce, nt_xent
-from sslops.compat._shared import LenientState, settings_of
+from sslops.compat._shared import (
+    FLOATING,
+    LenientState,
+    check_alike,
+    factor_fits,
+    rows_fit,
+    settings_of,
+)
 from sslops.distributed import all_gather, all_gather_with_grad, rank, world_size
 
 __all__ = ["NTXentLoss", "update_momentum"]
 
 
 class _MemoryBank(LenientState):
-    """Ring of unit rows: bank [K, D] and the slot that is written next, bank_ptr [1]."""
+    """Ring of unit rows: bank [K, D] and the slot that is written next, bank_ptr [1].
+
+    Of a size (K,) the first rows tell D.
+    """
 
     bank: Tensor
     bank_ptr: Tensor
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, ...], gather_distributed: bool = False) -> None:
         super().__init__()
-        self.register_buffer("bank", F.normalize(torch.randn(size), dim=-1))
+        self.size = size
+        self.gather_distributed = gather_distributed
+        self.register_buffer("bank", torch.empty(size[0], 0))
         self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.long))
+        if len(size) == 2:
+            self._make(size[1])
+
+    def _make(self, features: int) -> None:
+        self.bank = F.normalize(self.bank.new_empty(self.size[0], features).normal_(), dim=-1)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **more: Any) -> None:
+        saved = state_dict.get(f"{prefix}bank")
+        if len(self.size) == 1 and saved is not None and len(saved) == self.size[0]:
+            self.bank = self.bank.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **more)
 
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
-        return f"size={tuple(self.bank.shape)}"
+        return f"size={self.size}"
+
+    def ready_for(self, rows: Tensor) -> None:
+        """Make the bank if its number of features was not given."""
+        if not self.bank.shape[1]:
+            self.bank = self.bank.to(rows.device)
+            self._make(rows.shape[1])
 
     def update(self, rows: Tensor) -> None:
-        enqueue_(self.bank, self.bank_ptr, rows, normalize=False)
+        """Write unit rows, of all processes with `gather_distributed`."""
+        rows = all_gather(rows) if self.gather_distributed else rows.detach()
+        enqueue_(self.bank, self.bank_ptr, rows.to(self.bank), normalize=False)
         self.bank_ptr.remainder_(len(self.bank))  # theirs is a slot, ours counts on
+
+    def forward(
+        self, output: Tensor, labels: Tensor | None = None, update: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(output, a copy of the bank [D, K]); then the bank takes the rows in, on `update`."""
+        self.ready_for(output)
+        bank = self.bank.clone().T
+        if update:
+            self.update(output)
+        return output, bank
 
 
 class NTXentLoss(nn.Module):
@@ -44,14 +86,16 @@ class NTXentLoss(nn.Module):
     after DistributedDataParallel's mean the gradient is that of one process with the whole batch.
 
     Args:
-        temperature: tau > 0.
+        temperature: tau; not positive: plain PyTorch.
         memory_bank_size: 0, or (K, D): the negatives are then the bank's K rows alone, and the
-            bank takes in `out1` after each loss of an `out0` that requires a gradient.
+            bank takes in `out1` after each loss of an `out0` that requires a gradient. K alone, as
+            before lightly 1.6: the first batch tells D.
         gather_distributed: compare with the rows of all processes; with a bank, fill it with them.
+            Without a process group there is this process alone.
 
     Raises:
-        ValueError: temperature not positive and finite, a size that is neither 0 nor a pair of
-            non-negative numbers, two views of different shapes.
+        ValueError: a temperature within 1e-8 of 0, a size that is no number or pair of
+            non-negative numbers, `gather_distributed` where torch has no torch.distributed.
 
     Example:
         >>> loss = NTXentLoss(temperature=0.1, memory_bank_size=(64, 16))
@@ -68,19 +112,22 @@ class NTXentLoss(nn.Module):
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()
-        if not 1e-8 <= temperature < float("inf"):
+        if abs(temperature) < 1e-8:
+            raise ValueError(f"NTXentLoss: temperature must not be 0, got {temperature}")
+        whole = isinstance(memory_bank_size, int)
+        size: tuple[int, ...] = (memory_bank_size,) if whole else tuple(memory_bank_size)  # type: ignore[assignment,arg-type]
+        if min(size, default=-1) < 0 or (size != (0,) and not whole and len(size) != 2):
             raise ValueError(
-                f"NTXentLoss: temperature must be positive and finite, got {temperature}"
-            )
-        size = (memory_bank_size,) if isinstance(memory_bank_size, int) else memory_bank_size
-        if tuple(size) != (0,) and (len(size) != 2 or min(size) < 0):
-            raise ValueError(
-                "NTXentLoss: memory_bank_size must be 0 or (size, features), got"
+                "NTXentLoss: memory_bank_size must be 0, size or (size, features), got"
                 f" {memory_bank_size}"
+            )
+        if gather_distributed and not dist.is_available():
+            raise ValueError(
+                "NTXentLoss: gather_distributed needs torch.distributed, got a torch without it"
             )
         self.temperature = temperature
         self.gather_distributed = gather_distributed
-        self.memory_bank = _MemoryBank((size[0], size[1])) if size[0] else None
+        self.memory_bank = _MemoryBank(size, gather_distributed) if size[0] else None
 
     def extra_repr(self) -> str:
         """The settings, as `print(model)` shows them."""
@@ -88,33 +135,68 @@ class NTXentLoss(nn.Module):
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Loss of two views, [B, D] each, of the same samples."""
-        if out0.shape != out1.shape or out0.ndim != 2:
-            raise ValueError(
-                "NTXentLoss: out0 and out1 must be [B, D], got shapes"
-                f" {tuple(out0.shape)} and {tuple(out1.shape)}"
-            )
-        if self.memory_bank is not None:
-            return self._against_bank(out0, out1, self.memory_bank)
+        loss = self.fused(out0, out1)
+        return cast(Tensor, self._plain(out0, out1) if loss is NotImplemented else loss)
+
+    def fused(self, out0: Tensor, out1: Tensor) -> Any:
+        """The loss by kernels, or NotImplemented."""
+        if not (
+            rows_fit(out0, out1)
+            and out0.shape == out1.shape
+            and factor_fits(self.temperature, out0)
+        ):
+            return NotImplemented
+        memory: Any = self.memory_bank
+        if memory is not None and memory.size[0]:
+            return _against_bank(memory, out0, out1, self.temperature)
+        z = torch.stack([out0, out1])
         if self.gather_distributed and world_size() > 1:
-            return self._against_all(torch.stack([out0, out1]))
-        return nt_xent(torch.stack([out0, out1]), temperature=self.temperature)
+            return _against_all(z, self.temperature)
+        return nt_xent(z, temperature=self.temperature)
 
-    def _against_bank(self, out0: Tensor, out1: Tensor, memory: _MemoryBank) -> Tensor:
-        loss = info_nce(out0, out1, queue=memory.bank, temperature=self.temperature)
-        if out0.requires_grad:
-            rows = F.normalize(out1.detach(), dim=1)
-            memory.update(all_gather(rows) if self.gather_distributed else rows)
-        return cast(Tensor, loss)
+    def _plain(self, out0: Tensor, out1: Tensor) -> Tensor:
+        B, tau = len(out0), self.temperature
+        out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
+        index = torch.arange(B, device=out0.device)
+        if self.memory_bank is not None:
+            out1, bank = self.memory_bank(out1, update=out0.requires_grad)
+            positive = torch.einsum("nc,nc->n", out0, out1)[:, None]
+            logits = torch.cat([positive, out0 @ bank.to(out0.device)], dim=1)
+            return F.cross_entropy(logits / tau, torch.zeros_like(index))
+        check_alike("NTXentLoss", out0=out0, out1=out1)
+        views, first = (out0, out1), 0
+        if self.gather_distributed and world_size() > 1:
+            views, first = (all_gather_with_grad(out0), all_gather_with_grad(out1)), rank() * B
+        own = torch.cat([index, index + len(views[0])]) + first  # where this process's rows are
+        logits = torch.cat([out0, out1]) @ torch.cat(views).T / tau
+        alone = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, own[:, None], True)
+        return F.cross_entropy(logits.masked_fill(alone, -torch.inf), own.roll(B))
 
-    def _against_all(self, z: Tensor) -> Tensor:
-        B, everyone = z.shape[1], all_gather_with_grad(z, dim=1)  # [2, W B, D]
-        index = torch.arange(everyone.shape[0] * everyone.shape[1], device=z.device).view(2, -1)
-        own = index[:, rank() * B : (rank() + 1) * B]
-        loss = info_nce(
-            z.flatten(0, 1), everyone.flatten(0, 1), targets=own.flip(0).flatten(),
-            query_ids=own.flatten(), key_ids=index.flatten(), temperature=self.temperature,
-        )  # fmt: skip
-        return cast(Tensor, loss)
+
+def _against_bank(memory: Any, out0: Tensor, out1: Tensor, temperature: float) -> Any:
+    update = out0.requires_grad and torch.is_grad_enabled()
+    if isinstance(memory, _MemoryBank):
+        memory.ready_for(out0)
+    bank: Tensor = memory.bank
+    if bank.device != out0.device or bank.shape[1:] != out0.shape[1:]:
+        return NotImplemented
+    if isinstance(memory, _MemoryBank):  # no copy: the loss is there before the bank changes
+        loss = info_nce(out0, out1, queue=bank, temperature=temperature)
+        if update:
+            memory.update(F.normalize(out1.detach(), dim=1))
+        return loss
+    _, negatives = memory(F.normalize(out1.detach(), dim=1), update=update)
+    return info_nce(out0, out1, queue=negatives.T, temperature=temperature)
+
+
+def _against_all(z: Tensor, temperature: float) -> Any:
+    B, everyone = z.shape[1], all_gather_with_grad(z, dim=1)  # [2, W B, D]
+    index = torch.arange(everyone.shape[0] * everyone.shape[1], device=z.device).view(2, -1)
+    own = index[:, rank() * B : (rank() + 1) * B]
+    return info_nce(
+        z.flatten(0, 1), everyone.flatten(0, 1), targets=own.flip(0).flatten(),
+        query_ids=own.flatten(), key_ids=index.flatten(), temperature=temperature,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -124,11 +206,32 @@ def update_momentum(model: nn.Module, model_ema: nn.Module, m: float) -> None:
     Args:
         model: the trained one.
         model_ema: its average, with the same parameters.
-        m: in [0, 1].
+        m: usually in [0, 1]; else plain PyTorch.
 
     Raises:
-        ValueError: m outside [0, 1].
+        RuntimeError: modules without parameters, or with other ones.
     """
-    if not 0 <= m <= 1:
-        raise ValueError(f"update_momentum: m must be in [0, 1], got {m}")
-    ema_update_(list(model_ema.parameters()), list(model.parameters()), m)
+    if fused_update_momentum(model, model_ema, m) is NotImplemented:
+        averages: list[Tensor] = list(model_ema.parameters())
+        torch._foreach_mul_(averages, m)
+        torch._foreach_add_(averages, [*model.parameters()], alpha=1.0 - m)
+
+
+@torch.no_grad()
+def fused_update_momentum(model: nn.Module, model_ema: nn.Module, m: float) -> Any:
+    """None by one kernel, or NotImplemented."""
+    sources, averages = list(model.parameters()), list(model_ema.parameters())
+    alike = [
+        [(each.shape, each.device, each.layout) for each in part] for part in (sources, averages)
+    ]
+    if not (
+        sources
+        and alike[0] == alike[1]
+        and all(each.dtype in FLOATING for each in (*sources, *averages))
+        and not {id(each) for each in sources} & {id(each) for each in averages}
+        and isinstance(m, (int, float))
+        and 0 <= m <= 1
+    ):
+        return NotImplemented
+    ema_update_(averages, sources, m)
+    return None

@@ -1,6 +1,6 @@
 """Losses and the memory of pytorch-metric-learning 2.9: NT-Xent, SupCon and what wraps them.
 
-Differences: docs/migration/pytorch_metric_learning.md.
+Arguments and differences: docs/migration/pytorch_metric_learning.md.
 """
 
 from collections.abc import Sequence
@@ -9,39 +9,46 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sslops import info_nce, nt_xent, sup_con
+from sslops import nt_xent
 from sslops.compat._cross_batch import CrossBatchMemory
-from sslops.compat._masks import anchor_losses, anchors_among, logits_of, pair_losses
-from sslops.compat._pair_loss import PairLoss, pairs_of
-from sslops.compat._shared import settings_of
+from sslops.compat._masks import anchor_losses, pair_losses
+from sslops.compat._pair_entries import ENTRIES
+from sslops.compat._pair_loss import (
+    Entry,
+    PairLoss,
+    Pairs,
+    compared,
+    fits,
+    is_cosine,
+    is_mean,
+    no_loss,
+    own_of,
+)
+from sslops.compat._shared import drop_in_of, factor_fits, rows_fit, settings_of
 
 __all__ = ["CrossBatchMemory", "NTXentLoss", "SelfSupervisedLoss", "SupConLoss"]
-
-# more positives than this for a row on average: a row of the op for each pair costs more than
-# storing the M x N cosines
-_FEW_POSITIVES = 4
 
 
 class NTXentLoss(PairLoss):
     """NT-Xent: each positive pair among its anchor's negatives, the other positives left out.
 
     Args:
-        temperature: tau > 0.
-        distance: None, a `CosineSimilarity` or a `DotProductSimilarity` that normalises.
-        reducer: None, a `MeanReducer` (the default: over pairs), an `AvgNonZeroReducer` or a
-            `SumReducer`.
-        embedding_regularizer: must be None.
-        collect_stats: must be None or False.
+        temperature: tau; not positive: plain PyTorch.
+        distance: None, or a distance of the package; other than the cosine: plain PyTorch.
+        reducer: None, which is a `MeanReducer` (over pairs), or a reducer of the package.
+        embedding_regularizer: None, or a regularizer of the package, added to the loss.
+        embedding_reg_weight: of the regularizer.
+        collect_stats: accepted; what is recorded is the objects' own affair.
 
     Raises:
-        ValueError: another distance or reducer, a regularizer or statistics, temperature not
-            positive and finite; no labels, or not an integer for each row.
+        ValueError: no labels and no pairs, or not a label for each row.
 
     Example:
         >>> embeddings = torch.randn(8, 16, requires_grad=True)
         >>> NTXentLoss(temperature=0.1)(embeddings, torch.arange(4).repeat(2)).backward()
     """
 
+    drop_in = "NTXentLoss"
     default_reducer = "MeanReducer"
 
     def __init__(
@@ -51,59 +58,61 @@ class NTXentLoss(PairLoss):
         distance: Any = None,
         reducer: Any = None,
         embedding_regularizer: Any = None,
+        embedding_reg_weight: float = 1,
         collect_stats: bool | None = None,
     ) -> None:
-        super().__init__(temperature, distance, reducer, embedding_regularizer, collect_stats)
-
-    def among(
-        self,
-        queries: Tensor,
-        ids: Tensor,
-        keys: Tensor,
-        key_ids: Tensor,
-        positive: Tensor,
-        own: Tensor | None,
-    ) -> Tensor:
-        """Loss of each positive pair: [P]."""
-        anchors, targets = positive.nonzero(as_tuple=True)
-        if not 0 < len(anchors) <= _FEW_POSITIVES * len(queries):
-            logits = logits_of(queries, keys, self.temperature)
-            return pair_losses(logits, anchors, targets, ids[:, None] != key_ids)
-        # a row for each pair; keys of its label are left out, but for the target
-        losses = info_nce(
-            queries[anchors], keys, targets=targets, query_ids=ids[anchors], key_ids=key_ids,
-            temperature=self.temperature, reduction="none",
+        super().__init__(
+            temperature, distance, reducer, embedding_regularizer, embedding_reg_weight,
+            collect_stats,
         )  # fmt: skip
-        return cast(Tensor, losses)
 
-    def chosen(self, queries: Tensor, keys: Tensor, indices: Sequence[Tensor]) -> Tensor:
-        """Loss of each positive pair of the indices: [P]."""
-        a1, p, a2, n = pairs_of(indices)
-        logits = logits_of(queries, keys, self.temperature)
+    def fused(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: Sequence[Tensor] | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> Any:
+        """`{"loss": entry}` of the positive pairs by kernels, or NotImplemented."""
+        if indices_tuple is not None or labels is None:
+            return NotImplemented
+        return _fused(self, embeddings, labels, ref_emb, ref_labels)
+
+    def entry_of(self, logits: Tensor, pairs: Pairs) -> Entry:
+        """The loss of each positive pair: [P]."""
+        a1, p, a2, n = pairs
+        if not len(a1) or not len(a2):
+            return no_loss()
         times = torch.zeros_like(logits)
         times.index_put_((a2, n), times.new_ones(()), accumulate=True)
-        return pair_losses(logits, a1, p, times)
+        losses = pair_losses(logits, a1, p, times)
+        if not is_mean(self):  # a mean over those that are not 0, which in theirs e^-s rounds to
+            losses = losses * (losses > torch.finfo(losses.dtype).eps / 2)
+        return {"losses": losses, "indices": (a1, p), "reduction_type": "pos_pair"}
 
 
 class SupConLoss(PairLoss):
     """Supervised contrastive loss, the mean over the positives outside the logarithm.
 
     Args:
-        temperature: tau > 0.
-        distance: see `NTXentLoss`, like the two arguments below the reducer.
-        reducer: None, an `AvgNonZeroReducer` (the default: over anchors of non-zero loss), a
-            `MeanReducer` or a `SumReducer`.
-        embedding_regularizer: must be None.
-        collect_stats: must be None or False.
+        temperature: tau; not positive: plain PyTorch.
+        distance: see `NTXentLoss`, like the arguments below the reducer.
+        reducer: None, which is an `AvgNonZeroReducer` (over anchors of non-zero loss), or a
+            reducer of the package.
+        embedding_regularizer: None, or a regularizer of the package.
+        embedding_reg_weight: of the regularizer.
+        collect_stats: accepted.
 
     Raises:
-        ValueError: as `NTXentLoss`.
+        ValueError: as `NTXentLoss`, and a pair of `indices_tuple` that is positive and negative.
 
     Example:
         >>> embeddings = torch.randn(8, 16, requires_grad=True)
         >>> SupConLoss()(embeddings, torch.tensor([0, 0, 0, 0, 1, 1, 2, 3])).backward()
     """
 
+    drop_in = "SupConLoss"
     default_reducer = "AvgNonZeroReducer"
 
     def __init__(
@@ -113,36 +122,56 @@ class SupConLoss(PairLoss):
         distance: Any = None,
         reducer: Any = None,
         embedding_regularizer: Any = None,
+        embedding_reg_weight: float = 1,
         collect_stats: bool | None = None,
     ) -> None:
-        super().__init__(temperature, distance, reducer, embedding_regularizer, collect_stats)
+        super().__init__(
+            temperature, distance, reducer, embedding_regularizer, embedding_reg_weight,
+            collect_stats,
+        )  # fmt: skip
 
-    def among(
+    def fused(
         self,
-        queries: Tensor,
-        ids: Tensor,
-        keys: Tensor,
-        key_ids: Tensor,
-        positive: Tensor,
-        own: Tensor | None,
-    ) -> Tensor:
-        """Loss of each query: [M]; 0 if all labels are the same."""
-        negative = ids[:, None] != key_ids
-        if own is not None and queries is keys:
-            found = sup_con(queries, ids, temperature=self.temperature, reduction="none")
-            losses = cast(Tensor, found)
-        else:
-            losses = anchors_among(queries, ids, keys, key_ids, positive, own, self.temperature)
-        return torch.where(negative.any(), losses, 0.0)
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: Sequence[Tensor] | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> Any:
+        """`{"loss": entry}` of the anchors by kernels, or NotImplemented."""
+        if indices_tuple is not None or labels is None:
+            return NotImplemented
+        return _fused(self, embeddings, labels, ref_emb, ref_labels)
 
-    def chosen(self, queries: Tensor, keys: Tensor, indices: Sequence[Tensor]) -> Tensor:
-        """Loss of each query over the pairs of the indices: [M]."""
-        a1, p, a2, n = pairs_of(indices)
-        logits = logits_of(queries, keys, self.temperature)
+    def entry_of(self, logits: Tensor, pairs: Pairs) -> Entry:
+        """The loss of each query: [M]."""
+        a1, p, a2, n = pairs
+        if not len(a1) or not len(a2):
+            return no_loss()
         positive = torch.zeros_like(logits, dtype=torch.bool)
         negative = positive.clone()
         positive[a1, p], negative[a2, n] = True, True
-        return torch.where(negative.any(), anchor_losses(logits, positive, negative), 0.0)
+        if (positive & negative).any():
+            raise ValueError(
+                "SupConLoss: a pair must be positive or negative, got one that is both"
+            )
+        index = torch.arange(len(logits), device=logits.device)
+        losses = anchor_losses(logits, positive, negative)
+        return {"losses": losses, "indices": index, "reduction_type": "element"}
+
+
+def _fused(
+    loss: Any, queries: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor | None
+) -> Any:
+    own = own_of(labels, key_labels)
+    if key_labels is None:
+        key_labels = labels
+    if own is not None and keys is not queries:
+        keys, key_labels = keys[: len(queries)], labels  # row i of both is one sample
+    if not fits(loss, queries, labels, keys, key_labels):
+        return NotImplemented
+    entry_of = ENTRIES[loss.drop_in]
+    return {"loss": entry_of(loss, compared(queries, labels, keys, key_labels, own))}
 
 
 class SelfSupervisedLoss(nn.Module):
@@ -169,16 +198,35 @@ class SelfSupervisedLoss(nn.Module):
 
     def forward(self, embeddings: Tensor, ref_emb: Tensor) -> Tensor:
         """Loss of two views, [B, D] each, of the same samples."""
+        found = self.fused(embeddings, ref_emb)
+        if found is not NotImplemented:
+            return cast(Tensor, found)
         if embeddings.shape != ref_emb.shape:
             raise ValueError(
                 "SelfSupervisedLoss: the views must share their shape, got"
                 f" {tuple(embeddings.shape)} and {tuple(ref_emb.shape)}"
             )
-        loss, both = self.loss, torch.cat([embeddings, ref_emb])
         labels = torch.arange(len(embeddings), device=embeddings.device)
-        if self.symmetric and type(loss) is NTXentLoss and len(both):
-            # one positive a row: the same numbers by symmetric kernels
-            return loss.reduced(nt_xent(both, temperature=loss.temperature, reduction="none"))
         if self.symmetric:
-            return cast(Tensor, loss(both, labels.repeat(2)))
-        return cast(Tensor, loss(embeddings, labels, ref_emb=ref_emb, ref_labels=labels))
+            return cast(Tensor, self.loss(torch.cat([embeddings, ref_emb]), labels.repeat(2)))
+        # labels of their own: the package takes rows of the same labels object for themselves
+        return cast(
+            Tensor, self.loss(embeddings, labels, ref_emb=ref_emb, ref_labels=labels.clone())
+        )
+
+    def fused(self, embeddings: Tensor, ref_emb: Tensor) -> Any:
+        """The loss by symmetric kernels, or NotImplemented."""
+        loss: Any = self.loss
+        if not (
+            self.symmetric
+            and drop_in_of(loss) == "NTXentLoss"
+            and rows_fit(embeddings, ref_emb)
+            and embeddings.shape == ref_emb.shape
+            and len(embeddings) > 1  # one sample has no negatives
+            and is_cosine(loss.distance)
+            and factor_fits(loss.temperature, embeddings)
+            and type(loss.reducer).__name__ in ("NoneType", "MeanReducer")
+            and loss.embedding_regularizer is None
+        ):
+            return NotImplemented
+        return nt_xent(torch.cat([embeddings, ref_emb]), temperature=loss.temperature)
