@@ -14,7 +14,9 @@ from sslops.training import commands
 from sslops.training.catalogue import SUMMARIES
 from sslops.training.commands import columns
 from sslops.training.config import RunOptions, TrainConfig, closest
+from sslops.training.console import Console
 from sslops.training.packages import PIP, missing_text, need
+from sslops.training.progress import shown_on
 
 if TYPE_CHECKING:
     from sslops.training.methods import Entry
@@ -46,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return _error(f"sslops: no such command, got {name!r}{closest(name, COMMANDS)}", 2)
     try:
-        return COMMANDS[name][0](rest)
+        with shown_on(Console()):
+            return COMMANDS[name][0](rest)
     except ModuleNotFoundError as error:
         if error.name not in PIP:
             raise
@@ -103,7 +106,6 @@ def _train(argv: list[str]) -> int:
     if options.dry_run:
         print(json.dumps({"method": method, **asdict(config)}, indent=2))
         return 0
-    from sslops.training.console import Console
     from sslops.training.run import execute
 
     execute(method, config, options, Console())
@@ -118,7 +120,6 @@ def _replay(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto")
     chosen = parser.parse_args(argv)
     need("train --replay")
-    from sslops.training.console import Console
     from sslops.training.replay import replay
 
     return 0 if replay(chosen.file, chosen.device, Console()) else 1
@@ -139,7 +140,6 @@ def _ablate(argv: list[str]) -> int:
     defaults = _defaults(method, flags)
     config, options = _parse(prog, about, entry.config, defaults, RunOptions(), flags)
     from sslops.training.ablate import ablate, parse_value
-    from sslops.training.console import Console
 
     field = chosen.field.removeprefix("--").replace("-", "_")
     out = Path(options.out or f"runs/{method}-{Path(config.data).name}-{field}")
@@ -164,7 +164,6 @@ def _audit(argv: list[str]) -> int:
     method = chosen.method
     entry = _find("audit", method)
     from sslops.training.audit import STEPS, audit, guards_of
-    from sslops.training.console import Console
 
     guards_of(method)
     prog, about = f"sslops audit {method}", "The flags of train, for every training."

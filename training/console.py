@@ -28,6 +28,7 @@ class Console:
         self.live = self.stream.isatty()
         self.width = 0  # of the progress line on show
         self.printed_at = -math.inf
+        self.doing = ""  # the last task on show
 
     def print(self, text: str = "") -> None:
         """One or more whole lines."""
@@ -49,20 +50,33 @@ class Console:
         """Show the state of training; `last` leaves the line standing."""
         if self.quiet:
             return
-        text = format_metrics(metrics)
+        self._update(format_metrics(metrics), last=last, due=last or "knn" in metrics)
+
+    def task(self, what: str, state: str = "...") -> None:
+        """Show what else is being done, and how far it is; `clear` takes the line away."""
+        if not self.quiet:
+            self._update(f"{what} {state}", last=False, due=what != self.doing)
+            self.doing = what
+
+    def clear(self) -> None:
+        """Take the updating line of a terminal away."""
+        if self.width:
+            self.stream.write("\r" + " " * self.width + "\r")
+            self.stream.flush()
+            self.width = 0
+
+    def _update(self, text: str, *, last: bool, due: bool) -> None:
         if self.live:
             text = text[: shutil.get_terminal_size().columns - 1]
             self.stream.write("\r" + text.ljust(self.width) + ("\n" if last else ""))
             self.width = 0 if last else len(text)
-        elif last or "knn" in metrics or time.monotonic() - self.printed_at >= PLAIN_SECONDS:
+        elif due or time.monotonic() - self.printed_at >= PLAIN_SECONDS:
             self.stream.write(text + "\n")
             self.printed_at = time.monotonic()
         self.stream.flush()
 
     def _write(self, text: str) -> None:
-        if self.width:
-            self.stream.write("\r" + " " * self.width + "\r")
-            self.width = 0
+        self.clear()
         self.stream.write(text + "\n")
         self.stream.flush()
 

@@ -12,6 +12,7 @@ from sslops.training.distributed import World
 from sslops.training.feed import Feed
 from sslops.training.folder import write_json
 from sslops.training.methods import Batch, Method
+from sslops.training.progress import working
 
 __all__ = ["draw_figures", "draw_pictures"]
 
@@ -26,6 +27,7 @@ def draw_pictures(method: Method, split: Split, folder: Path, world: World) -> N
     _write_grids(method.pictures(batch, generator), folder)
 
 
+@working("drawing")
 @torch.no_grad()
 def draw_figures(method: Method, split: Split, folder: Path, world: World) -> None:
     """What the method has learnt, when its training is over; puts it in eval mode."""

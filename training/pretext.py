@@ -7,10 +7,12 @@ from sslops.training.data import Dataset, subset
 from sslops.training.distributed import World
 from sslops.training.feed import Feed
 from sslops.training.methods import Method
+from sslops.training.progress import working
 
 __all__ = ["measure_pretext"]
 
 
+@working("measuring the task on test images")
 @torch.no_grad()
 def measure_pretext(
     method: Method, data: Dataset, config: TrainConfig, world: World

@@ -36,6 +36,7 @@ from sslops.training.next_steps import next_steps
 from sslops.training.packages import need
 from sslops.training.parallel import whole
 from sslops.training.pretext import measure_pretext
+from sslops.training.progress import shown_on
 from sslops.training.saving import has_checkpoint
 from sslops.training.step import restore_encoder
 from sslops.training.summary import (
@@ -153,9 +154,10 @@ def execute(
     world = join(config.device)
     console = console if world.main else Console(quiet=True)
     try:
-        if options.seeds == 1:
-            return _one(method, config, out, options, world, console, source, part=part)
-        return _several(method, config, out, options, world, console, source)
+        with shown_on(console):
+            if options.seeds == 1:
+                return _one(method, config, out, options, world, console, source, part=part)
+            return _several(method, config, out, options, world, console, source)
     finally:
         leave()
 

@@ -13,6 +13,7 @@ from sslops.training.data.cache import Arrays, cached, fingerprint
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.split import split_validation
 from sslops.training.data.waves import Waves
+from sslops.training.progress import track
 
 __all__ = ["decode_waves", "from_arrays", "holds_audio", "load_audio_folder"]
 
@@ -99,7 +100,8 @@ def decode_waves(files: Sequence[tuple[str, Path | bytes]]) -> Arrays:
             that would decide about the band a network hears.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = list(pool.map(lambda file: read_audio(*file), files))
+        waves = pool.map(lambda file: read_audio(*file), files)
+        decoded = list(track(waves, "reading recordings", len(files)))
     rates = {rate: name for (name, _), (_, rate) in zip(files, decoded, strict=True)}
     if len(rates) > 1:
         (a, first), (b, second), *_ = rates.items()

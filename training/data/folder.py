@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sslops.training.data.cache import Arrays, cached, fingerprint
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.split import split_validation
+from sslops.training.progress import track
 
 __all__ = ["load_folder"]
 
@@ -158,7 +159,8 @@ def _decode(names: list[PurePosixPath], files: Files, size: int | None) -> Image
     tasks = [names[i : i + TASK] for i in range(0, len(names), TASK)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         decoded = pool.map(lambda task: [_open(name, files[name], size) for name in task], tasks)
-        images = [image for task in decoded for image in task]
+        images = [image for task in track(decoded, "decoding images", len(names), len)
+                  for image in task]  # fmt: skip
     shapes = {image.shape[:2]: name for image, name in zip(images, names, strict=True)}
     if len(shapes) > 1:
         (a, first), (b, second), *_ = shapes.items()

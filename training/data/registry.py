@@ -17,6 +17,7 @@ from sslops.training.data.moving_shapes import load_moving_shapes
 from sslops.training.data.photos import load_photos
 from sslops.training.data.tones import load_tones
 from sslops.training.data.video_folder import load_video_folder
+from sslops.training.progress import working
 
 __all__ = ["load", "names"]
 
@@ -26,6 +27,7 @@ def names() -> list[str]:
     return ["digits", "fashion-mnist", "cifar10", "photos", "tones", "fsdd", "moving-shapes"]
 
 
+@working("loading the data")
 def load(
     data: str,
     *,

@@ -14,6 +14,7 @@ from sslops.training.data.cache import Arrays, cached, fingerprint
 from sslops.training.data.clips import Clips, Video
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.split import split_validation
+from sslops.training.progress import track
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -131,11 +132,13 @@ def _decode_all(videos: Sequence[Files], size: int | None) -> Arrays:
     frames = [file for files, _ in videos for file in files]
     box = None if size is None else _box(frames[0], size)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pictures = list(pool.map(lambda file: _frame(file, box), frames))
+        decoded = pool.map(lambda file: _frame(file, box), frames)
+        pictures = list(track(decoded, "decoding frames", len(frames)))
         wanted: list[Path | None] = []
         for files, masks in videos:
             wanted += masks or [None] * len(files)
-        objects = list(pool.map(lambda file: None if file is None else _mask(file, box), wanted))
+        masks_read = pool.map(lambda file: None if file is None else _mask(file, box), wanted)
+        objects = list(track(masks_read, "reading masks", len(wanted)))
     shapes = {picture.shape: file for picture, file in zip(pictures, frames, strict=True)}
     if len(shapes) > 1:
         (a, first), (b, second), *_ = shapes.items()

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslops.training.progress import working
+
 __all__ = ["N_INIT", "POINTS", "Clustering", "agreement", "cluster"]
 
 N_INIT = 10
@@ -26,6 +28,7 @@ class Clustering(NamedTuple):
     accuracy: float
 
 
+@working("clustering")
 def cluster(features: Tensor, labels: Tensor, *, classes: int, seed: int) -> Clustering:
     """k-means with as many clusters as classes on L2-normalised features, best of 10 starts.
 

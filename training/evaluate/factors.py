@@ -20,6 +20,7 @@ from sslops.training.evaluate.features import extract_frames
 from sslops.training.evaluate.few_labels import feasible, few_labels
 from sslops.training.evaluate.linear import linear_probe
 from sslops.training.evaluate.table import align, arms
+from sslops.training.progress import working
 
 __all__ = ["factor_table", "factor_titles", "measure_factors", "measure_frames"]
 
@@ -28,6 +29,7 @@ FRAMED = 1000  # recordings whose frames are probed
 MOST_VALUES = 12  # left out one by one at most
 
 
+@working("probing factors")
 def measure_factors(
     data: Dataset, train: Split, test: Split, x: Tensor, x_test: Tensor, *, seed: int
 ) -> dict[str, float]:
@@ -68,6 +70,7 @@ def measure_factors(
     return found
 
 
+@working("probing frames")
 def measure_frames(
     encoder: nn.Module,
     data: Dataset,

@@ -1,7 +1,7 @@
 """Features of a frozen encoder, computed once, with proof that it stayed frozen."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sslops._names import shown
 from sslops.training.data import Waves
 from sslops.training.diagnosis import feature_spread
+from sslops.training.progress import track
 
 __all__ = ["extract", "extract_frames", "extract_stages", "fittable", "pixels", "spread"]
 
@@ -55,7 +56,7 @@ def extract(
         raise ValueError(f"extract: needs images [N, C, H, W], got {tuple(images.shape)}")
     device = _device_of(encoder) if device is None else device
     chunks = ((chunk,) for chunk in torch.split(images, batch or _at_once(device)))
-    return _run(encoder, lambda x: encoder(x.float().div_(255)), chunks, device)
+    return _run(encoder, lambda x: encoder(x.float().div_(255)), chunks, len(images), device)
 
 
 @torch.no_grad()
@@ -95,7 +96,7 @@ def extract_stages(
 
     device = _device_of(encoder) if device is None else device
     chunks = ((chunk,) for chunk in torch.split(images, batch or _at_once(device)))
-    return list(torch.split(_run(encoder, pooled, chunks, device), sizes, 1))
+    return list(torch.split(_run(encoder, pooled, chunks, len(images), device), sizes, 1))
 
 
 def _side(features: Tensor, most: int) -> tuple[int, int]:
@@ -134,14 +135,16 @@ def _run_waves(
     """Recordings of like length together, so that few zeros are encoded; rows in their order."""
     order = waves.lengths.argsort(stable=True)
     parts = (waves[index] for index in torch.split(order, batch))
-    rows = _run(encoder, call, ((part.whole(), part.lengths) for part in parts), device)
+    chunks = ((part.whole(), part.lengths) for part in parts)
+    rows = _run(encoder, call, chunks, len(order), device)
     return torch.empty_like(rows).index_copy_(0, order, rows)
 
 
 def _run(
     encoder: nn.Module,
     call: Callable[..., Tensor],
-    chunks: Iterator[tuple[Tensor, ...]],
+    chunks: Iterable[tuple[Tensor, ...]],
+    count: int,
     device: str | torch.device | None,
 ) -> Tensor:
     """Rows that `call` makes of the chunks, while the weights and buffers stay as they are."""
@@ -152,7 +155,7 @@ def _run(
     encoder.eval()
     try:
         rows = []
-        for chunk in chunks:
+        for chunk in track(chunks, "encoding", count, lambda chunk: len(chunk[0])):
             out = call(*(part.to(device) for part in chunk))
             if out.ndim != 2:
                 raise ValueError(f"extract: encoder must return [B, dim], got {tuple(out.shape)}")

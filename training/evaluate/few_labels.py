@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sslops.training.evaluate.linear import Scaler, accuracy, choose_strength
 from sslops.training.evaluate.logistic import fit
+from sslops.training.progress import working
 
 __all__ = ["CV_FROM", "FIXED_C", "FewLabels", "draw_labels", "feasible", "few_labels"]
 
@@ -42,6 +43,7 @@ def draw_labels(labels: Tensor, n: int, classes: int, seed: int) -> Tensor:
     return torch.cat(drawn)
 
 
+@working("fitting probes of few labels")
 def few_labels(
     train: Tensor,
     labels: Tensor,

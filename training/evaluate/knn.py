@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslops.training.progress import working
+
 __all__ = ["KS", "TEMPERATURE", "choose_k", "knn_accuracy", "knn_predict", "neighbours"]
 
 TEMPERATURE = 0.07
@@ -71,6 +73,7 @@ def knn_predict(
     return torch.cat(predicted)
 
 
+@working("looking for neighbours")
 def knn_accuracy(
     train: Tensor,
     labels: Tensor,
@@ -85,6 +88,7 @@ def knn_accuracy(
     return (predicted == test_labels).float().mean().item()
 
 
+@working("looking for neighbours")
 def choose_k(
     train: Tensor,
     labels: Tensor,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sslops.training.evaluate.logistic import MAX_ITERATIONS, TOLERANCE, Linear, fit, principal_axes
+from sslops.training.progress import working
 
 __all__ = ["CS", "FOLDS", "Probe", "Scaler", "choose_strength", "fold_of_each", "linear_probe"]
 
@@ -65,6 +66,7 @@ class Probe(NamedTuple):
     validation: dict[float, float]  # accuracy of each C in cross-validation
 
 
+@working("fitting linear probes")
 def linear_probe(
     train: Tensor,
     labels: Tensor,

@@ -10,6 +10,7 @@ from sslops.training.data import Split
 from sslops.training.evaluate.features import STAGE_FEATURES, extract_stages, fittable
 from sslops.training.evaluate.linear import linear_probe
 from sslops.training.evaluate.table import align, arms
+from sslops.training.progress import working
 
 __all__ = ["MOST", "has_stages", "measure_stages", "protocol", "stage_count", "stage_table"]
 
@@ -21,6 +22,7 @@ def has_stages(encoder: nn.Module | None) -> bool:
     return hasattr(encoder, "feature_maps")
 
 
+@working("probing every stage")
 def measure_stages(
     encoder: nn.Module,
     train: Split,

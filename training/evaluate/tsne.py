@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslops.training.progress import working
+
 __all__ = ["MAX_POINTS", "PERPLEXITY", "tsne"]
 
 MAX_POINTS = 2000
@@ -37,5 +39,6 @@ def tsne(features: Tensor, seed: int) -> NDArray[np.float32]:
     if not points.std() > 0:  # a collapsed encoder: all images on one spot
         return np.zeros((N, 2), dtype=np.float32)
     perplexity = min(PERPLEXITY, (N - 1) / 3)
-    embedded = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
+    with working(f"t-SNE of {N:,} images"):
+        embedded = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(points)
     return np.asarray(embedded, dtype=np.float32)

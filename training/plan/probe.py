@@ -14,6 +14,7 @@ from sslops.training.machine import resolve_precision
 from sslops.training.methods import DataShape
 from sslops.training.optim import make_optimizer
 from sslops.training.plan.simulate import make_batch
+from sslops.training.progress import working
 from sslops.training.step import Step, prepare_encoder
 
 __all__ = ["Updates", "images_per_second"]
@@ -68,6 +69,7 @@ class Updates:
             torch.cuda.synchronize(self.device)
 
 
+@working("measuring the time of an update")
 def images_per_second(
     name: str, config: TrainConfig, shape: DataShape, world: World
 ) -> tuple[float, int]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from sslops.training.config import TrainConfig
 from sslops.training.methods import ContrastiveMethod, DataShape, find_method
 from sslops.training.plan.simulate import Memory, simulate
+from sslops.training.progress import working
 
 __all__ = ["Option", "propose"]
 
@@ -35,6 +36,7 @@ class Option:
         return " ".join(a + b for a, b in zip(names, values, strict=True))
 
 
+@working("working out the memory")
 def propose(
     name: str,
     config: TrainConfig,

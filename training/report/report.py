@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sslops import __version__
+from sslops.training.progress import working
 from sslops.training.report.charts import method_charts
 from sslops.training.report.factors import factor_numbers
 from sslops.training.report.page import definitions, missing, page, section
@@ -32,6 +33,7 @@ SCALE_TEXT = (
 )
 
 
+@working("writing the report")
 def write_report(run_dir: str | Path) -> Path:
     """Write report.html into a run folder, from whatever the folder holds.
 
