@@ -49,9 +49,10 @@ GRACE = 10.0  # seconds between an interrupt and a kill
 RESERVE = GRACE + 5.0  # for the last step's, and for writing down
 # In this order. Seconds; what a step leaves goes to those after it.
 SHARES = {
-    "environment": 20, "triton": 30, "nt_xent": 70, "moco": 25, "ema": 20, "kernels": 100,
-    "build": 3, "memcheck": 30, "racecheck": 25, "grid": 60, "graphs": 12, "large": 25,
-    "passes": 12, "built": 25, "cuda": 35, "cuda-grid": 15, "tests": 40, "slow": 15, "cache": 3,
+    "environment": 17, "triton": 30, "nt_xent": 70, "moco": 25, "ema": 20, "kernels": 95,
+    "build": 15, "memcheck": 25, "racecheck": 20, "grid": 50, "graphs": 12, "large": 20,
+    "passes": 12, "built": 20, "cuda": 30, "cuda-grid": 15, "cuda-memcheck": 15, "tests": 20,
+    "slow": 10, "cache": 4,
 }  # fmt: skip
 SLOW = (
     "compile,cce-exact,inf-cl"  # to compile, to tune, or to run: they could use up the grid's time
@@ -90,6 +91,7 @@ class Check:
     results: list[dict[str, Any]] = field(default_factory=list)
     background: "subprocess.Popen[bytes] | None" = None
     site: str = ""  # folder of packages that were brought along
+    module: bool = False  # whether sslops._C_cuda was seen to load
 
     @property
     def device(self) -> str:
@@ -203,6 +205,11 @@ class Check:
             self.background.wait()
             self.background = None
 
+    def has_module(self, limit: float) -> bool:
+        """Whether sslops._C_cuda loads; brought along or built, it then stays."""
+        self.module = self.module or self.python("-c", LOADS, limit=limit)["code"] == 0
+        return self.module
+
     def python(self, *arguments: str, limit: float, **env: str) -> dict[str, Any]:
         """The same for this interpreter."""
         return self.run([sys.executable, *arguments], limit, **env)
@@ -273,7 +280,7 @@ def architecture(check: Check) -> dict[str, str]:
 
 def build(check: Check, limit: float) -> dict[str, Any]:
     """Start nvcc, and after it the C++ for the rest of the tests; "built" waits for them."""
-    if not check.dry and check.python("-c", LOADS, limit=limit).get("code") == 0:
+    if not check.dry and check.has_module(limit):
         raise NotHere("sslops._C_cuda was brought along and loads")
     folder = check.out / "build"
     folder.mkdir(exist_ok=True)
@@ -360,7 +367,7 @@ def tests(kind: str) -> Callable[[Check, float], dict[str, Any]]:
     def step(check: Check, limit: float) -> dict[str, Any]:
         if check.dry and kind != "kernels":
             raise NotHere("a dry run runs one file of tests")
-        if kind == "cuda" and check.python("-c", LOADS, limit=limit / 2).get("code") != 0:
+        if kind == "cuda" and not check.has_module(limit / 2):
             raise NotHere("there is no sslops._C_cuda")
         if absent := missing(check, *RUNNER):
             if kind == "tests":
@@ -410,15 +417,18 @@ def counts(output: str) -> dict[str, Any]:
     }
 
 
-def sanitize(tool: str) -> Callable[[Check, float], dict[str, Any]]:
-    """Small runs of every kernel under one tool of the compute sanitizer."""
+def sanitize(tool: str, provider: str) -> Callable[[Check, float], dict[str, Any]]:
+    """Small runs of every kernel of one kind under one tool of the compute sanitizer."""
 
     def step(check: Check, limit: float) -> dict[str, Any]:
-        small = [sys.executable, "-m", "bench.small_run", check.device]
+        name = "sslops" if check.dry else provider
+        small = [sys.executable, "-m", "bench.small_run", check.device, name]
         if shutil.which(SANITIZER) is None:
-            if check.dry and tool == "memcheck":
+            if check.dry and (tool, provider) == ("memcheck", "sslops-triton"):
                 return brief(check.run(small, limit)) | {"reason": "without a sanitizer"}
             raise NotHere(f"{SANITIZER} is not on the path")
+        if provider == "sslops-cuda" and not check.has_module(limit / 2):
+            raise NotHere("there is no sslops._C_cuda")
         command = [SANITIZER, "--tool", tool, "--error-exitcode", "9", *small]
         # without the caching allocator every tensor has bounds of its own
         return brief(check.run(command, limit, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
@@ -435,6 +445,8 @@ def measured(name: str, *, again: bool = False) -> Callable[[Check, float], dict
     def step(check: Check, limit: float) -> dict[str, Any]:
         if check.dry and again:
             raise NotHere("a dry run measures once")
+        if "sslops-cuda" in GRID[name][0] and not check.has_module(limit / 2):
+            raise NotHere("there is no sslops._C_cuda")
         end, rows = time.monotonic() + limit, []
         for each in GRID[name]:
             rows.append(_measure(check, each, max(2.0, end - time.monotonic())))
@@ -525,8 +537,8 @@ STEPS: dict[str, Callable[[Check, float], dict[str, Any]]] = {
     "ema": ema,
     "kernels": tests("kernels"),
     "build": build,
-    "memcheck": sanitize("memcheck"),
-    "racecheck": sanitize("racecheck"),
+    "memcheck": sanitize("memcheck", "sslops-triton"),
+    "racecheck": sanitize("racecheck", "sslops-triton"),
     "grid": measured("grid"),
     "graphs": measured("graphs", again=True),
     "large": measured("large", again=True),
@@ -534,6 +546,7 @@ STEPS: dict[str, Callable[[Check, float], dict[str, Any]]] = {
     "built": built,
     "cuda": tests("cuda"),
     "cuda-grid": measured("cuda-grid", again=True),
+    "cuda-memcheck": sanitize("memcheck", "sslops-cuda"),
     "tests": tests("tests"),
     "slow": measured("slow", again=True),
     "cache": cache,

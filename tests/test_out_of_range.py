@@ -19,7 +19,7 @@ OUTSIDE = [-1, -(2**31) - 2, -(2**63), ROWS, 2**31 + 5, 2**32 + 3, 2**62, 2**63 
 BAD = [5 + 7 * n for n in range(len(OUTSIDE))]  # the rows with such targets
 OTHERS = [n for n in range(ROWS) if n not in BAD]
 EXTREME = [-(2**63), -(2**32), -1, 0, 3, 2**32 + 3, 2**62, 2**63 - 1]
-PLACES = ["reference", "triton", "cuda", pytest.param("gpu", marks=pytest.mark.gpu)]
+PLACES = ["reference", "triton", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # of no rows
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  
 @pytest.fixture(scope="module", params=PLACES)
 def ops(request):
     """Name of an op -> what computes it; None where that has no kernel of its own."""
-    if request.param in ("cuda", "gpu"):
-        with running_cuda("emulated" if request.param == "cuda" else "gpu"):
+    if request.param in ("emulated", "gpu"):
+        with running_cuda(request.param):
             yield lambda name: getattr(torch.ops.sslops, f"{name}_cuda", None)
         return
     if request.param == "triton":
