@@ -1,72 +1,62 @@
 """Samples of one wav or flac file."""
 
 import io
-import wave
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sslops.training.data.notes import say
+from sslops.training.data.wav import MORE_BITS, decode_wav
 
 __all__ = ["SUFFIXES", "read_audio"]
 
 SUFFIXES = frozenset({".wav", ".flac"})
 
 
-def read_audio(name: str, content: Path | bytes) -> tuple[NDArray[np.int16], int]:
+def read_audio(
+    name: str, content: Path | bytes, remarks: list[str] | None = None
+) -> tuple[NDArray[np.int16], int]:
     """[length] int16 (the mean of its channels), and samples a second.
 
     Args:
         name: what to call the file in an error; its ending says which kind it is.
         content: the file, or its bytes.
+        remarks: what is not kept of the file is appended here; printed if None.
 
     Raises:
         ValueError: the file cannot be read, has no sample, or is a flac file and the package
             soundfile is not installed.
     """
-    stream = io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
-    with stream:
-        samples, rate = (_flac if name.lower().endswith(".flac") else _wav)(name, stream)
-    if not len(samples):
-        raise ValueError(f"audio: every file must have a sample, got none in {name}")
-    return samples, rate
-
-
-def _wav(name: str, stream: IO[bytes]) -> tuple[NDArray[np.int16], int]:
+    found: list[str] = []
+    decode = _decode_flac if name.lower().endswith(".flac") else decode_wav
     try:
-        with wave.open(stream) as file:
-            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
-            raw = file.readframes(file.getnframes())
-    except (wave.Error, EOFError, OSError) as error:
-        raise ValueError(f"audio: every file must be readable, got {name}: {error}") from error
-    if width == 1:  # the only unsigned kind
-        wide = (np.frombuffer(raw, np.uint8).astype(np.int32) - 128) << 8
-    elif width == 2:
-        wide = np.frombuffer(raw, "<i2").astype(np.int32)
-    elif width in (3, 4):  # the upper two bytes of each sample
-        wide = np.frombuffer(raw, np.uint8).reshape(-1, width)[:, -2:].copy().view("<i2")[:, 0]
-        wide = wide.astype(np.int32)
-    else:
-        raise ValueError(f"audio: samples must have 1 to 4 bytes, got {width} in {name}")
-    return _mono(wide.reshape(-1, channels)), rate
-
-
-def _flac(name: str, stream: IO[bytes]) -> tuple[NDArray[np.int16], int]:
-    try:
-        import soundfile
+        raw = content if isinstance(content, bytes) else content.read_bytes()
+        samples, rate = decode(raw, found)  # [length, channels]
     except ImportError as error:
         raise ValueError(
             f"audio: flac files need the package soundfile (pip install soundfile), got {name}"
             " without it"
         ) from error
-    try:
-        samples, rate = soundfile.read(stream, dtype="int16", always_2d=True)
-    except (RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"audio: every file must be readable, got {name}: {error}") from error
-    return _mono(samples.astype(np.int32)), rate
-
-
-def _mono(samples: NDArray[np.int32]) -> NDArray[np.int16]:
-    """[length, channels] -> [length]."""
+    if not len(samples):
+        raise ValueError(f"audio: every file must have a sample, got none in {name}")
+    if (samples != samples[:, :1]).any():
+        found.append(f"{samples.shape[1]} channels, of which the mean is read")
+    if remarks is None:
+        for what in found:
+            say(f"{name} has {what}")
+    else:
+        remarks += found
     mean: NDArray[np.int16] = np.rint(samples.mean(1)).astype(np.int16)
-    return mean
+    return mean, rate
+
+
+def _decode_flac(content: bytes, remarks: list[str]) -> tuple[NDArray[np.int16], int]:
+    import soundfile
+
+    with soundfile.SoundFile(io.BytesIO(content)) as file:
+        if file.subtype not in ("PCM_S8", "PCM_16"):
+            remarks.append(MORE_BITS)
+        return file.read(dtype="int16", always_2d=True), file.samplerate

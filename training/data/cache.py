@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sslops.training.data.notes import say
+
 __all__ = ["Arrays", "cache_dir", "cached", "fingerprint"]
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -41,16 +43,21 @@ def cached(key: str, build: Callable[[], Arrays]) -> Arrays:
     An entry is a folder of .npy files that is renamed into place when complete, so a stop half
     way leaves nothing that could be read; one that cannot be read is built anew. A cache that
     cannot be written is no error: the arrays are there, they only cost the same next time.
+
+    Lines under the name "notes" are said, whether built or read, and are not among what is
+    returned.
     """
     entry = cache_dir() / "decoded" / key
     try:
-        return {f.stem: np.load(f) for f in sorted(entry.iterdir())}
+        arrays = {f.stem: np.load(f) for f in sorted(entry.iterdir())}
     except (OSError, ValueError, EOFError):
         arrays = build()
-    try:
-        _store(entry, arrays)
-    except OSError as error:
-        print(f"data: cannot cache decoded images in {entry.parent}: {error}", file=sys.stderr)
+        try:
+            _store(entry, arrays)
+        except OSError as error:
+            say(f"cannot cache decoded images in {entry.parent}: {error}")
+    for line in arrays.pop("notes", ()):
+        say(str(line))
     return arrays
 
 
