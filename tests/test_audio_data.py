@@ -187,9 +187,9 @@ def test_folder_with_test_part_and_without_labels(tmp_path):
     [
         ({"a.wav": wav(ramp(5), 8000), "b.wav": wav(ramp(5), 16000)},
          r"one sampling rate, got .*a\.wav at 8,000 Hz and .*b\.wav at 16,000 Hz; resample"),
-        ({"a.wav": wav(ramp(5)), "anna/b.wav": wav(ramp(5))}, "must all lie in label folders or"),
+        ({"a.wav": wav(ramp(5)), "anna/b.wav": wav(ramp(5))}, "must all lie in class folders or"),
         ({"train/anna/a.wav": wav(ramp(5)), "test/ben/a.wav": wav(ramp(5))},
-         r"labels of test/ must be in train/, got \['ben'\]"),
+         r"classes of test/ must be in train/, got \['ben'\]"),
     ],
 )  # fmt: skip
 def test_refused_folders(tmp_path, files, message):

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from sslops._names import shown
+from sslops.training.data.archives import open_tar
 from sslops.training.data.cache import Arrays, cache_dir, cached, fingerprint
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.folder import load_folder
@@ -94,7 +94,7 @@ def _official(place: Path) -> Dataset | None:
 
 
 def _read_archive(path: Path) -> Arrays:
-    with tarfile.open(path) as archive:
+    with open_tar(path, "cifar10: must be a whole archive") as archive:
 
         def open_batch(name: str) -> IO[bytes]:
             stream = archive.extractfile(f"{EXTRACTED}/{name}")
@@ -113,12 +113,18 @@ def _read_batches(open_batch: Callable[[str], IO[bytes]], origin: Path) -> Array
             try:
                 with open_batch(name) as stream:
                     batch = _ArraysOnly(stream, encoding="latin1").load()
-                images.append(np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32))
-                labels.append(np.asarray(batch["labels"], np.int64))
-            except (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+                pixels = np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32)
+                numbers = np.asarray(batch["labels"], np.int64)
+                if len(pixels) != len(numbers) or not np.isin(numbers, range(10)).all():
+                    raise ValueError(
+                        f"{len(pixels)} images with labels {numbers[:10].tolist()} ..."
+                    )
+            except Exception as error:  # a damaged pickle raises whatever it stumbles over
                 raise ValueError(
                     f"cifar10: {origin} must hold the official batches, got {error!r} in {name}"
                 ) from error
+            images.append(pixels)
+            labels.append(numbers)
         arrays[f"{part}_images"] = np.concatenate(images)
         arrays[f"{part}_labels"] = np.concatenate(labels)
     return arrays

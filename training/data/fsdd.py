@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import tarfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from urllib.request import urlopen
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslops.training.data.archives import open_tar
 from sslops.training.data.audio_folder import decode_waves, from_arrays
 from sslops.training.data.cache import Arrays, cache_dir, cached, fingerprint
 from sslops.training.data.dataset import Dataset, Split
@@ -95,15 +95,12 @@ def _read(source: Path) -> Iterable[tuple[str, bytes]]:
         for path in source.glob("*.wav"):
             yield path.name, path.read_bytes()
         return
-    try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                inside = PurePosixPath(member.name)
-                stream = archive.extractfile(member) if inside.suffix == ".wav" else None
-                if stream is not None and inside.parent.name == "recordings":
-                    yield inside.name, stream.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"fsdd: {source} must be a whole tar, got {error}") from error
+    with open_tar(source, "fsdd: must be a whole tar") as archive:
+        for member in archive:
+            inside = PurePosixPath(member.name)
+            stream = archive.extractfile(member) if inside.suffix == ".wav" else None
+            if stream is not None and inside.parent.name == "recordings":
+                yield inside.name, stream.read()
 
 
 def _decode(source: Path) -> Arrays:
@@ -111,7 +108,7 @@ def _decode(source: Path) -> Arrays:
     fields = [match.groups() for name, _ in files if (match := NAME.fullmatch(name))]
     speakers = sorted({speaker for _, speaker, _ in fields})
     return {
-        **decode_waves(files),
+        **decode_waves(files, str(source)),
         "digit": np.array([int(digit) for digit, _, _ in fields]),
         "speaker": np.array([speakers.index(speaker) for _, speaker, _ in fields]),
         "take": np.array([int(take) for _, _, take in fields]),

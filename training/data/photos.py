@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sslops.training.data.cache import Arrays, cached, fingerprint
 from sslops.training.data.dataset import Dataset, Split
+from sslops.training.data.pictures import open_picture
 
 __all__ = ["load_photos"]
 
@@ -94,8 +95,7 @@ def _crops(
 ) -> list[NDArray[np.uint8]]:
     from PIL import Image
 
-    with Image.open(path) as file:
-        photo = file.convert("RGB")
+    photo = open_picture(path, path, "photos: every photograph must be readable").convert("RGB")
     short = min(photo.size)
     if size > short:
         raise ValueError(
