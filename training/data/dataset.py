@@ -1,12 +1,13 @@
 """What a data set is: two splits of images, recordings or videos, class names, licence, source."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from sslops.training.data.clips import Clips
+from sslops.training.data.notes import say
 from sslops.training.data.waves import Waves
 
 __all__ = ["Dataset", "Split"]
@@ -36,7 +37,9 @@ class Dataset:
     """A named data set.
 
     `classes[label]` names a label, and is empty without labels; `factors` names those of a split's
-    factors.
+    factors. Labels of one class say nothing, and every classifier is right about them: where all
+    of `train` has one, there are no labels in either split, wherever the data come from, and a line
+    says so. Nor is a factor of one value kept.
     """
 
     name: str
@@ -46,6 +49,29 @@ class Dataset:
     licence: str
     source: str
     factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        drop = object.__setattr__  # the one change of a frozen instance, before anyone has it
+        where = self.source or self.name
+        labels = self.train.labels
+        if labels is not None and len(labels) and bool((labels == labels[0]).all()):
+            n = int(labels[0])
+            name = self.classes[n] if n < len(self.classes) else f"label {n}"
+            say(
+                f"{where}: all {len(self.train):,} to train on are of one class, {name}, which is"
+                " read as no labels"
+            )
+            drop(self, "classes", ())
+            for part in ("train", "test"):
+                drop(self, part, replace(getattr(self, part), labels=None))
+        single = [name for name, values in self.factors.items() if len(values) < 2]
+        if single:
+            say(f"{where} has one value of {', '.join(single)} alone, which is no factor")
+            drop(self, "factors", {k: v for k, v in self.factors.items() if k not in single})
+            for part in ("train", "test"):
+                split: Split = getattr(self, part)
+                kept = {k: v for k, v in split.factors.items() if k not in single}
+                drop(self, part, replace(split, factors=kept))
 
     @property
     def channels(self) -> int:

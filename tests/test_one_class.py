@@ -1,0 +1,57 @@
+"""A folder whose images all lie in one sub-folder has no labels, from training to comparison."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from sslops.training import load_encoder
+from sslops.training.cli import main
+
+SHORT = "--steps 2 --batch 16 --width 8 --threads 1 --tsne-images 10 --image-size 8".split()
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSLOPS_CACHE", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def pictures(root, *parts):
+    for part in parts:
+        (root / part).mkdir(parents=True)
+        for k in range(24):
+            Image.new("RGB", (8, 8), (9 * k, 200 - k, 5)).save(root / part / f"{k}.png")
+    return str(root)
+
+
+@pytest.mark.parametrize("parts", [["all"], ["train/all", "val/all"]])
+def test_every_command_takes_one_class(tmp_path, capsys, parts):
+    images, run = pictures(tmp_path / "images", *parts), str(tmp_path / "run")
+    train = ["train", "simclr", "--data", images, "--out", run, *SHORT]
+    for argv in (train, ["eval", run], [*train, "--resume"], ["export", run]):
+        assert main(argv) == 0, capsys.readouterr()
+    assert main(["compare", run, "--out", str(tmp_path / "c.html")]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("are of one class, all, which is read as no labels") == 1
+    assert (tmp_path / "run" / "report.html").is_file()
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {"simclr", "random-init", "pixels", "protocol"} <= set(results)
+    assert "supervised" not in results
+    assert "knn" not in results["simclr"]
+    assert results["protocol"]["classes"] == 0
+    load_encoder(run)
+    assert main(["eval", run, "--eval-data", images]) == 2
+    assert "--eval-data needs labels, got none in images" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "transfer").exists()
+
+
+def test_a_supervised_run_is_refused_before_it_has_a_folder(tmp_path, capsys):
+    images = pictures(tmp_path / "images", "all")
+    argv = ["train", "supervised", "--data", images, "--out", str(tmp_path / "run"), *SHORT]
+    assert main(argv) == 2
+    assert "supervised: needs labels of 2 classes, got" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
