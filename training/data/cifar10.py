@@ -116,9 +116,7 @@ def _read_batches(open_batch: Callable[[str], IO[bytes]], origin: Path) -> Array
                 pixels = np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32)
                 numbers = np.asarray(batch["labels"], np.int64)
                 if len(pixels) != len(numbers) or not np.isin(numbers, range(10)).all():
-                    raise ValueError(
-                        f"{len(pixels)} images with labels {numbers[:10].tolist()} ..."
-                    )
+                    raise ValueError(f"{len(pixels)} images with labels {shown(numbers.tolist())}")
             except Exception as error:  # a damaged pickle raises whatever it stumbles over
                 raise ValueError(
                     f"cifar10: {origin} must hold the official batches, got {error!r} in {name}"

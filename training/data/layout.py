@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sslops._names import shown
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.notes import say
 from sslops.training.data.split import split_validation
@@ -203,7 +204,7 @@ def divide(
             )
         if unknown := sorted(set(found["test"]) - set(classes)):
             raise ValueError(
-                f"{kind}: classes of {test}/ must be in {train}/, got {unknown} in {root}"
+                f"{kind}: classes of {test}/ must be in {train}/, got {shown(unknown)} in {root}"
             )
     number = {name: label for label, name in enumerate(classes)}
     labels = [number[name] for part in found.values() for name in part]
@@ -234,10 +235,10 @@ def _parts(
             say(f"{root} holds {held_out[0]}/ alone, so that is divided to train and to test on")
         return place[known[0]], []
     if held_out:
+        others = [f"{top}/" if top else items for top in tops if top != held_out[0]]
         raise ValueError(
             f"{kind}: {held_out[0]}/ is a part and needs train/ beside it, got"
-            f" {', '.join(f'{top}/' if top else items for top in tops if top != held_out[0])}"
-            f" in {root}"
+            f" {shown(others, ', ')} in {root}"
         )
     if train is not None:
         say(f"{root}: {train}/ is read as a class, as no {'/, '.join(HELD_OUT)}/ is beside it")
@@ -248,9 +249,12 @@ def _say_unused(
     unused: dict[str, list[int]], train: str, test: str, items: str, root: Path
 ) -> None:
     if unused:
-        listed = ", ".join(
-            f"{name}/ ({len(each):,} {items})" if name else f"{len(each):,} {items} beside them"
-            for name, each in unused.items()
+        listed = shown(
+            (
+                f"{name}/ ({len(each):,} {items})" if name else f"{len(each):,} {items} beside them"
+                for name, each in unused.items()
+            ),
+            ", ",
         )
         say(f"{root}: {train}/ is trained on and {test}/ tested on; not used: {listed}")
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sslops._names import shown
 from sslops.training.data.pictures import open_picture
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def object_numbers(masks: Sequence[Mask]) -> list[NDArray[np.uint8]]:
         file = next((m.file for m in grey if m.levels - {255}), grey[0].file)
         raise ValueError(
             "video: a grey mask must be 0 and 255, or hold the numbers of objects (below"
-            f" {BRIGHT}), got areas of {', '.join(map(str, sorted(levels)[:8]))} in masks such as"
+            f" {BRIGHT}), got areas of {shown(sorted(levels), ', ')} in masks such as"
             f" {file}; save the numbers with a palette"
         )
     return [

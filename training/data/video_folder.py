@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sslops._names import shown
 from sslops.training.data.cache import Arrays, cached, fingerprint
 from sslops.training.data.clips import Clips, Video
 from sslops.training.data.dataset import Dataset
@@ -124,7 +125,7 @@ def _find(root: Path) -> list[Files]:
     if unused := [
         str(each) for each in folders if _is_mask(each, root) and root / each not in used
     ]:
-        say(f"{root}: masks without a video are not used: {', '.join(unused[:5])}")
+        say(f"{root}: masks without a video are not used: {shown(unused, ', ')}")
     return found
 
 
@@ -146,7 +147,7 @@ def _of_one_resolution(
         return {each: each for each in folders}
     if len(davis) < len(folders):
         others = [f"{each}/" for each in folders if each not in davis]
-        say(f"{root}: {FRAMES}/ is read, not {', '.join(others[:5])}")
+        say(f"{root}: {FRAMES}/ is read, not {shown(others, ', ')}")
     names: dict[PurePosixPath, PurePosixPath] = {}
     chosen: dict[tuple[str, ...], str] = {}
     for folder in sorted(davis, key=natural):
