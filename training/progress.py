@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from sslops.training.console import Console, duration
 
-__all__ = ["shown_on", "track", "working"]
+__all__ = ["make_room", "shown_on", "track", "working"]
 
 SECONDS = 2.0  # what takes no longer is not worth a line
 T = TypeVar("T")
@@ -24,6 +24,13 @@ def shown_on(console: Console) -> Iterator[None]:
         yield
     finally:
         _console.reset(token)
+
+
+def make_room() -> None:
+    """Take the line on show away, for one that is printed elsewhere."""
+    console = _console.get()
+    if console is not None:
+        console.clear()
 
 
 def track(

@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Iterable
 
+from sslops.training.progress import make_room
+
 __all__ = ["Remark", "say", "summarise"]
 
 Remark = tuple[str, str]  # name of a file, and what it has that is not read as it is
@@ -14,6 +16,7 @@ _said: set[str] = set()
 def say(text: str) -> None:
     """Print a line to standard error, unless this process or the main one has said it."""
     if text not in _said and os.environ.get("RANK", "0") == "0":
+        make_room()
         print(f"data: {text}", file=sys.stderr, flush=True)
     _said.add(text)
 
