@@ -31,16 +31,15 @@ def next_steps(
         folder: of the run, or of the runs of the seeds.
         results: of its evaluation, if there was one.
     """
-    where = shlex.quote(str(folder))
     one = folder / f"seed{config.seed}" if done == "seeds" else folder
     steps = [
         f"python -c \"from sslops.training import load_encoder; print(load_encoder('{one}'))\""
     ]
     evaluated = bool(arms(results))
     if done == "train" and not evaluated:
-        steps.append(f"sslops eval {where}")
+        steps.append(f"sslops eval {shlex.quote(str(folder))}")
     if evaluated and not has_labels(results) and config.kind == "image" and not config.eval_data:
-        steps.append(f"sslops eval {where} --eval-data {OWN_FOLDER}/WITH/CLASSES")
+        steps.append(f"sslops eval {shlex.quote(str(one))} --eval-data {OWN_FOLDER}/WITH/CLASSES")
     part = folder.name == f"seed{config.seed}"  # of several seeds already
     if done != "seeds" and not part:
         flags = "".join(f" {flag}" for flag in _flags(name, config))

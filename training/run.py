@@ -12,6 +12,7 @@ from sslops.training.config import RunOptions, TrainConfig, closest, default_out
 from sslops.training.console import Console
 from sslops.training.distributed import World, join, leave, restarted, wait
 from sslops.training.drawing import draw_figures, draw_pictures
+from sslops.training.evaluate.verdict import over_seeds
 from sslops.training.evaluation import (
     DataSource,
     build_method,
@@ -181,7 +182,9 @@ def _several(
     if world.main:
         write_json(out / "summary.json", summary)
         console.print(f"\n{options.seeds} seeds, mean ± sd\n{summary_table(summary)}")
-        console.print(f"summary   {out / 'summary.json'}")
+        if sentence := over_seeds(summary, method):
+            console.print(f"\n{sentence}")
+        console.print(f"\nsummary   {out / 'summary.json'}")
         print_next(next_steps("seeds", method, config, out, runs[-1].results), console)
     return Result(out, summary, runs[-1].encoder)
 

@@ -135,6 +135,15 @@ def print_tables(results: Mapping[str, Any], console: Console) -> None:
                 console.print("\n" + each)
 
 
+def _cell(key: str, value: Mapping[str, float] | None) -> str:
+    if value is None:
+        return "-"
+    if key in ("nmi", "feature_spread", "rank"):
+        digits = 1 if key == "rank" else 3
+        return f"{value['mean']:.{digits}f} ± {value['sd']:.{digits}f}"
+    return _percent(value["mean"], value["sd"])
+
+
 def _percent(mean: float, sd: float) -> str:
     return f"{100 * mean:.1f} ± {100 * sd:.1f}"
 
@@ -178,15 +187,17 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     """The arms of `summarise` as rows, each number as mean ± sd over the seeds."""
     rows = {name: arm for name, arm in summary.items() if name not in ("pretext", "cost")}
     few = sorted({key for arm in rows.values() for key in arm if key.startswith("few.")}, key=_few)
-    lines = [["", *[f"{_few(key)}/class" for key in few], "kNN", "linear", "NMI"]]
+    titles = {**{key: f"{_few(key)}/class" for key in few}, "knn": "kNN", "linear": "linear"}
+    titles["nmi"] = "NMI"
+    if not any(key in arm for arm in rows.values() for key in titles):  # no labels
+        titles = {"feature_spread": "spread", "rank": "eff. rank"}
+    titles = {key: text for key, text in titles.items() if any(key in arm for arm in rows.values())}
+    lines = [["", *titles.values()]]
     for name, arm in rows.items():
-        shares = [arm.get(key) for key in (*few, "knn", "linear")]
-        cells = ["-" if cell is None else _percent(cell["mean"], cell["sd"]) for cell in shares]
-        nmi = arm.get("nmi")
-        cells.append("-" if nmi is None else f"{nmi['mean']:.3f} ± {nmi['sd']:.3f}")
-        lines.append([name, *cells])
+        lines.append([name, *(_cell(key, arm.get(key)) for key in titles)])
     tracking = _tracking_table(rows)
-    parts = [tracking or align(lines), _stage_table(rows), _factor_table(rows)]
+    plain = align(lines) if titles else ""
+    parts = [tracking or plain, _stage_table(rows), _factor_table(rows)]
     return "\n\n".join(filter(None, [*parts, _pretext(summary.get("pretext", {}))]))
 
 
@@ -212,8 +223,12 @@ def _tracking_table(rows: Mapping[str, Any]) -> str:
 def _pretext(scores: Mapping[str, Any]) -> str:
     if not scores:
         return ""
-    lines = [["pretext task, test images", "mean ± sd"]]
-    lines += [[name, f"{each['mean']:.4g} ± {each['sd']:.2g}"] for name, each in scores.items()]
+    lines = [["pretext task, test part", "mean ± sd"]]
+    for name, each in scores.items():
+        if score_text(name, 1.0).endswith("%"):
+            lines.append([f"{name}, percent", _percent(each["mean"], each["sd"])])
+        else:
+            lines.append([name, f"{each['mean']:.4g} ± {each['sd']:.2g}"])
     return align(lines)
 
 

@@ -17,6 +17,13 @@ from sslops.training.evaluate.stages import protocol as stage_protocol
 __all__ = ["evaluate"]
 
 LABELS_PER_CLASS = (1, 2, 5, 10, 50)
+NEIGHBOURS = 5  # whose change is measured where there are no labels
+UNTRAINED = "random-init"
+KEPT = (
+    f"share of the {NEIGHBOURS} nearest training images of a test image (cosine) that are among"
+    " those of the untrained network"
+)
+PIXELS = "sides above 32 are averaged down to 32"
 
 
 def evaluate(
@@ -45,7 +52,8 @@ def evaluate(
         stages: probe every stage of the encoders that show them (evaluate/stages.py).
 
     Returns:
-        arm -> {"dim", "feature_spread", "rank", and with labels "knn", "knn_k", "linear",
+        arm -> {"dim", "feature_spread", "rank", without labels "neighbours_kept" (see KEPT), if
+        "random-init" is an arm, and with labels "knn", "knn_k", "linear",
         "linear_C", "few", "nmi", "ari", "cluster_accuracy", "evaluation_seconds"}, for sound also
         the numbers that evaluate/factors.py names; and "protocol" with every setting. Accuracies
         are shares of 1. Everything can be written as JSON.
@@ -59,6 +67,7 @@ def evaluate(
     wanted = list(labels_per_class)
     usable = [] if train.labels is None else few_labels.feasible(train.labels, wanted, classes)
     results: dict[str, Any] = {}
+    near: dict[str, Tensor] = {}
     for arm, encoder in encoders.items():
         start = time.perf_counter()
         if encoder is None:
@@ -71,6 +80,8 @@ def evaluate(
             result["failed"] = "features are not finite, or too large to be squared"
         else:
             result |= spread(x_test)
+            if not classes:
+                near[arm] = _nearest(x_test, x)
         if classes and "failed" not in result:
             on = torch.device(device if device is not None else "cpu")
             result |= _measure(
@@ -91,22 +102,34 @@ def evaluate(
             result |= measure_factors(data, train, test, x, x_test, seed=seed)
             result |= measure_frames(encoder, data, train, test, seed=seed, device=device)
         results[arm] = {**result, "evaluation_seconds": round(time.perf_counter() - start, 2)}
+    for arm, index in near.items():
+        if UNTRAINED in near and arm != UNTRAINED:
+            same = (index[:, :, None] == near[UNTRAINED][:, None]).any(2)
+            results[arm]["neighbours_kept"] = float(same.double().mean())
+    probed = bool(classes) and train.labels is not None
     results["protocol"] = {
         "data": data.name,
         "licence": data.licence,
         "source": data.source,
-        "class_names": list(data.classes),
-        "probe_images": len(train),
+        **({"class_names": list(data.classes)} if classes else {}),
+        **({"probe_images": len(train)} if probed else {"neighbour_images": len(train)}),
         "test_images": len(test),
         "classes": classes,
         "seed": seed,
         "features": "encoder output in evaluation mode, computed once; weights and buffers are "
         "checked to be unchanged",
-        "test_labels": "used only to score; every choice is made on training labels",
-        **_protocol(usable, [n for n in wanted if n not in usable], draws),
-        **({"stages": stage_protocol()} if stages else {}),
+        **(_probes(usable, [n for n in wanted if n not in usable], draws) if probed else {}),
+        **(_clusters() if classes else {"neighbours_kept": KEPT}),
+        **({"pixels": PIXELS} if None in encoders.values() else {}),
+        **({"stages": stage_protocol()} if any("stages" in r for r in results.values()) else {}),
     }
     return results
+
+
+def _nearest(queries: Tensor, keys: Tensor) -> Tensor:
+    """Indices of the nearest keys of each query."""
+    k = min(NEIGHBOURS, len(keys))
+    return torch.cat([index for _, index in knn.neighbours(queries, keys, k)])
 
 
 def _measure(
@@ -154,8 +177,9 @@ def _measure(
     return result | {"nmi": found.nmi, "ari": found.ari, "cluster_accuracy": found.accuracy}
 
 
-def _protocol(usable: list[int], skipped: list[int], draws: int) -> dict[str, Any]:
+def _probes(usable: list[int], skipped: list[int], draws: int) -> dict[str, Any]:
     return {
+        "test_labels": "used only to score; every choice is made on training labels",
         "knn": {
             "metric": "cosine",
             "weights": "exp(similarity / temperature)",
@@ -173,6 +197,11 @@ def _protocol(usable: list[int], skipped: list[int], draws: int) -> dict[str, An
             f"{few_labels.FIXED_C:g} below",
             "sd": "sample standard deviation over the draws",
         },
+    }
+
+
+def _clusters() -> dict[str, Any]:
+    return {
         "cluster": {
             "algorithm": "k-means on L2-normalised features of the test images",
             "k": "number of classes",
@@ -180,7 +209,6 @@ def _protocol(usable: list[int], skipped: list[int], draws: int) -> dict[str, An
             "images": f"at most {cluster.POINTS:,}, drawn with the seed",
             "nmi": "arithmetic mean of the entropies",
         },
-        "pixels": "sides above 32 are averaged down to 32",
     }
 
 

@@ -39,6 +39,8 @@ def table(results: Mapping[str, Any]) -> str:
     columns = {title: key for title, key in columns.items() if any(key in r for r in rows.values())}
     if not counts and not columns:
         columns = {"spread": "feature_spread", "eff. rank": "rank"}
+        if not any(key in row for row in rows.values() for key in columns.values()):
+            return ""  # nothing was measured, as of videos without masks
     lines = [[*header, *columns]]
     for name, row in rows.items():
         few = [_few(row.get("few", {}).get(str(n))) for n in counts]

@@ -18,6 +18,7 @@ from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.split_brain import SplitBrain, SplitBrainConfig
 from sslops.training.methods.supervised import Supervised
 from sslops.training.methods.video_colorization import VideoColorization, VideoColorizationConfig
+from sslops.training.words import Kind
 
 __all__ = ["METHODS", "Entry", "find_method"]
 
@@ -29,7 +30,7 @@ class Entry(NamedTuple):
     build: Callable[[Any, DataShape], Method]
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """What it learns from: image, sound or video."""
         return self.config.kind
 

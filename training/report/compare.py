@@ -6,18 +6,21 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sslops.training.evaluate.table import align
+from sslops.training.evaluate.table import align, has_labels
+from sslops.training.evaluate.tracking import score_names
 from sslops.training.report.page import cell_table, figure, legend, page, section
 from sslops.training.report.run_folder import Run, read_run
 from sslops.training.report.svg import Line, line_chart
 from sslops.training.report.views import pictures_beside
+from sslops.training.words import BATCHED, count
 
 __all__ = ["compare", "write_comparison"]
 
-FEW_TEXT = "Mean over draws of the labelled images, a logistic regression on frozen features."
+FEW_TEXT = "Mean over draws of the labels, a logistic regression on frozen features."
 STAGE_TEXT = "Features of every stage, averaged to a comparable number of cells."
+UNITS_TEXT = "Shares in percent, of the test part; losses of the training."
 BASIS_TEXT = (
-    "* measured on other data or other numbers of images than the first: not comparable with it"
+    "* measured on other data or other numbers of them than the first: not comparable with it"
 )
 
 
@@ -39,7 +42,8 @@ def compare(run_dirs: Sequence[str | Path]) -> str:
     """One row a run, and one for each data set it was probed on besides its own.
 
     Columns: pretext accuracy on test images, few labels, kNN, linear probe of the features and of
-    the best stage, what that adds to the same stage untrained, NMI, loss, time and speed. Rows
+    the best stage, what that adds to the same stage untrained, NMI, J, F and PCK of videos, spread
+    and effective rank where labels are missing, loss, time and speed; those that any run has. Rows
     that were measured on other data or with other sample sizes than the first are marked, as their
     numbers cannot be set side by side.
 
@@ -73,12 +77,14 @@ def write_comparison(run_dirs: Sequence[str | Path], path: Path) -> Path:
         _chart(rows, _few_points, "Accuracy against labels a class", FEW_TEXT, log_x=True),
         _chart(rows, _stage_points, "Linear probe of each stage", STAGE_TEXT),
     ]
-    note = BASIS_TEXT if any(row.differs for row in rows) else ""
-    styles = {_name(row): _style(i) for i, row in enumerate(rows)}
+    shown, title = "".join(charts), "Figures" if all(charts) else "Figure"
+    note = UNITS_TEXT + (f" {BASIS_TEXT}." if any(row.differs for row in rows) else "")
+    drawn = [i for i, row in enumerate(rows) if _few_points(row) or _stage_points(row)]
+    styles = {_name(rows[i]): _style(i) for i in drawn}
     body = [
         "<header><h1>Comparison of runs</h1></header>",
         section("All runs", cell_table(["run", *columns], cells), lead=note),
-        section("Figure", legend(styles), f'<div class="charts">{"".join(charts)}</div>'),
+        section(title, legend(styles), f'<div class="charts">{shown}</div>') if shown else "",
         pictures_beside(list({row.run.folder: row.run for row in rows}.values())),
     ]
     partial = path.with_name(path.name + ".partial")
@@ -119,22 +125,29 @@ def _columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
     }
     if any(row.probed != row.run.data for row in rows):
         columns["probed on"] = lambda row: row.probed
-    optional = {"pretext": _pretext, "best stage": _best_stage, "over untrained": _gain}
+    scores = dict.fromkeys(name for row in rows for name in score_names(row.results))
+    optional = {
+        "pretext": _pretext,
+        **{count(n, "labels"): _few(n) for n in counts},
+        "kNN": _percent("knn"),
+        "linear": _percent("linear"),
+        "best stage": _best_stage,
+        "over untrained": _gain,
+        "NMI": _plain("nmi"),
+        **{name: _percent(name) for name in scores},
+    }
+    if not all(has_labels(row.results) for row in rows):
+        optional |= {"spread": _plain("feature_spread"), "eff. rank": _plain("rank", "{:.1f}")}
     kept = {
         title: cell for title, cell in optional.items() if any(cell(row) != "-" for row in rows)
     }
-    if "pretext" in kept:
-        columns["pretext"] = kept.pop("pretext")
-    for n in counts:
-        columns[f"{n} label{'s' * (n > 1)}"] = _few(n)
-    return columns | {
-        "kNN": _percent("knn"),
-        "linear": _percent("linear"),
+    things = {BATCHED[row.run.kind] for row in rows}
+    return {
+        **columns,
         **kept,
-        "NMI": lambda row: f"{row.own['nmi']:.3f}" if "nmi" in row.own else "-",
         "loss (chance)": _loss,
         "minutes": _minutes,
-        "images/s": _rate,
+        f"{things.pop()}/s" if len(things) == 1 else "images, windows, clips/s": _rate,
     }
 
 
@@ -153,6 +166,10 @@ def _few(n: int) -> Callable[[Row], str]:
 
 def _percent(key: str) -> Callable[[Row], str]:
     return lambda row: f"{100 * row.own[key]:.1f}" if key in row.own else "-"
+
+
+def _plain(key: str, form: str = "{:.3f}") -> Callable[[Row], str]:
+    return lambda row: form.format(row.own[key]) if key in row.own else "-"
 
 
 def _best_stage(row: Row) -> str:
@@ -207,7 +224,7 @@ def _chart(
     chart = line_chart(
         lines,
         title=f"{title}, test accuracy in percent",
-        x_label="labelled images a class" if log_x else "stage",
+        x_label="labels a class" if log_x else "stage",
         log_x=log_x,
         x_ticks=sorted({x for line in lines for x, _ in line.points}),
         y_format="{:g} %",
@@ -225,5 +242,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _basis(results: Mapping[str, Any]) -> tuple[object, ...]:
     protocol = _mapping(results.get("protocol"))
-    same = [protocol.get(name) for name in ("data", "probe_images", "test_images")]
+    sizes = ("probe_images", "test_images", "train_videos", "test_videos")
+    same = [protocol.get(name) for name in ("data", *sizes)]
     return (*same, _mapping(protocol.get("linear")).get("classifier"))

@@ -19,14 +19,18 @@ from sslops.training.report.stages import pretext_scores, stage_section
 from sslops.training.report.tracking import followed, tracking_scores
 from sslops.training.report.training_curves import cost, curves, setting_entries
 from sslops.training.report.views import feature_space, method_pictures, neighbours
+from sslops.training.words import BATCHED, amount, count, listed
 
 __all__ = ["render", "write_report"]
 
-CONTROLS_TEXT = (
-    "Controls: raw pixels (of sound log-mel), the same network untrained (same architecture and "
-    "pooling), and the same network trained with labels. Every arm is measured by the same rules "
-    "on the same images."
-)
+CONTROLS = {
+    "pixels": "raw pixels",
+    "log-mel": "log-mel spectra",
+    "random-init": "the same network untrained (same architecture and pooling)",
+    "supervised": "the same network trained with labels",
+    "simclr": "the same network trained by SimCLR",
+    "identity": "the first frame's masks, copied",
+}
 SCALE_TEXT = (
     "These numbers are not comparable with published ones: those come from other data, larger "
     "networks and longer training. Compare arms of this page, and runs with the same protocol."
@@ -72,14 +76,16 @@ def render(run: Run) -> str:
 
 
 def _on_images(run: Run) -> list[str]:
+    plain = run.arms and not run.labelled  # what can be looked at is all there is
     return [
+        neighbours(run) if plain else "",
         label_curve(run) if run.arms else "",
         numbers(run),
         stage_section(run),
         rotnet_curve(run),
         factor_numbers(run),
         feature_space(run),
-        neighbours(run),
+        "" if plain else neighbours(run),
     ]
 
 
@@ -89,20 +95,14 @@ def _on_video(run: Run) -> list[str]:
 
 def _head(run: Run) -> str:
     config, env = run.config, run.env
-    parts = []
-    if run.protocol:
-        parts.append(
-            f"{run.protocol.get('train_images', 0):,} training and "
-            f"{run.protocol.get('test_images', 0):,} test images"
-        )
+    parts = [*_data_facts(run)]
     encoder = str(config.get("arch", ""))
     if encoder:
         dim = run.encoder.get("dim")
-        parts.append(f"{encoder}, {dim} features" if dim else encoder)
-    for name, unit in (("epochs", "epochs"), ("batch", "images a step"), ("seed", "seed")):
-        if config.get(name) is not None:
-            value = config[name]
-            parts.append(f"seed {value}" if name == "seed" else f"{value:,} {unit}")
+        parts.append(f"{encoder}, {count(dim, 'features')}" if dim else encoder)
+    parts += _training_facts(run)
+    if config.get("seed") is not None:
+        parts.append(f"seed {config['seed']}")
     version = env.get("sslops", __version__)
     lines = [" · ".join(parts), f"{_date(run)} · sslops {version}"]
     if env.get("device_name"):
@@ -110,6 +110,36 @@ def _head(run: Run) -> str:
     facts = "".join(f'<p class="facts">{escape(line)}</p>' for line in lines if line)
     title = f"{escape(run.method)} <span>on</span> {escape(run.data)}"
     return f"<header><h1>{title}</h1>{facts}</header>{_state(run)}"
+
+
+def _data_facts(run: Run) -> list[str]:
+    """How many samples were trained on, and how many were used to say what came of it."""
+    facts = []
+    trained = run.cost.get("train_images")
+    if trained is not None:
+        facts.append(f"trained on {count(trained, run.samples)}")
+    probes, tests = (
+        run.protocol.get(f"{part}_images", run.protocol.get(f"{video}_videos"))
+        for part, video in (("probe", "train"), ("test", "test"))
+    )
+    if run.labelled and not run.video and probes is not None:
+        facts.append(f"probes fitted on {probes:,}")
+    if tests is not None:
+        facts.append(f"{tests:,} test {count(tests, run.samples).split()[1]}")
+    return facts
+
+
+def _training_facts(run: Run) -> list[str]:
+    """As far as it went."""
+    steps = run.cost.get("steps", run.last("step"))
+    epochs = run.cost.get("epochs", run.last("epoch"))
+    facts = []
+    if steps is not None:
+        took = "" if epochs is None else f" in {amount(epochs)} epoch{'s' * (epochs != 1)}"
+        facts.append(count(int(steps), "steps") + took)
+    if run.config.get("batch") is not None:
+        facts.append(f"{count(run.config['batch'], BATCHED[run.kind])} a step")
+    return facts
 
 
 def _state(run: Run) -> str:
@@ -137,22 +167,37 @@ def _date(run: Run) -> str:
 
 
 def _protocol(run: Run) -> str:
-    content = f'<p class="lead">{escape(CONTROLS_TEXT)} {escape(SCALE_TEXT)}</p>'
+    controls = [text for arm, text in CONTROLS.items() if arm in run.arms and arm != run.method]
+    others = [arm for arm in run.arms if arm not in CONTROLS and arm != run.method]
+    controls += [f"{arm} (trained with those labels)" for arm in others]
+    beside = ""
+    if controls:
+        beside = (
+            f"{'Controls' if len(controls) > 1 else 'Control'}: {listed(controls)}. Every arm is "
+            f"measured by the same rules on the same {run.samples}. "
+        )
+    content = f'<p class="lead">{escape(beside + SCALE_TEXT)}</p>'
     if not run.protocol:
         return section("Protocol", content)
     names = {"cluster": "clustering", "few": "few labels", "linear": "linear probe", "knn": "kNN"}
     entries: dict[str, str] = {}
     for key, value in run.protocol.items():
         if key == "class_names":
-            entries["class names"] = ", ".join(str(name) for name in value)
+            if value:
+                entries["class names"] = ", ".join(str(name) for name in value)
         elif isinstance(value, Mapping):
-            entries[names.get(key, key)] = "; ".join(
+            entries[names.get(key, key.replace("_", " "))] = "; ".join(
                 f"{name.replace('_', ' ')}: {text}"
                 for name, text in setting_entries(_readable(value)).items()
             )
         else:
-            entries[key.replace("_", " ")] = str(value)
+            plain = isinstance(value, int) and key != "seed"
+            entries[_of_kind(run, key)] = f"{value:,}" if plain else str(value)
     return section("Protocol", content, definitions(entries, long=True))
+
+
+def _of_kind(run: Run, key: str) -> str:
+    return key.replace("_images", f" {run.samples}").replace("_", " ")
 
 
 def _readable(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Sections on how good the features are: headline, accuracy against labels, all numbers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from sslops.training.evaluate.verdict import verdict
 from sslops.training.report.page import cell_table, figure, missing, section
 from sslops.training.report.run_folder import CONTROLS, Run
 from sslops.training.report.svg import Line, Rule, line_chart
@@ -36,9 +37,22 @@ def arm_name(arm: str) -> str:
 
 def headline(run: Run) -> str:
     """A sentence and a card for each measure, every control beside the method."""
+    sentence = verdict(
+        run.results,
+        run.method,
+        run.samples,
+        loss=run.last("loss"),
+        chance=run.last("chance"),
+        outputs=run.last("feature_spread"),
+    )
+    said = f'<p class="verdict">{escape(sentence)}</p>' if sentence else ""
+    cards = _labelled_cards(run) if run.labelled else _plain_cards(run)
+    shown = "".join(card for card in cards if card)
+    return f'{said}<div class="cards">{shown}</div>' if shown else said
+
+
+def _labelled_cards(run: Run) -> list[str]:
     arms = run.arms
-    if run.method not in arms:
-        return ""
     counts = _label_counts(arms)
     cards: list[tuple[str, Get, bool]] = [
         (f"{n} label{'s' * (n > 1)} a class", _few(n), True) for n in _ends(counts)
@@ -50,28 +64,41 @@ def headline(run: Run) -> str:
         ("Clusters against classes, NMI", _key("nmi"), False),
         ("Clusters against classes, ARI", _key("ari"), False),
     ]
-    shown = [text for card in cards if (text := _card(run, *card))][:CARDS]
-    sentence = _verdict(run, counts)
-    verdict = f'<p class="verdict">{escape(sentence)}</p>' if sentence else ""
-    return f'{verdict}<div class="cards">{"".join(shown)}</div>' if shown else verdict
+    return [text for card in cards if (text := _card(run, *card))][:CARDS]
+
+
+def _plain_cards(run: Run) -> list[str]:
+    """What needs no labels."""
+    loss, chance = run.last("loss"), run.last("chance")
+    first = ""
+    if run.arms and loss is not None and chance is not None and chance > 0:
+        title, values = "Loss, and at chance", {run.method: loss, "chance": chance}
+        first = _bars(run, title, values, "{:.3f}", max(loss, chance))
+    ranks = {arm: row["rank"] for arm, row in run.arms.items() if "rank" in row}
+    return [
+        first,
+        _card(run, "Spread of the features, 1 is even", _key("feature_spread"), percent=False),
+        _bars(run, "Effective rank", ranks, "{:.1f}", max(ranks.values(), default=1.0)),
+        _card(run, "Neighbours as before training", _key("neighbours_kept"), percent=True),
+    ]
 
 
 def label_curve(run: Run) -> str:
     """Accuracy against labels a class on a log axis."""
     arms, counts = run.arms, _label_counts(run.arms)
     title = "Accuracy against number of labels"
+    if not run.labelled:
+        return ""
     if not counts:
-        return section(
-            title,
-            missing("No labels were available for training images, so there is no such curve."),
-        )
+        sentence = f"Too few labelled {run.samples} of a class for such a curve."
+        return section(title, missing(sentence))
     draws = run.protocol.get("few", {}).get("draws", "several")
     charts = [
         figure(
             "Test accuracy",
             _curves_chart(run, counts, None),
             f"Logistic regression on frozen features: mean and standard deviation of {draws} draws "
-            "of the labelled images, the same images for every arm.",
+            f"of the labelled {run.samples}, the same ones for every arm.",
         )
     ]
     if "pixels" in arms and len(arms) > 1:
@@ -114,7 +141,7 @@ def _curves_chart(run: Run, counts: list[int], base: str | None) -> str:
     return line_chart(
         lines,
         title="Accuracy in percent against labels a class" + (f", less {base}" if base else ""),
-        x_label="labelled images a class",
+        x_label=f"labelled {run.samples} a class",
         log_x=True,
         x_ticks=counts,
         y_format="{:+g}" if base else "{:g} %",
@@ -140,6 +167,12 @@ def numbers(run: Run) -> str:
         ("cluster acc.", _percent_cell("cluster_accuracy")),
         ("eff. rank", _plain_cell("rank", "{:.1f}")),
     ]
+    if not run.labelled:
+        columns = [
+            ("spread", _plain_cell("feature_spread")),
+            ("eff. rank", _plain_cell("rank", "{:.1f}")),
+            ("neighbours kept", _percent_cell("neighbours_kept")),
+        ]
     columns = [column for column in columns if any(column[1](arm) for arm in arms.values())]
     rows = [
         [_row_head(name, arm), *(cell(arm) or "&ndash;" for _, cell in columns)]
@@ -149,8 +182,26 @@ def numbers(run: Run) -> str:
     notes = [missing(f"{name}: {arms[name]['failed']}.", warn=True) for name in failed]
     return section(
         "All numbers", cell_table(["", *(name for name, _ in columns)], rows), *notes,
-        lead="Accuracies in percent on test images. k and C were chosen on training labels.",
+        lead=_numbers_lead(run, [name for name, _ in columns]),
     )  # fmt: skip
+
+
+def _numbers_lead(run: Run, columns: Sequence[str]) -> str:
+    """What the numbers are, of those that are there."""
+    what = {
+        "spread": "Spread: standard deviation of unit-length features, 1 where they are even.",
+        "NMI": "NMI and ARI: 1 where clusters are the classes.",
+        "eff. rank": "Effective rank: directions that the features fill, of as many as there are.",
+        "neighbours kept": f"Neighbours kept: percent of the nearest training {run.samples} that "
+        "are those of the untrained network, too.",
+    }
+    said = [text for name, text in what.items() if name in columns]
+    if run.labelled:
+        said.insert(
+            0,
+            f"Accuracies in percent on test {run.samples}. k and C were chosen on training labels.",
+        )
+    return " ".join(said)
 
 
 def _row_head(name: str, arm: Mapping[str, Any]) -> str:
@@ -159,48 +210,32 @@ def _row_head(name: str, arm: Mapping[str, Any]) -> str:
 
 def _card(run: Run, title: str, get: Get, percent: bool) -> str:
     values = {arm: get(result) for arm, result in run.arms.items()}
-    own = values.get(run.method)
-    if own is None:
+    known = {arm: value for arm, value in values.items() if value is not None}
+    if percent:
+        shares = {arm: 100 * value for arm, value in known.items()}
+        return _bars(run, title, shares, "{:.1f}", 100.0, "<small> %</small>")
+    return _bars(run, title, known, "{:.3f}", 1.0)
+
+
+def _bars(
+    run: Run, title: str, values: Mapping[str, float], form: str, full: float, unit: str = ""
+) -> str:
+    """A card: the method's number large, and a bar for each arm, whole where it is `full`."""
+    if run.method not in values:
         return ""
     bars = []
     for arm, value in values.items():
-        if value is None:
-            continue
-        width = 100 * min(max(value, 0.0), 1.0)
-        text = f"{100 * value:.1f}" if percent else f"{value:.3f}"
+        width = 100 * min(max(value / full, 0.0), 1.0)
         first = " first" if arm == run.method else ""
         bars.append(
             f'<div class="bar{first}"><span>{escape(arm_name(arm))}</span>'
             f'<i><b class="fill {arm_style(run, arm)}" style="width:{width:.1f}%"></b></i>'
-            f"<em>{text}</em></div>"
+            f"<em>{form.format(value)}</em></div>"
         )
-    big = f"{100 * own:.1f}<small> %</small>" if percent else f"{own:.3f}"
+    big = form.format(values[run.method]) + unit
     return (
         f'<div class="card"><h3>{escape(title)}</h3><div class="big">{big}</div>'
         f'<div class="bars">{"".join(bars)}</div></div>'
-    )
-
-
-def _verdict(run: Run, counts: list[int]) -> str:
-    arms = run.arms
-    get, condition = (
-        (_few(counts[0]), f"With {counts[0]} label{'s' * (counts[0] > 1)} a class")
-        if counts
-        else (_key("linear"), "With all labels")
-    )
-    own = get(arms[run.method])
-    if own is None:
-        return ""
-    parts = []
-    for arm, name in (("pixels", "raw pixels"), ("random-init", "the same network untrained")):
-        value = get(arms[arm]) if arm in arms else None
-        if value is not None:
-            gap = 100 * (own - value)
-            parts.append(f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} {name}")
-    against = f": {' and '.join(parts)}" if parts else ""
-    return (
-        f"{condition}, features of {run.method} name {100 * own:.1f} % of the test images "
-        f"right{against}."
     )
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslops.training.evaluate.table import arms
+from sslops.training.evaluate.table import arms, has_labels
+from sslops.training.methods import METHODS
 from sslops.training.older import today_record, today_results
 from sslops.training.saving import has_checkpoint
+from sslops.training.words import SAMPLES, Kind
 
 __all__ = ["CONTROLS", "Run", "is_run", "read_run"]
 
@@ -62,14 +64,33 @@ class Run:
         return Path(str(self.config.get("data", "unknown data"))).name
 
     @property
+    def kind(self) -> Kind:
+        """What is learnt from; images, of a method that is not known here."""
+        if self.method in METHODS:
+            return METHODS[self.method].kind
+        if "rate" in self.encoder:
+            return "sound"
+        return "video" if "frames" in self.encoder else "image"
+
+    @property
     def sound(self) -> bool:
         """Whether the encoder hears, and there is nothing to look at."""
-        return "rate" in self.encoder
+        return self.kind == "sound"
 
     @property
     def video(self) -> bool:
         """Whether objects are followed through videos, and nothing is probed."""
-        return "frames" in self.encoder
+        return self.kind == "video"
+
+    @property
+    def samples(self) -> str:
+        """Images, recordings or videos."""
+        return SAMPLES[self.kind]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there were labels to score features by."""
+        return has_labels(self.results)
 
     @property
     def arms(self) -> dict[str, Mapping[str, Any]]:

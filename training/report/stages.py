@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from sslops.training.evaluate.stages import stage_count
+from sslops.training.evaluate.table import score_text
 from sslops.training.report.page import cell_table, figure, section
 from sslops.training.report.results import arm_name, arm_style
 from sslops.training.report.run_folder import Run
@@ -59,5 +60,7 @@ def pretext_scores(run: Run) -> str:
     scores = run.results.get("pretext")
     if not isinstance(scores, Mapping) or not scores:
         return ""
-    rows = [[escape(name.replace("_", " ")), f"{value:.4g}"] for name, value in scores.items()]
-    return section("The task itself, on test images", cell_table(["", "value"], rows))
+    rows = [
+        [escape(name.replace("_", " ")), score_text(name, value)] for name, value in scores.items()
+    ]
+    return section(f"The task itself, on test {run.samples}", cell_table(["", "value"], rows))

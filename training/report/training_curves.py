@@ -7,6 +7,7 @@ from sslops.training.diagnosis import COLLAPSED
 from sslops.training.report.page import definitions, figure, missing, section
 from sslops.training.report.run_folder import Run
 from sslops.training.report.svg import Line, Rule, line_chart
+from sslops.training.words import BATCHED
 
 __all__ = ["cost", "curves"]
 
@@ -63,7 +64,7 @@ def _progress(run: Run) -> str:
             "often a view's partner is the nearest of all candidates)."
         )
     if knn:
-        says.append("kNN: validation images named by their nearest training images.")
+        says.append(f"kNN: validation {run.samples} named by their nearest training {run.samples}.")
     return figure(
         "Accuracy while training",
         line_chart(
@@ -130,7 +131,7 @@ def _cost_entries(run: Run) -> dict[str, str]:
     _put(entries, "training time", known.get("training_seconds"), _duration)
     _put(
         entries,
-        "images per second",
+        f"{BATCHED[run.kind]} per second",
         known.get("images_per_second", run.last("images_per_second")),
         lambda v: f"{v:,.0f}",
     )
@@ -161,6 +162,8 @@ def _put(entries: dict[str, str], name: str, value: Any, form: Any) -> None:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

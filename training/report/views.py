@@ -12,6 +12,12 @@ from sslops.training.report.tracking import FOLLOWED
 __all__ = ["feature_space", "method_pictures", "neighbours", "pictures_beside"]
 
 NEIGHBOURS = {"neighbours-before": "Before training", "neighbours": "After training"}
+NEAREST = (
+    "Left a test image, drawn at random, then the training images whose features are most similar "
+    "(cosine)."
+)
+FRAMED = " Green frame: same class. Red frame with a corner: another class."
+UNFRAMED = " Without labels it is for you to say whether they belong together."
 LEGEND_CLASSES = 20
 CAPTIONS = {
     "views": "Each column is one training image: on top as it is, below as the method sees it. The "
@@ -53,6 +59,8 @@ PAINTED = "Each column is one image: without its colours, with those of the netw
 
 def caption(name: str) -> str:
     """What stands under a method's picture; empty for one of a method from outside."""
+    if name in NEIGHBOURS:
+        return NEAREST
     return PAINTED if name.startswith("grey-") else CAPTIONS.get(name, "")
 
 
@@ -91,13 +99,14 @@ def _feature_space(run: Run, factor: str) -> str:
         present = np.unique(labels)
         key = legend({names[i]: f"c{i % 20}" for i in present if i < len(names)}, dotted=True)
     coloured = "" if labels is None else f" coloured by {factor or 'class'}"
-    if coloured and run.method != "supervised":
+    grouped = run.config.get("group_by") == (factor or "label")  # batches were formed by it
+    if coloured and run.method != "supervised" and not grouped:
         coloured += ", which neither network was shown"
     return section(
         title,
         key,
         f'<div class="charts">{figures}</div>',
-        lead=f"t-SNE of {len(pairs[0][1]):,} test samples{coloured}. Neighbourhoods mean "
+        lead=f"t-SNE of {len(pairs[0][1]):,} test {run.samples}{coloured}. Neighbourhoods mean "
         "something; distances between islands and their sizes do not.",
     )
 
@@ -110,17 +119,11 @@ def neighbours(run: Run) -> str:
         return ""
     if not shown:
         return section(title, missing("No picture of neighbours was saved."))
-    framed = len(shown) == 2
     figures = "".join(
         figure(text, picture(run.pictures[name], f"Nearest neighbours, {text.lower()}"))
         for name, text in shown
     )
-    lead = "Left a query, then the images whose features are most similar (cosine)."
-    if framed:
-        lead = (
-            "Left a test image, drawn at random, then the training images whose features are most "
-            "similar (cosine). Green frame: same class. Red frame with a corner: another class."
-        )
+    lead = NEAREST + (FRAMED if "labels" in run.points or run.labelled else UNFRAMED)
     return section(title, f'<div class="charts">{figures}</div>', lead=lead)
 
 
