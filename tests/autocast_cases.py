@@ -39,6 +39,11 @@ def unit(*shape: int) -> Tensor:
     return F.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(3)), dim=-1)
 
 
+def beside(queries: Tensor, rows: int) -> Tensor:
+    """Stored negatives, in float32 under autocast; without it drop-ins want one dtype."""
+    return unit(rows, D).to(torch.float64 if queries.dtype is torch.float64 else torch.float32)
+
+
 def queue(dtype: torch.dtype) -> sslops.KeyQueue:
     keys = sslops.KeyQueue(24, D, dtype=dtype)
     keys.keys.copy_(unit(24, D))
@@ -100,7 +105,7 @@ ENTRIES = {
     ),
     "info_nce_pytorch.InfoNCE": Entry(INFO.InfoNCE(0.1), THREE, False),
     "info_nce_pytorch.InfoNCE frozen": Entry(
-        lambda q, k: INFO.InfoNCE(0.1)(q, k, unit(5, D)), own=False
+        lambda q, k: INFO.InfoNCE(0.1)(q, k, beside(q, 5)), own=False
     ),
     "lightly.NTXentLoss": Entry(lightly.NTXentLoss(0.1), own=False),
     "open_clip.ClipLoss": Entry(
@@ -145,10 +150,17 @@ ENTRIES = {
     ),
     "solo_learn.mocov2plus_loss_func": Entry(
         lambda q, k: solo_learn.mocov2plus_loss_func(
-            F.normalize(q, dim=1), F.normalize(k, dim=1), unit(24, D).T
+            F.normalize(q, dim=1), F.normalize(k, dim=1), beside(q, 24).T
         ),
         own=False,
     ),
+    "solo_learn.moco_loss_func": Entry(
+        lambda q, k: solo_learn.moco_loss_func(
+            F.normalize(q, dim=1), F.normalize(k, dim=1), beside(q, 24).T
+        ),
+        own=False,
+    ),
+    "solo_learn.simclr_loss_func views": Entry(solo_learn.simclr_loss_func, own=False),
 }  # fmt: skip
 for dtype in DTYPES:
     name = str(dtype).removeprefix("torch.")

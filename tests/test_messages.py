@@ -106,7 +106,6 @@ LONG = {
         lambda: ST.MultipleNegativesRankingLoss(None, directions=["query_to_query"] * MANY),
         "query_to_query",
     ),
-    "ranking shapes": (lambda: ST.multiple_negatives_ranking_loss(shapes()), r"\(2, 3\)"),
     "ranks that differ": (
         lambda: ranks({"number of features": 4}), r"number of features, got \[0, 1, 2"
     ),
@@ -144,6 +143,7 @@ FEW = {
     "' and '.join(names)", "', '.join(INPUTS)", "', '.join(BUILDERS)",
 }  # fmt: skip
 FEW_IN = {  # the same text may stand for many elsewhere
+    "sslops/compat/_shared.py": {"' and '.join(rows)"},  # the arguments of a function
     "training/audit.py": {"', '.join(known)"},  # methods
     "training/folder.py": {"', '.join(ways)"},  # what to do instead
     "training/models/registry.py": {"', '.join(known)"},  # parameters of a function
