@@ -61,7 +61,7 @@ $(VENV)/.installed: requirements.txt
 	@touch $@
 # pip is not quiet here: its lines are the only sign of life until the compiler is done.
 $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(shell find csrc -type f)
-	@echo "sslops: compiling the C++ kernels: half a minute on two idle cores, minutes on busy ones"
+	@echo "sslops: compiling the C++ kernels: half a minute to one on two idle cores, several on busy ones"
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 # What the editable install finds the package through (setup.py), should somebody empty build/.

@@ -16,7 +16,7 @@ from typing import Any
 
 from setuptools import Extension, find_packages, setup
 
-DURATION = "half a minute on two idle cores, minutes on busy ones"  # the Makefile says it, too
+DURATION = "half a minute to one on two idle cores, several on busy ones"  # as the Makefile says
 FOLDERS = {"sslops.kernels": "kernels", "sslops.training": "training"}
 
 

@@ -92,7 +92,7 @@ def test_no_command_asks_for_a_package_that_it_does_not_use(tmp_path):
         "    os._exit(0)",
         "assert os.wait()[1] == 0, 'train()'",
     ]
-    for command in ("plan", "plan of a data set", "compare", "list", "doctor"):
+    for command in ("plan", "plan of a data set", "compare", "list", "export", "doctor"):
         hidden = {*PIP, "rich", "matplotlib"} - {*NEEDS[command]}
         if command == "plan of a data set":
             hidden -= {"tyro"}

@@ -18,7 +18,8 @@ SCRIPT = "import sys\nfrom sslops.training.cli import main\nsys.exit(main())\n"
 
 def python(*arguments, code=0):
     run = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == code, done.stderr
     return done
 
@@ -58,6 +59,16 @@ def test_the_installed_script_does_not_wait_for_torch(tmp_path):
         modules, said = imported(script, *arguments)
         assert not HEAVY & modules
         assert "sslops" in said
+
+
+@pytest.mark.parametrize("arguments", ["", "--version", "export --help", "list", "train"])
+def test_a_reader_that_has_enough_is_no_error(arguments):
+    closed = "import os, sys\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\n"
+    run = f"{closed}from sslops.training.cli import main\nsys.exit(main({arguments.split()}))"
+    said = python("-c", run, code=141).stderr
+    assert said == (
+        "sslops: stopped, as nothing reads the output\n" if arguments == "train" else ""
+    )
 
 
 def test_import_registers_the_ops_everywhere_else(tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -35,9 +36,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0; 1 for a failed run; 2 for wrong arguments; 3 where a file could not be
-        written; 130 or 143 after SIGINT or SIGTERM, with a checkpoint saved.
+        written; 130 or 143 after SIGINT or SIGTERM, with a checkpoint saved; 141 where what reads
+        the output has ended.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `sslops list | head`: it has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        working = arguments[:1] in (["train"], ["ablate"], ["audit"], ["eval"])
+        return _error("sslops: stopped, as nothing reads the output" if working else "", 141)
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in HELP:
         print(_usage())
         return 0
@@ -56,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _error(missing_text(name, [error.name]), 2)
     except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
         return _error(str(error), 2)
+    except BrokenPipeError:
+        raise
     except OSError as error:  # a full disk, a folder that may not be written to
         return _error(f"sslops: could not read or write a file: {error}", 3)
     except KeyboardInterrupt:
@@ -82,7 +98,8 @@ def _usage() -> str:
 
 
 def _error(text: str, code: int) -> int:
-    print(text, file=sys.stderr)
+    if text:
+        print(text, file=sys.stderr)
     return code
 
 
