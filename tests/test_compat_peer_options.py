@@ -5,6 +5,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from tests._compat_options import CONTEXTS, Option, Target, targets
 from tests.numerics import assert_as_accurate_as
 
 pytestmark = pytest.mark.peer
+if not any(map(find_spec, ("info_nce", "lightly", "pytorch_metric_learning"))):
+    pytest.skip("the packages are not installed, see make peers", allow_module_level=True)
 TARGETS = targets()
 CASES = [
     pytest.param(
