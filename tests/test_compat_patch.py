@@ -128,6 +128,7 @@ def test_a_patched_class_is_the_original_wherever_the_kernels_do_not_reach(fake)
                 return "mine"
 
         assert Own()(*z) == "mine"
+        assert type("Grown", (Own,), {})()(*z) == "mine"
         assert type("Same", (kind,), {"other": 1})()(*z) != "theirs"
         loss = kind()
         loss.step = lambda: "of the object"
