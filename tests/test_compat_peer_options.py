@@ -142,7 +142,7 @@ def compare(ours: Found, naive: Found, truth: Found, autocast: bool) -> None:
     if not naive.grads:
         truth.grads = []
     floats = [t for t in truth.values if t.numel() and t.is_floating_point()]
-    logit = max([20.0, *(float(t.abs().max()) for t in floats)])
+    logit = max([20.0, *(float(t.detach().abs().max()) for t in floats)])
     for kind in ("values", "grads"):
         sets = [getattr(each, kind) for each in (ours, naive, truth)]
         assert len({len(each) for each in sets}) == 1, kind
