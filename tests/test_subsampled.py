@@ -70,9 +70,9 @@ def test_no_resnet_writes_outside_of_its_memory():
 
 @pytest.mark.skipif(
     not has_checker()
-    or not torch.__version__.startswith("2.13.")
+    or not torch.__version__.startswith(("2.13.", "2.14."))
     or not torch.backends.cpu.get_cpu_capability().startswith("AVX"),
-    reason="the fault is of PyTorch 2.13 with AVX2, and seen with glibc's checks",
+    reason="the fault is of PyTorch 2.13 and 2.14 with AVX2, and seen with glibc's checks",
 )
 def test_the_plain_convolution_still_has_the_fault():
     """If this fails, the fault was mended and SubsampledConv2d can go; and the check does check."""

@@ -2,7 +2,7 @@
 
 Its weight gradient of a 1x1 convolution with a stride, 2 to 7 input channels and channels-last
 memory (what torch.compile chooses as well) writes outside of its buffers on processors with AVX2
-and no more: oneDNN's jit_1x1:avx2, seen in PyTorch 2.13. Nothing is wrong without the stride.
+and no more: oneDNN's jit_1x1:avx2, seen in PyTorch 2.13.0 and 2.14.1. Without a stride all is well.
 """
 
 import torch.nn.functional as F
