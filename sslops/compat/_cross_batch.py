@@ -37,6 +37,8 @@ class CrossBatchMemory(LenientState):
         24
     """
 
+    # `fused` does
+    reads = ("loss", "miner", "embedding_size", "memory_size", "queue_idx", "has_been_filled")
     embedding_memory: Tensor
     label_memory: Tensor
 

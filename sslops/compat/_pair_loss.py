@@ -121,6 +121,7 @@ class PairLoss(nn.Module):
 
     drop_in: str
     default_reducer: str
+    reads = ("temperature", "distance", "reducer")  # `fused` does
 
     def __init__(
         self,

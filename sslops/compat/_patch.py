@@ -215,6 +215,9 @@ def _one_or_other(fused: Callable[..., Any], original: Callable[..., Any]) -> An
 def _subclass(package: str, name: str, theirs: type, method: str, fused: Callable[..., Any]) -> Any:
     """`theirs`, whose method first asks the kernels."""
     original = getattr(theirs, method)
+    reads: tuple[str, ...] = getattr(
+        importlib.import_module(f"sslops.compat.{package}"), name
+    ).reads
     steps = {
         key
         for kind in theirs.__mro__
@@ -231,7 +234,8 @@ def _subclass(package: str, name: str, theirs: type, method: str, fused: Callabl
 
     @functools.wraps(original)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.has_own_steps or not steps.isdisjoint(self.__dict__):
+        known = all(hasattr(self, each) for each in reads)  # in other versions they may not be
+        if self.has_own_steps or not known or not steps.isdisjoint(self.__dict__):
             return original(self, *args, **kwargs)
         found = fused(self, *args, **kwargs)
         return original(self, *args, **kwargs) if found is NotImplemented else found

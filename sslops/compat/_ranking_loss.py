@@ -129,6 +129,11 @@ class MultipleNegativesRankingLoss(nn.Module):
         torch.Size([])
     """
 
+    reads = (  # `fused` does
+        "scale", "similarity_fct", "directions", "partition_mode", "gather_across_devices",
+        "hardness_mode", "hardness_strength",
+    )  # fmt: skip
+
     def __init__(
         self,
         model: Callable[[dict[str, Any]], Any],

@@ -128,6 +128,8 @@ class InfoNCE(nn.Module):
         tensor(0.)
     """
 
+    reads = ("temperature", "reduction", "negative_mode")  # `fused` does
+
     def __init__(
         self,
         temperature: float = 0.1,

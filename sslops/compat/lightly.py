@@ -105,6 +105,8 @@ class NTXentLoss(nn.Module):
         tensor([8])
     """
 
+    reads = ("temperature", "gather_distributed", "memory_bank")  # `fused` does
+
     def __init__(
         self,
         temperature: float = 0.5,
@@ -147,6 +149,8 @@ class NTXentLoss(nn.Module):
         ):
             return NotImplemented
         memory: Any = self.memory_bank
+        if memory is not None and not isinstance(memory.size, tuple):
+            return NotImplemented  # a bank of another version
         if memory is not None and memory.size[0]:
             return _against_bank(memory, out0, out1, self.temperature)
         z = torch.stack([out0, out1])

@@ -86,6 +86,8 @@ class ClipLoss(nn.Module):
         ['contrastive_loss']
     """
 
+    reads = ("local_loss", "rank", "world_size", "use_horovod")  # `fused` does
+
     def __init__(
         self,
         local_loss: bool = False,
@@ -210,6 +212,8 @@ class SigLipLoss(nn.Module):
         >>> SigLipLoss()(image, text, torch.tensor(10.0), torch.tensor(-10.0)).shape
         torch.Size([])
     """
+
+    reads = ("rank", "world_size")  # `fused` does
 
     def __init__(
         self,

@@ -187,6 +187,8 @@ class SelfSupervisedLoss(nn.Module):
         torch.Size([])
     """
 
+    reads = ("loss", "symmetric")  # `fused` does
+
     def __init__(self, loss: nn.Module, symmetric: bool = True) -> None:
         super().__init__()
         self.loss = loss
