@@ -252,6 +252,11 @@ def _one(
     export.save_encoder(folder / "encoder.safetensors", encoder, config, shape, **facts)
     results: dict[str, Any] = {"cost": _cost(method, loop)}
     if not loop.sharded:  # one process alone has no weights then
+        if len(data.test) < config.batch:
+            console.print(
+                f"note: the task is measured on batches of {len(data.test)}, as there are no more"
+                f" to test on, and not of {config.batch} as in training"
+            )
         results["pretext"] = measure_pretext(method, data, config, world)
     write_json(folder / "results.json", results)
     if not loop.sharded:

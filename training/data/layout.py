@@ -213,7 +213,7 @@ def divide(
 
 def _unwrapped(paths: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Without the folder around everything that an archive may have; it is no class."""
-    while len({path[0] for path in paths}) == 1 and all(len(path) > 2 for path in paths):
+    while all(len(path) > 2 for path in paths) and len({path[0] for path in paths}) == 1:
         if is_part(paths[0][0]):
             break
         paths = [path[1:] for path in paths]

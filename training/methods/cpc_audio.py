@@ -24,7 +24,7 @@ from sslops.distributed import all_gather_with_grad
 from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
-from sslops.training.methods.cpc_charts import step_charts
+from sslops.training.methods.cpc_charts import at_hand, step_charts
 from sslops.training.models import AudioEncoder
 
 __all__ = ["CPCAudio", "CPCAudioConfig"]
@@ -118,7 +118,7 @@ class CPCAudio(ContrastiveMethod):
         loss, stats = cpc_loss(
             predictions.transpose(0, 1),
             targets.to(predictions.dtype),
-            negatives=self.negatives,
+            negatives=self.negatives if self.training else at_hand(self.negatives, targets),
             normalize=self.normalize,
             temperature=self.temperature,
             return_stats=True,

@@ -9,10 +9,18 @@ from torch import Tensor
 from sslops import cpc_loss
 from sslops.training.chart import Chart
 
-__all__ = ["step_charts"]
+__all__ = ["at_hand", "step_charts"]
 
 SHOWN_STEPS = (1, 2, 4, 8, 12)
 SHOWN_SEQUENCES = 6
+
+
+def at_hand(negatives: str | int, targets: Tensor) -> Any:
+    """`negatives` of `cpc_loss`, or all positions of `targets` [B, T, D] where those are fewer.
+
+    For test data, of which there may be less than a training batch.
+    """
+    return min(negatives, targets[..., 0].numel()) if isinstance(negatives, int) else negatives
 
 
 def step_charts(
@@ -28,6 +36,7 @@ def step_charts(
         loss: its other arguments.
     """
     predictions, targets = predictions.detach().float(), targets.detach().float()
+    loss["negatives"] = at_hand(loss.get("negatives", "all"), targets)
     _, stats = cpc_loss(
         predictions, targets, normalize=normalize, temperature=temperature, return_stats=True,
         generator=torch.Generator().manual_seed(0), **loss,

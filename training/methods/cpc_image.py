@@ -26,7 +26,7 @@ from sslops.training.augment import Draw, make_views
 from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
-from sslops.training.methods.cpc_charts import step_charts
+from sslops.training.methods.cpc_charts import at_hand, step_charts
 from sslops.training.models import PatchEncoder, build_encoder
 from sslops.training.models.context import RowContext
 
@@ -138,7 +138,7 @@ class CPCImage(ContrastiveMethod):
         loss, stats = cpc_loss(
             predictions.flatten(0, 1).transpose(0, 1),
             targets.flatten(0, 1).to(predictions.dtype),
-            negatives=self.negatives,
+            negatives=self.negatives if self.training else at_hand(self.negatives, targets),
             normalize=self.normalize,
             temperature=self.temperature,
             return_stats=True,
