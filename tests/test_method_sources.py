@@ -89,7 +89,13 @@ def test_every_method_takes_every_folder_or_says_why_not(name, source, folders, 
     # Folders of frames are folders of images to the methods of images.
     if words is None and needed != kind and {needed, kind} != {"image", "video"}:
         words = f"{name}: needs {'images' if needed == 'image' else 'sound'}, got "
-    fields = {**FIRST[name], **FEW, **OWN.get(name, {}), "data": str(folders[source]), "out": tmp_path / "run"}
+    fields = {
+        **FIRST[name],
+        **FEW,
+        **OWN.get(name, {}),
+        "data": str(folders[source]),
+        "out": tmp_path / "run",
+    }
     if words is not None:
         with pytest.raises(ValueError, match=re.escape(words)):
             train(name, console=Console(io.StringIO()), **fields)
