@@ -326,3 +326,50 @@ def test_labels_of_one_class_are_none_wherever_they_come_from(capsys):
     two = Dataset("mine", Split(x, torch.arange(6) % 2), one, ("cat", "dog"), "", "")
     assert two.classes == ("cat", "dog")
     assert two.test.labels is not None
+
+
+@pytest.mark.parametrize("kind", ["image", "sound"])
+def test_sounds_among_images(tmp_path, capsys, kind):
+    """One wav in a folder of pictures made it a folder of one recording."""
+    for k in range(3):
+        write_image(tmp_path / "set" / str(k), k)
+        write_recording(tmp_path / "set" / str(k), k)
+    found = data.load(str(tmp_path / "set"), kind=kind)
+    assert (found.rate > 0) == (kind == "sound")
+    assert f"are not read: 3 {'.wav' if kind == 'image' else '.png'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("image", "a.heic", "folder: must hold images"),
+        ("sound", "a.mp3", "audio: needs .flac or .wav files"),
+        ("video", "a.mp4", "video: must hold folders of frames"),
+    ],
+)
+def test_a_folder_of_other_files_says_which(tmp_path, capsys, kind, name, message):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=message):
+        data.load(str(tmp_path), kind=kind)
+    assert f"are not read: 1 {Path(name).suffix}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_resizing_is_said(tmp_path, capsys, kind):
+    for k, side in enumerate((4, 6, 8, 9)):
+        path = tmp_path / "set" / str(k) / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.new("L", (side, 8)).save(path)
+    data.load(str(tmp_path / "set"), size=8, kind=kind)
+    what = {"image": ("3 images", "8x8"), "video": ("4 frames", "8x16")}[kind]
+    said = f"{what[0]} of 4x8 to 9x8 pixels are cut and resized to {what[1]}"
+    assert said in capsys.readouterr().err
+
+
+def test_frames_alone_are_one_video_and_too_few(tmp_path, monkeypatch):
+    for k in range(3):
+        write_image(tmp_path / "set" / str(k), k)
+    monkeypatch.chdir(tmp_path / "set")
+    for path in (".", str(tmp_path / "set")):
+        with pytest.raises(ValueError, match="video: needs two videos"):
+            data.load(path, kind="video")

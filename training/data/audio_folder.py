@@ -11,21 +11,14 @@ import torch
 from sslops.training.data.audio_files import SUFFIXES, read_audio
 from sslops.training.data.cache import Arrays, cached, fingerprint
 from sslops.training.data.dataset import Dataset
-from sslops.training.data.layout import assemble, divide, find_files, hidden, walk
+from sslops.training.data.layout import assemble, divide, find_files
 from sslops.training.data.notes import summarise
 from sslops.training.data.waves import Waves
 from sslops.training.progress import track
 
-__all__ = ["decode_waves", "from_arrays", "holds_audio", "load_audio_folder"]
+__all__ = ["decode_waves", "from_arrays", "load_audio_folder"]
 
 VERSION = 2  # of what is made of the files: older ones may be in the cache
-
-
-def holds_audio(path: Path) -> bool:
-    """Whether `path` is a folder with a wav or flac file somewhere in it."""
-    return path.is_dir() and any(
-        name.suffix.lower() in SUFFIXES and not hidden(name) for name in walk(path, "data")
-    )
 
 
 def load_audio_folder(path: str | Path) -> Dataset:
@@ -46,6 +39,8 @@ def load_audio_folder(path: str | Path) -> Dataset:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"audio: path must exist, got {path}")
+    if not path.is_dir():
+        raise ValueError(f"audio: must be a folder of wav or flac files, got {path}")
     names = find_files(path, SUFFIXES, "audio")
     if not names:
         raise ValueError(f"audio: needs {' or '.join(sorted(SUFFIXES))} files, got none in {path}")

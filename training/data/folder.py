@@ -14,10 +14,10 @@ from sslops.training.data.cache import Arrays, cached, fingerprint
 from sslops.training.data.dataset import Dataset
 from sslops.training.data.layout import assemble, divide, find_files, hidden, only
 from sslops.training.data.notes import summarise
-from sslops.training.data.pictures import large_pictures, open_picture, to_8_bits
+from sslops.training.data.pictures import large_pictures, open_picture, resized, to_8_bits
 from sslops.training.progress import track
 
-__all__ = ["load_folder"]
+__all__ = ["SUFFIXES", "load_folder"]
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
                       ".webp"})  # fmt: skip
@@ -111,7 +111,7 @@ def _decode(
         decoded = pool.map(lambda task: [_open(names[i], files[i], size) for i in task], tasks)
         pairs = [pair for task in track(decoded, "decoding images", len(names), len)
                  for pair in task]  # fmt: skip
-    images = [image for image, _ in pairs]
+    images = [image for image, *_ in pairs]
     shapes = {image.shape[:2]: name for image, name in zip(images, names, strict=True)}
     if len(shapes) > 1:
         (a, first), (b, second), *_ = shapes.items()
@@ -123,21 +123,29 @@ def _decode(
     out = np.empty((len(images), channels, *images[0].shape[:2]), dtype=np.uint8)
     for row, image in zip(out, images, strict=True):
         row[:] = image.transpose(2, 0, 1)  # a grey image among coloured ones is repeated
-    remarks = [(str(name), each) for name, (_, found) in zip(names, pairs, strict=True)
+    remarks = [(str(name), each) for name, (_, found, _) in zip(names, pairs, strict=True)
                for each in found]  # fmt: skip
-    return {"images": out, "notes": np.array(summarise(remarks, "images", root), dtype=np.str_)}
+    notes = summarise(remarks, "images", root)
+    if size is not None:
+        notes += resized([before for *_, before in pairs], (size, size), "images", root)
+    return {"images": out, "notes": np.array(notes, dtype=np.str_)}
 
 
 def _open(
     name: PurePosixPath, content: Path | bytes, size: int | None
-) -> tuple[ImageArray, list[str]]:
-    """[H, W, 1 or 3], upright, resized and cut if `size` is given; and what was not kept."""
+) -> tuple[ImageArray, list[str], tuple[int, int]]:
+    """[H, W, 1 or 3], upright, resized and cut if `size` is given.
+
+    Returns:
+        Also what was not kept of the file, and its width and height.
+    """
     from PIL import Image, ImageOps
 
     remarks: list[str] = []
     image = open_picture(content, name, "folder: every image must be readable", remarks)
     image = to_8_bits(image, name, "folder", remarks)
+    before = image.size
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(image)
-    return (pixels[..., None] if pixels.ndim == 2 else pixels), remarks
+    return (pixels[..., None] if pixels.ndim == 2 else pixels), remarks, before

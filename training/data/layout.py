@@ -75,7 +75,7 @@ def only(names: Sequence[PurePosixPath], suffixes: frozenset[str], root: Path) -
             chosen.append(i)
         else:
             others[name.suffix.lower() or "no ending"] += 1
-    if chosen and others:
+    if others:
         listed = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
         say(f"other files in {root} are not read: {listed}")
     return sorted(chosen, key=lambda i: natural(names[i]))
@@ -94,11 +94,19 @@ def find_files(root: Path, suffixes: frozenset[str], kind: str) -> list[PurePosi
         try:
             regular = stat.S_ISREG((root / name).stat().st_mode)
         except OSError as error:
-            raise ValueError(f"{kind}: every file must be readable, got {root / name}: {error}"
-                             ) from error  # fmt: skip
+            raise ValueError(
+                f"{kind}: every file must be readable, got {root / name}: {error.strerror}"
+            ) from error
         if not regular:
             raise ValueError(f"{kind}: every file must be readable, got {root / name}: no file")
     return names
+
+
+def holds(root: Path, suffixes: frozenset[str]) -> bool:
+    """Whether `root` is a folder with such a file somewhere in it."""
+    return root.is_dir() and any(
+        name.suffix.lower() in suffixes and not hidden(name) for name in walk(root, "data")
+    )
 
 
 def walk(root: Path, kind: str) -> Iterator[PurePosixPath]:

@@ -6,7 +6,7 @@ destroy is refused.
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["large_pictures", "open_picture", "to_8_bits"]
+__all__ = ["large_pictures", "open_picture", "resized", "to_8_bits"]
 
 WIDE = ("I", "F")  # modes of more than 8 bits, and those that begin with "I;16"
 
@@ -64,6 +64,19 @@ def open_picture(
     if remarks is not None and several:
         remarks.append("several frames, of which the first is read")
     return image
+
+
+def resized(
+    sizes: Sequence[tuple[int, int]], box: tuple[int, int], items: str, where: object
+) -> list[str]:
+    """A line that says from what widths and heights pictures were brought to `box`, if any was."""
+    others = sorted((size for size in sizes if size != box), key=lambda size: size[0] * size[1])
+    if not others:
+        return []
+    first, last = ("x".join(map(str, size)) for size in (others[0], others[-1]))
+    span = first if first == last else f"{first} to {last}"
+    return [f"{where}: {len(others):,} {items} of {span} pixels are cut and resized to"
+            f" {box[0]}x{box[1]}"]  # fmt: skip
 
 
 def to_8_bits(image: "Image.Image", name: object, kind: str, remarks: list[str]) -> "Image.Image":

@@ -6,13 +6,16 @@ from typing import Literal
 
 import torch.nn.functional as F
 
-from sslops.training.data.audio_folder import holds_audio, load_audio_folder
+from sslops.training.data.audio_files import SUFFIXES as SOUNDS
+from sslops.training.data.audio_folder import load_audio_folder
 from sslops.training.data.cifar10 import load_cifar10
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.digits import load_digits
 from sslops.training.data.fashion_mnist import load_fashion_mnist
+from sslops.training.data.folder import SUFFIXES as IMAGES
 from sslops.training.data.folder import load_folder
 from sslops.training.data.fsdd import load_fsdd
+from sslops.training.data.layout import holds
 from sslops.training.data.moving_shapes import load_moving_shapes
 from sslops.training.data.photos import load_photos
 from sslops.training.data.tones import load_tones
@@ -44,7 +47,8 @@ def load(
         root: where the files of a named set lie; before $SSLOPS_DATA and the usual places.
         size: resize images to size x size; of videos the shorter side.
         download: allow fetching files that no place has.
-        kind: "video" reads the folders of a folder as videos, which else are classes.
+        kind: "video" reads the folders of a folder as videos, which else are classes; "sound" its
+            recordings where there are images, too.
 
     Raises:
         FileNotFoundError: the files are in none of the places, which the message lists.
@@ -67,12 +71,14 @@ def load(
         return load_fsdd(root, download=download)
     if data == "moving-shapes":
         return load_moving_shapes(size)
-    if kind == "video" and Path(data).expanduser().exists():
-        return load_video_folder(data, size=size)
-    if holds_audio(Path(data).expanduser()):
-        return load_audio_folder(data)
-    if Path(data).expanduser().exists():
-        return load_folder(data, size=size)
+    path = Path(data).expanduser()
+    if path.exists():
+        if kind == "video":
+            return load_video_folder(path, size=size)
+        # Images with a sound among them are images, unless sound is asked for.
+        if kind == "sound" or (not holds(path, IMAGES) and holds(path, SOUNDS)):
+            return load_audio_folder(path)
+        return load_folder(path, size=size)
     raise ValueError(
         f"data: must be one of {', '.join(names())} or the path of a folder, got {data!r}"
     )

@@ -18,7 +18,7 @@ from sslops.training.data.dataset import Dataset
 from sslops.training.data.layout import assemble, divide, find_files, is_part, natural
 from sslops.training.data.mask_files import object_numbers, read_mask
 from sslops.training.data.notes import say, summarise
-from sslops.training.data.pictures import large_pictures, open_picture, to_8_bits
+from sslops.training.data.pictures import large_pictures, open_picture, resized, to_8_bits
 from sslops.training.progress import track
 
 __all__ = ["load_video_folder", "read_videos"]
@@ -144,7 +144,8 @@ def _of_one_resolution(
     """Folder -> name of its video: without JPEGImages/480p, and with one such resolution alone."""
     davis = [each for each in folders if FRAMES in each.parts]
     if not davis:
-        return {each: each for each in folders}
+        itself = PurePosixPath(Path(os.path.abspath(root)).name)  # the name of frames alone
+        return {each: each if each.parts else itself for each in folders}
     if len(davis) < len(folders):
         others = [f"{each}/" for each in folders if each not in davis]
         say(f"{root}: {FRAMES}/ is read, not {shown(others, ', ')}")
@@ -199,7 +200,7 @@ def _decode_all(videos: Sequence[Files], root: Path, size: int | None) -> Arrays
         pictures = list(track(decoded, "decoding frames", len(frames)))
         read = pool.map(lambda file: read_mask(file, box), files)
         masks = dict(zip(files, track(read, "reading masks", len(files)), strict=True))
-    shapes = {picture.shape: file for (picture, _), file in zip(pictures, frames, strict=True)}
+    shapes = {picture.shape: file for (picture, *_), file in zip(pictures, frames, strict=True)}
     if len(shapes) > 1:
         (a, first), (b, second), *_ = shapes.items()
         raise ValueError(
@@ -218,16 +219,17 @@ def _decode_all(videos: Sequence[Files], root: Path, size: int | None) -> Arrays
             raise ValueError(
                 f"video: a mask must be as large as its frame, got {file} {mask.values.shape}"
             )
+    notes = [] if box is None else resized([size for _, _, size in pictures], box, "frames", root)
     remarks = [
         (str(file.relative_to(root)), each)
-        for file, (_, found) in zip(frames, pictures, strict=True)
+        for file, (_, found, _) in zip(frames, pictures, strict=True)
         for each in found
     ]
     return {
-        "frames": np.stack([picture for picture, _ in pictures]),
+        "frames": np.stack([picture for picture, *_ in pictures]),
         "masks": np.stack(objects),
         "lengths": np.array([len(video.frames) for video in videos], dtype=np.int64),
-        "notes": np.array(summarise(remarks, "frames", root), dtype=np.str_),
+        "notes": np.array([*notes, *summarise(remarks, "frames", root)], dtype=np.str_),
     }
 
 
@@ -239,13 +241,16 @@ def _box(file: Path, size: int) -> tuple[int, int]:
     return next(sides), next(sides)
 
 
-def _frame(file: Path, box: tuple[int, int] | None) -> tuple[NDArray[np.uint8], list[str]]:
-    """[3, H, W], and what was not kept of the file."""
+def _frame(
+    file: Path, box: tuple[int, int] | None
+) -> tuple[NDArray[np.uint8], list[str], tuple[int, int]]:
+    """[3, H, W], what was not kept of the file, and its width and height."""
     from PIL import Image, ImageOps
 
     remarks: list[str] = []
     picture = open_picture(file, file, READABLE, remarks)
     picture = to_8_bits(picture, file, "video", remarks).convert("RGB")
+    size = picture.size
     if box is not None:
         picture = ImageOps.fit(picture, box, Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)), remarks
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)), remarks, size
