@@ -66,8 +66,9 @@ def test_what_is_missing_is_named_before_anything_is_done(
 @pytest.mark.parametrize("package", [*NEEDS["train()"], "tensorboard"])
 def test_the_function_asks_like_the_command(package, monkeypatch, tmp_path):
     hide(monkeypatch, package)
+    needing = {"tensorboard": package == "tensorboard", "steps": 1, "evaluate": False}
     with pytest.raises(FileNotFoundError, match=f"^train: .* got no {PIP[package]}; install"):
-        train("simclr", out=tmp_path / "run", tensorboard=package == "tensorboard")
+        train("simclr", out=tmp_path / "run", **needing)
     assert not list(tmp_path.iterdir())
 
 
@@ -89,6 +90,7 @@ def test_no_command_asks_for_a_package_that_it_does_not_use(tmp_path):
         "if child():",
         "    sys.modules['tyro'] = sys.modules['tensorboard'] = sys.modules['matplotlib'] = None",
         "    train('simclr', out='run', **short)",
+        f"    assert {set(NEEDS['train()'])} <= set(sys.modules), 'train()'",
         "    os._exit(0)",
         "assert os.wait()[1] == 0, 'train()'",
     ]
@@ -98,6 +100,8 @@ def test_no_command_asks_for_a_package_that_it_does_not_use(tmp_path):
             hidden -= {"tyro"}
         lines += ["if child():", f"    sys.modules.update(dict.fromkeys({hidden}))"]
         lines += [f"    code = main({TYPED[command].split()})", "    sys.stdout.flush()"]
+        if command != "plan of a data set":  # needs what its data do, and digits no pictures
+            lines += [f"    assert {set(NEEDS[command])} <= set(sys.modules), {command!r}"]
         lines += ["    os._exit(code)", f"assert os.wait()[1] == 0, {command!r}"]
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)],
