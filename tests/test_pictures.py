@@ -297,6 +297,7 @@ MASKS = {
 }
 REFUSED = {
     "levels": (Image.fromarray(NUMBERS * 85), "got areas of 85, 170"),
+    "bright levels": (Image.fromarray(NUMBERS * 100 + 50 * ONE), "got areas of 150, 255"),
     "a void of 255": (Image.fromarray(np.where(NUMBERS == 2, 255, NUMBERS)), "areas of 1, 255"),
     "colours": (paletted(NUMBERS).convert("RGB"), "got colours"),
     "instances": (Image.fromarray(NUMBERS.astype(np.uint16) * 1000), "got values from 0 to 2000"),

@@ -75,8 +75,12 @@ def load(
     if path.exists():
         if kind == "video":
             return load_video_folder(path, size=size)
-        # Images with a sound among them are images, unless sound is asked for.
-        if kind == "sound" or (not holds(path, IMAGES) and holds(path, SOUNDS)):
+        # Of both in one folder the kind asked for is read, and the other one is what else it holds.
+        if kind == "sound":
+            sound = holds(path, SOUNDS) or (path.is_dir() and not holds(path, IMAGES))
+        else:
+            sound = not holds(path, IMAGES) and holds(path, SOUNDS)
+        if sound:
             return load_audio_folder(path)
         return load_folder(path, size=size)
     raise ValueError(
