@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from sslops.training.data import Dataset, Split
 from sslops.training.evaluate import evaluate, table
 from sslops.training.evaluate.verdict import over_seeds, verdict
 from sslops.training.report import compare, pairs_png, write_comparison, write_report
+from sslops.training.report.results import arm_style
+from sslops.training.report.run_folder import CONTROLS, Run
+from sslops.training.report.style import STYLE
 from sslops.training.summary import summarise, summary_table
 
 from .test_evaluate import tiny_data
@@ -33,7 +37,8 @@ CASES = {
     "sound": (
         "cpc-audio", "tones",
         {"cpc-audio": arm(0.7), "random-init": arm(0.4), "log-mel": arm(0.6)},
-        {"probe_images": 100, "test_images": 50}, {"rate": 4000},
+        {"probe_images": 100, "test_images": 50, "knn": {"chosen_by": "on 9 training images"}},
+        {"rate": 4000},
     ),
     "sound without labels": (
         "cpc-audio", "tones", {"cpc-audio": BARE, "random-init": BARE, "log-mel": BARE},
@@ -124,6 +129,13 @@ def test_the_page_fits_the_run(tmp_path, case):
     assert opening.get(case, "The loss ended at 1.63, below the 6.24 of a model that") in first
 
 
+def test_every_arm_has_a_colour():
+    """An arm without one has bars and lines that nobody sees."""
+    run = Run(Path("."), {"method": "jigsaw"}, {}, {}, [], {}, {}, {}, {})
+    for name in ("jigsaw", *CONTROLS, "identity", "supervised-speaker"):
+        assert f".{arm_style(run, name)}{{" in STYLE, name
+
+
 def test_a_page_without_labels_opens_with_what_can_be_said():
     results = {"simclr": {**BARE, "neighbours_kept": 0.25}, "random-init": BARE}
     said = verdict(results, "simclr", "images", loss=3.0, chance=6.0, outputs=0.9)
@@ -141,8 +153,8 @@ def test_a_page_without_labels_opens_with_what_can_be_said():
 
 def few(*accuracies):
     values = torch.tensor(accuracies, dtype=torch.float64)
-    cell = {"mean": float(values.mean()), "sd": float(values.std()),
-            "accuracies": list(accuracies)}  # fmt: skip
+    sd = float(values.std()) if len(values) > 1 else 0.0
+    cell = {"mean": float(values.mean()), "sd": sd, "accuracies": list(accuracies)}
     return {"dim": 4, "few": {"1": cell}}
 
 

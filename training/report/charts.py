@@ -25,7 +25,8 @@ def method_charts(run: Run) -> str:
     return section(
         f"Inside {run.method}",
         f'<div class="charts">{"".join(figures)}</div>',
-        lead="What the method itself compares, measured on training images when training was over.",
+        lead=f"What the method itself compares, measured on training {run.samples} when training "
+        "was over.",
     )
 
 

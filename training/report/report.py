@@ -1,6 +1,7 @@
 """One report.html from a run folder."""
 
 import os
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from html import escape
@@ -187,13 +188,19 @@ def _protocol(run: Run) -> str:
                 entries["class names"] = ", ".join(str(name) for name in value)
         elif isinstance(value, Mapping):
             entries[names.get(key, key.replace("_", " "))] = "; ".join(
-                f"{name.replace('_', ' ')}: {text}"
+                _worded(run, f"{name.replace('_', ' ')}: {text}")
                 for name, text in setting_entries(_readable(value)).items()
             )
         else:
             plain = isinstance(value, int) and key != "seed"
-            entries[_of_kind(run, key)] = f"{value:,}" if plain else str(value)
+            entries[_of_kind(run, key)] = f"{value:,}" if plain else _worded(run, str(value))
     return section("Protocol", content, definitions(entries, long=True))
+
+
+def _worded(run: Run, text: str) -> str:
+    """The rules are the same for all kinds of data, and written for images."""
+    one = count(1, run.samples).removeprefix("1 ")
+    return re.sub(r"\bimage\b", one, re.sub(r"\bimages\b", run.samples, text))
 
 
 def _of_kind(run: Run, key: str) -> str:

@@ -19,7 +19,7 @@ NAMES = {
     "random-init": "untrained",
     "pixels": "raw pixels",
     "simclr": "SimCLR",
-    "identity": "first frame's, copied",
+    "identity": "first masks, copied",
 }
 
 
@@ -101,12 +101,13 @@ def label_curve(run: Run) -> str:
             f"of the labelled {run.samples}, the same ones for every arm.",
         )
     ]
-    if "pixels" in arms and len(arms) > 1:
+    base = next((arm for arm in ("pixels", "log-mel") if arm in arms), None)
+    if base is not None and len(arms) > 1:
         charts.append(
             figure(
-                "Points gained over raw pixels",
-                _curves_chart(run, counts, "pixels"),
-                "The same means, less those of raw pixels: what the features add to the images.",
+                f"Points gained over {arm_name(base)}",
+                _curves_chart(run, counts, base),
+                f"The same means, less those of {arm_name(base)}: what the features add to it.",
             )
         )
     return section(
@@ -140,12 +141,13 @@ def _curves_chart(run: Run, counts: list[int], base: str | None) -> str:
         return missing("There is nothing to compare.")
     return line_chart(
         lines,
-        title="Accuracy in percent against labels a class" + (f", less {base}" if base else ""),
+        title="Accuracy in percent against labels a class"
+        + (f", less {arm_name(base)}" if base else ""),
         x_label=f"labelled {run.samples} a class",
         log_x=True,
         x_ticks=counts,
         y_format="{:+g}" if base else "{:g} %",
-        rules=[Rule(0.0, "raw pixels", style="zero", left=True)] if base else (),
+        rules=[Rule(0.0, arm_name(base), style="zero", left=True)] if base else (),
     )
 
 

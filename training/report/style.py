@@ -7,6 +7,7 @@ _ARMS = {
     "method": ("#2b59d9", "#86a5ff"),
     "random-init": ("#8b929d", "#8d96a3"),
     "pixels": ("#b96f00", "#e2a53a"),
+    "log-mel": ("#b96f00", "#e2a53a"),  # what pixels are to images
     "supervised": ("#0b8457", "#4cc38f"),
     "simclr": ("#00798c", "#4fc3d6"),
     "other": ("#a03fa5", "#d58ad9"),
