@@ -122,3 +122,11 @@ def test_batch_norm_leaks_unless_it_is_split_and_the_keys_are_shuffled():
     assert batch_told_by_batch_norm(1, shuffled=True) > 0.9  # still the same images together
     assert batch_told_by_batch_norm(8, shuffled=False) > 0.9
     assert batch_told_by_batch_norm(8, shuffled=True) < 0.15
+
+
+def test_a_group_of_one_value_a_channel_is_refused():
+    layer = SplitBatchNorm2d(3, 4)
+    assert layer(torch.randn(4, 3, 2, 1)).isfinite().all()  # one image, and two places
+    with pytest.raises(ValueError, match=r"each of 4 groups needs 2 values .*, got one image of 1"):
+        layer(torch.randn(4, 3, 1, 1))
+    assert layer.eval()(torch.randn(4, 3, 1, 1)).isfinite().all()

@@ -21,7 +21,8 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         eps, momentum: as of `nn.BatchNorm2d`.
 
     Raises:
-        ValueError: groups below 1; in `forward`, a batch that is no multiple of `groups`.
+        ValueError: groups below 1; in `forward`, a batch that is no multiple of `groups`, or
+            groups of one value a channel.
 
     Source:
         He et al. 2020, arXiv:1911.05722, section 3.3, for statistics a GPU; their notebook on
@@ -44,6 +45,11 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
             raise ValueError(
                 f"SplitBatchNorm2d: the batch must be a multiple of {self.groups} groups, got"
                 f" {len(x)} images"
+            )
+        if len(x) // self.groups * x[0, 0].numel() < 2:
+            raise ValueError(
+                f"SplitBatchNorm2d: each of {self.groups} groups needs 2 values a channel, got one"
+                f" image of {x.shape[2]} x {x.shape[3]}: lower --bn-splits or raise --batch"
             )
         assert self.momentum is not None
         assert self.running_mean is not None
@@ -96,17 +102,11 @@ def groups_here(groups: int, batch: int, processes: int) -> int:
     """Groups of one process, where `groups` are meant to divide the batch of all `processes`.
 
     Raises:
-        ValueError: groups below 1, a process's part of the batch is no multiple of its groups, or a
-            group is a single image.
+        ValueError: groups below 1, or a process's part of the batch is no multiple of its groups.
     """
     here = max(1, groups // processes)
     if groups < 1 or batch // processes % here:
         raise ValueError(
             f"bn_splits: must be at least 1 and divide the batch of {batch}, got {groups}"
-        )
-    if batch // processes // here < 2:
-        raise ValueError(
-            f"bn_splits: every part of the batch must have 2 images, got a batch of {batch} in"
-            f" {here * processes} parts"
         )
     return here
