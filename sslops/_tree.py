@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from sslops._join import cat
 from sslops._names import shown
 
 __all__ = ["concatenate", "map_tensors", "split_rows", "tensors_of"]
@@ -77,14 +77,5 @@ def split_rows(value: Any, size: int) -> list[Any]:
 def concatenate(parts: Sequence[Any]) -> Any:
     """The inverse of `split_rows` for parts that hold nothing but tensors."""
     columns = zip(*(tensors_of(part) for part in parts), strict=True)
-    whole = iter([_joined(column) for column in columns])
+    whole = iter([cat(column) for column in columns])
     return map_tensors(parts[0], lambda _: next(whole))
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """torch.cat of one dtype, whichever: under autocast it refuses some on a CPU."""
-    kind = parts[0].device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return torch.cat(list(parts))
-    with torch.autocast(kind, enabled=False):
-        return torch.cat(list(parts))

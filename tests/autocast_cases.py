@@ -206,8 +206,8 @@ def sides_of(entry: Entry, dtypes: tuple[torch.dtype, ...]) -> list[Tensor]:
 
 
 def combinations(entry: Entry, low: torch.dtype) -> list[tuple[torch.dtype, ...]]:
-    """For drop-ins what plain PyTorch joins: torch.cat under autocast on a CPU takes no more."""
-    kinds = DTYPES if entry.own else (low, torch.float32)
+    """For drop-ins no float64, of which plain PyTorch makes float64 only in part."""
+    kinds = DTYPES if entry.own else (*LOW, torch.float32)
     return list(product(kinds, repeat=min(2, len(entry.shapes))))
 
 

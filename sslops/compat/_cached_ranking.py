@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from sslops._join import cat
 from sslops.compat._grad_cache import cached
 from sslops.compat._pieces import pieces
 from sslops.compat._ranking import cos_sim
@@ -97,7 +97,7 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
         """Loss of the pieces of each column; `with_backward`, their gradients are filled too."""
-        loss = self.compute_loss_from_embeddings([torch.cat(each) for each in reps], labels)
+        loss = self.compute_loss_from_embeddings([cat(each) for each in reps], labels)
         if with_backward:
             loss.backward()  # type: ignore[no-untyped-call]
             loss = loss.detach()
@@ -107,7 +107,7 @@ class CachedMultipleNegativesRankingLoss(MultipleNegativesRankingLoss):
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Any:
         """`calculate_loss` by kernels, or NotImplemented."""
-        loss = fused_ranking([torch.cat(each) for each in reps], *settings(self))
+        loss = fused_ranking([cat(each) for each in reps], *settings(self))
         if loss is not NotImplemented and with_backward:
             loss.backward()
             loss = loss.detach()

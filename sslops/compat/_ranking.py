@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslops._join import cat, stack
 from sslops._names import shown
 from sslops.distributed import all_gather_with_grad, rank
 
@@ -84,7 +85,7 @@ def plain_ranking(
     B, device = len(embeddings[0]), embeddings[0].device
     everyone = all_gather_with_grad if gather_across_devices else (lambda each: each)
     queries, *docs = (everyone(each) for each in embeddings)
-    W, all_docs = len(queries), torch.cat(docs)
+    W, all_docs = len(queries), cat(docs)
     own = torch.arange(B, device=device) + (rank() * B if gather_across_devices else 0)
     mine = torch.arange(W, device=device) == own[:, None]  # [B, W]
     mine_docs = mine.repeat(1, len(docs))
@@ -110,7 +111,7 @@ def plain_ranking(
         )
     positive = scores["query_to_doc"].gather(1, own[:, None]).squeeze(1)
     if partition_mode == "joint":
-        log_z = torch.cat(list(scores.values()), dim=1).logsumexp(1)
+        log_z = cat(list(scores.values()), dim=1).logsumexp(1)
     else:
-        log_z = torch.stack([each.logsumexp(1) for each in scores.values()]).mean(0)
+        log_z = stack([each.logsumexp(1) for each in scores.values()]).mean(0)
     return (log_z - positive).mean()

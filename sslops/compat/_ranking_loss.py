@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sslops import info_nce
+from sslops._join import cat
 from sslops._names import shown
 from sslops.compat._ranking import (
     Similarity,
@@ -68,7 +69,7 @@ def fused_ranking(
     queries, positives = embeddings[0], embeddings[1]
     everyone = all_gather_with_grad if gather else (lambda each: each)
     all_queries, *docs = (everyone(each) for each in embeddings)
-    all_docs = torch.cat(docs)
+    all_docs = cat(docs)
     index = torch.arange(len(all_queries), device=queries.device)
     first = rank() * len(queries) if gather else 0
     own = index[first : first + len(queries)]
@@ -77,7 +78,7 @@ def fused_ranking(
     def ask(rows: Tensor, keys: list[Tensor], owners: list[Tensor]) -> Tensor:
         """Each row's loss; keys of its own sample are left out, but for its target."""
         losses = info_nce(
-            rows, torch.cat(keys), targets=own, query_ids=own, key_ids=torch.cat(owners),
+            rows, cat(keys), targets=own, query_ids=own, key_ids=torch.cat(owners),
             temperature=1.0 / scale, normalize=normalize, reduction="none",
         )  # fmt: skip
         return cast(Tensor, losses)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sslops
+from sslops._join import cat
 from sslops.compat._shared import factor_fits, rows_fit, settings_of
 
 __all__ = ["InfoNCE", "info_nce"]
@@ -81,7 +82,7 @@ def fused_info_nce(
     # trained negatives are keys; the positives of other rows share the rows' id and are left out
     zeros = torch.zeros(len(query), dtype=torch.int64, device=query.device)
     ids = torch.cat([zeros, zeros.new_full((len(negative_keys),), -1)])
-    both = torch.cat([positive_key, negative_keys])
+    both = cat([positive_key, negative_keys])
     return sslops.info_nce(query, both, query_ids=zeros, key_ids=ids, **options)
 
 
@@ -115,7 +116,7 @@ def _plain(
         )
     far = F.normalize(negatives, dim=-1).transpose(-2, -1)
     others = (x[:, None] @ far).squeeze(1) if paired else x @ far  # [N, M]
-    logits = torch.cat([(x * y).sum(dim=1, keepdim=True), others], dim=1) / temperature
+    logits = cat([(x * y).sum(dim=1, keepdim=True), others], dim=1) / temperature
     target = torch.zeros(N, dtype=torch.int64, device=query.device)
     return F.cross_entropy(logits, target, reduction=reduction)
 

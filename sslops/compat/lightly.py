@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslops import ema_update_, enqueue_, info_nce, nt_xent
+from sslops._join import cat, stack
 from sslops.compat._shared import (
     FLOATING,
     LenientState,
@@ -153,7 +154,7 @@ class NTXentLoss(nn.Module):
             return NotImplemented  # a bank of another version
         if memory is not None and memory.size[0]:
             return _against_bank(memory, out0, out1, self.temperature)
-        z = torch.stack([out0, out1])
+        z = stack([out0, out1])
         if self.gather_distributed and world_size() > 1:
             return _against_all(z, self.temperature)
         return nt_xent(z, temperature=self.temperature)
@@ -165,14 +166,14 @@ class NTXentLoss(nn.Module):
         if self.memory_bank is not None:
             out1, bank = self.memory_bank(out1, update=out0.requires_grad)
             positive = torch.einsum("nc,nc->n", out0, out1)[:, None]
-            logits = torch.cat([positive, out0 @ bank.to(out0.device)], dim=1)
+            logits = cat([positive, out0 @ bank.to(out0.device)], dim=1)
             return F.cross_entropy(logits / tau, torch.zeros_like(index))
         check_alike("NTXentLoss", out0=out0, out1=out1)
         views, first = (out0, out1), 0
         if self.gather_distributed and world_size() > 1:
             views, first = (all_gather_with_grad(out0), all_gather_with_grad(out1)), rank() * B
         own = torch.cat([index, index + len(views[0])]) + first  # where this process's rows are
-        logits = torch.cat([out0, out1]) @ torch.cat(views).T / tau
+        logits = cat([out0, out1]) @ cat(views).T / tau
         alone = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, own[:, None], True)
         return F.cross_entropy(logits.masked_fill(alone, -torch.inf), own.roll(B))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sslops import nt_xent
+from sslops._join import cat
 from sslops.compat._cross_batch import CrossBatchMemory
 from sslops.compat._masks import anchor_losses, pair_losses
 from sslops.compat._pair_entries import ENTRIES
@@ -210,7 +211,7 @@ class SelfSupervisedLoss(nn.Module):
             )
         labels = torch.arange(len(embeddings), device=embeddings.device)
         if self.symmetric:
-            return cast(Tensor, self.loss(torch.cat([embeddings, ref_emb]), labels.repeat(2)))
+            return cast(Tensor, self.loss(cat([embeddings, ref_emb]), labels.repeat(2)))
         # labels of their own: the package takes rows of the same labels object for themselves
         return cast(
             Tensor, self.loss(embeddings, labels, ref_emb=ref_emb, ref_labels=labels.clone())
@@ -231,4 +232,4 @@ class SelfSupervisedLoss(nn.Module):
             and loss.embedding_regularizer is None
         ):
             return NotImplemented
-        return nt_xent(torch.cat([embeddings, ref_emb]), temperature=loss.temperature)
+        return nt_xent(cat([embeddings, ref_emb]), temperature=loss.temperature)

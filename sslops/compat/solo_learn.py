@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslops import info_nce, nt_xent, sup_con
+from sslops._join import cat, stack
 from sslops.compat._shared import as_ids, factor_fits, rows_fit
 from sslops.distributed import all_gather, all_gather_with_grad, rank
 
@@ -104,7 +105,7 @@ def fused_simclr_of_views(
         and extra_pos_mask is None
     ):
         return NotImplemented
-    return nt_xent(torch.stack([z1, z2]), temperature=temperature)
+    return nt_xent(stack([z1, z2]), temperature=temperature)
 
 
 def _plain_views(z1: Tensor, z2: Tensor, temperature: float, extra: Tensor | None) -> Tensor:
@@ -113,7 +114,7 @@ def _plain_views(z1: Tensor, z2: Tensor, temperature: float, extra: Tensor | Non
             "simclr_loss_func: z1 and z2 must be [N, D], got shapes"
             f" {tuple(z1.shape)} and {tuple(z2.shape)}"
         )
-    z = F.normalize(torch.cat([z1, z2]), dim=-1)
+    z = F.normalize(cat([z1, z2]), dim=-1)
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)
     positive = own.roll(len(z1), dims=0)
     if extra is not None:
@@ -146,7 +147,7 @@ def mocov2plus_loss_func(
     loss = fused_moco(query, key, queue, temperature)
     if loss is NotImplemented:
         positive = torch.einsum("nc,nc->n", query, key)[:, None]
-        logits = torch.cat([positive, query @ queue], dim=1) / temperature
+        logits = cat([positive, query @ queue], dim=1) / temperature
         target = torch.zeros(len(query), dtype=torch.int64, device=query.device)
         return F.cross_entropy(logits, target)
     return cast(Tensor, loss)

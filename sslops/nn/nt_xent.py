@@ -1,11 +1,10 @@
 """Module of NT-Xent."""
 
-import functools
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from sslops._join import stack
 from sslops._names import shown
 from sslops.nn._temperature import WithTemperature
 from sslops.ops._checks import autocasts, check_floating, check_reduction
@@ -74,7 +73,7 @@ class NTXentLoss(WithTemperature):
         if len(devices) > 1 or (len(dtypes) > 1 and not autocasts(views[0])):
             kinds = shown((f"{view.dtype} on {view.device}" for view in views), ", ")
             raise ValueError(f"NTXentLoss: views must share dtype and device, got {kinds}")
-        z = views[0] if len(views) == 1 else _stacked(views)
+        z = views[0] if len(views) == 1 else stack(views)
         return nt_xent(
             z,
             num_views=self.num_views,
@@ -86,12 +85,3 @@ class NTXentLoss(WithTemperature):
             return_stats=self.return_stats,
             group=self.group,
         )
-
-
-def _stacked(views: tuple[Tensor, ...]) -> Tensor:
-    """[V, B, D] in the widest dtype of the views: nt_xent casts, and knows how to do it."""
-    widest = functools.reduce(torch.promote_types, (view.dtype for view in views))
-    if not autocasts(views[0]):
-        return torch.stack(views)
-    with torch.autocast(views[0].device.type, enabled=False):  # which refuses to stack float64
-        return torch.stack([view.to(widest) for view in views])
