@@ -13,6 +13,7 @@ from sslops.compat import (
     open_clip,
     solo_learn,
 )
+from sslops.compat._masks import logits_of
 from sslops.nn import __all__ as MODULES
 
 from .autocast_cases import (
@@ -86,6 +87,23 @@ def test_it_is_the_cast_of_the_inputs_to_the_bit(name):
                 with torch.autocast("cpu", enabled=False):
                     same = entry.call(*(each.to(cast_of(low, dtypes)) for each in sides))
             assert torch.equal(loss, same), (low, dtypes)
+
+
+# bar what reads labels, stored rows or the state of a device
+ON_META = (
+    "info_nce_pytorch.info_nce", "info_nce_pytorch.InfoNCE", "lightly.NTXentLoss",
+    "open_clip.ClipLoss", "open_clip.SigLipLoss", "pytorch_metric_learning.SelfSupervisedLoss",
+    "sentence_transformers.MultipleNegativesRankingLoss", "solo_learn.mocov2plus_loss_func",
+    "solo_learn.simclr_loss_func views",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ON_META)
+def test_drop_ins_take_meta_tensors(name):
+    """There is no autocast for them, on or off."""
+    sides = sides_of(ENTRIES[name], (torch.float32, torch.float32))
+    assert ENTRIES[name].call(*(each.to("meta") for each in sides)).is_meta
+    assert logits_of(*(each.to("meta") for each in sides[:2]), 0.1).is_meta
 
 
 class elsewhere:

@@ -5,13 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslops import info_nce
+from sslops._join import without_autocast
 
 
 def logits_of(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """Cosines over the temperature, in float32 (float64) under autocast too: [M, N]."""
     dtype = torch.promote_types(queries.dtype, torch.float32)
     x, y = F.normalize(queries.to(dtype), dim=1), F.normalize(keys.to(dtype), dim=1)
-    with torch.autocast(x.device.type, enabled=False):  # whose logits would have 8 bits
+    with without_autocast(x):  # whose logits would have 8 bits
         return x @ y.T / temperature
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what the ops take
+from sslops.ops._checks import FLOATING, autocasts
+
 # beyond these logits are infinite or all the same, where the kernels and eager PyTorch may part
 _FACTORS = (1e-6, 1e6)
 
@@ -28,7 +29,7 @@ def rows_fit(*tensors: Any) -> bool:
         torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     ):
         return False  # the kernels have one derivative, and that backwards
-    autocast = torch.is_autocast_enabled(first.device.type)
+    autocast = autocasts(first)
     return all(
         each.ndim == 2 and 0 not in each.shape and each.shape[1] == first.shape[1]
         and each.device == first.device and each.dtype in FLOATING
@@ -71,7 +72,7 @@ def check_dtypes(name: str, **rows: Tensor) -> None:
     """Refuse tensors that are not of one floating dtype, which autocast alone may cast."""
     dtypes = {key: each.dtype for key, each in rows.items()}
     first = next(iter(rows.values()))
-    mixed = len(set(dtypes.values())) > 1 and not torch.is_autocast_enabled(first.device.type)
+    mixed = len(set(dtypes.values())) > 1 and not autocasts(first)
     if mixed or not all(each.is_floating_point() for each in rows.values()):
         raise TypeError(f"{name}: {' and '.join(rows)} must share a floating dtype, got {dtypes}")
 

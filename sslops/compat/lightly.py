@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from sslops import ema_update_, enqueue_, info_nce, nt_xent
 from sslops._join import cat, stack
 from sslops.compat._shared import (
-    FLOATING,
     LenientState,
     check_alike,
     factor_fits,
@@ -22,6 +21,7 @@ from sslops.compat._shared import (
     settings_of,
 )
 from sslops.distributed import all_gather, all_gather_with_grad, rank, world_size
+from sslops.ops._checks import FLOATING
 
 __all__ = ["NTXentLoss", "update_momentum"]
 
