@@ -146,6 +146,69 @@ def test_a_patched_class_is_the_original_wherever_the_kernels_do_not_reach(fake)
     assert torch.equal(pair[0].weight, pair[1].weight)
 
 
+class Mixin:
+    def step(self):
+        return "mine"
+
+
+def of_a_mixin(kind, theirs, monkeypatch):
+    return type("Own", (Mixin, kind), {})()
+
+
+def of_a_subclass_later(kind, theirs, monkeypatch):
+    own = type("Own", (kind,), {})
+    own.step = Mixin.step
+    return own()
+
+
+def of_the_patched_class(kind, theirs, monkeypatch):
+    monkeypatch.setattr(kind, "step", Mixin.step)
+    return kind()
+
+
+def of_the_package(kind, theirs, monkeypatch):
+    monkeypatch.setattr(theirs, "step", Mixin.step)
+    return type("Own", (kind,), {})()
+
+
+def of_the_method(kind, theirs, monkeypatch):
+    monkeypatch.setattr(theirs, "forward", lambda self, out0, out1: "mine")
+    return kind()
+
+
+def of_the_object(kind, theirs, monkeypatch):
+    loss = kind()
+    loss.step = lambda: "mine"
+    return loss
+
+
+@pytest.mark.parametrize(
+    "change",
+    [of_a_mixin, of_a_subclass_later, of_the_patched_class, of_the_package, of_the_method,
+     of_the_object],
+)  # fmt: skip
+def test_a_step_that_was_changed_counts(fake, monkeypatch, change):
+    """Whoever replaces a step of the package's computation, and whenever, gets it run."""
+    z, theirs = torch.randn(2, 6, 4), fake["lightly__loss"].NTXentLoss
+    with sslops.patch("lightly"):
+        kind = fake["lightly__loss"].NTXentLoss
+        assert isinstance(kind()(*z), torch.Tensor)
+        assert change(kind, theirs, monkeypatch)(*z) == "mine"
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("of_class", [True, False])
+def test_a_wrapper_runs_a_loss_that_was_changed(monkeypatch, memory, of_class):
+    loss, z = pml.NTXentLoss(), torch.randn(2, 6, 4)
+    changed = pml.NTXentLoss if of_class else loss
+    monkeypatch.setattr(changed, "forward", lambda *args, **more: torch.tensor(7.0))
+    if memory:
+        found = pml.CrossBatchMemory(loss, 4, 8)(z[0], torch.arange(6) % 3)
+    else:
+        found = pml.SelfSupervisedLoss(loss)(*z)
+    assert found.item() == 7
+
+
 def test_patched_objects_are_copied_and_pickled_patched_or_not(fake):
     z = torch.randn(2, 6, 4)
     with sslops.patch("lightly"):

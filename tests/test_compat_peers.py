@@ -310,6 +310,17 @@ def test_patched_losses_go_where_the_originals_go(name):
     assert loss._record_these == getattr(package, name)(collect_stats=True)._record_these
 
 
+def test_wrappers_of_the_package_run_a_patched_loss_that_was_changed():
+    package = peer("pytorch_metric_learning.losses")
+    z, labels = torch.randn(2, B, D), torch.arange(B) % 5
+    entry = {"losses": torch.ones(3), "indices": torch.arange(3), "reduction_type": "element"}
+    with sslops.patch("pytorch_metric_learning"):
+        loss = package.NTXentLoss()
+        loss.compute_loss = lambda *args: {"loss": entry}
+        assert package.SelfSupervisedLoss(loss)(*z).item() == 1
+        assert package.CrossBatchMemory(loss, D, 40)(z[0], labels).item() == 1
+
+
 def test_patched_losses_are_compiled():
     package, z = peer("lightly.loss"), torch.randn(2, B, D, requires_grad=True)
     with sslops.patch("lightly"):

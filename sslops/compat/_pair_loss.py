@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sslops.compat._masks import logits_of
-from sslops.compat._shared import as_ids, check_dtypes, factor_fits, rows_fit
+from sslops.compat._shared import as_ids, check_dtypes, factor_fits, rows_fit, steps_of
 
 Entry = dict[str, Any]
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor]  # anchors and positives, anchors and negatives
@@ -120,8 +120,13 @@ class PairLoss(nn.Module):
     """What NTXentLoss and SupConLoss share."""
 
     drop_in: str
+    drop_in_steps: dict[str, Any]
     default_reducer: str
     reads = ("temperature", "distance", "reducer")  # `fused` does
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.drop_in_steps = steps_of(cls)
 
     def __init__(
         self,

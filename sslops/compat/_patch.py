@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from sslops._names import shown
+from sslops.compat._shared import has_own_steps, steps_of
 
 _RANKING = "sentence_transformer.losses"
 
@@ -218,25 +217,16 @@ def _subclass(package: str, name: str, theirs: type, method: str, fused: Callabl
     reads: tuple[str, ...] = getattr(
         importlib.import_module(f"sslops.compat.{package}"), name
     ).reads
-    steps = {
-        key
-        for kind in theirs.__mro__
-        if kind not in nn.Module.__mro__
-        for key, value in vars(kind).items()
-        if key not in (method, "forward", "extra_repr") and not key.startswith("__")
-        if callable(value) or isinstance(value, (staticmethod, classmethod, property))
-    }
-
-    def note_changes(cls: Any, /, **options: Any) -> None:
-        """Whether a subclass has steps of its own, which the kernels would pass over."""
-        super(made, cls).__init_subclass__(**options)
-        cls.has_own_steps = cls.has_own_steps or not steps.isdisjoint(vars(cls))
+    steps = steps_of(theirs)
+    called = {key: step for key, step in steps.items() if key not in (method, "forward")}
 
     @functools.wraps(original)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        theirs_now = getattr(theirs, method)
         known = all(hasattr(self, each) for each in reads)  # in other versions they may not be
-        if self.has_own_steps or not known or not steps.isdisjoint(self.__dict__):
-            return original(self, *args, **kwargs)
+        # whenever the class, a subclass or the object was changed, its own code is what counts
+        if theirs_now is not original or not known or has_own_steps(self, called):
+            return theirs_now(self, *args, **kwargs)
         found = fused(self, *args, **kwargs)
         return original(self, *args, **kwargs) if found is NotImplemented else found
 
@@ -246,8 +236,7 @@ def _subclass(package: str, name: str, theirs: type, method: str, fused: Callabl
         {
             method: run,
             "drop_in": name,
-            "has_own_steps": False,
-            "__init_subclass__": classmethod(note_changes),
+            "drop_in_steps": {**steps, method: run},
             "__wrapped__": theirs,
             "__doc__": theirs.__doc__,
             # where a pickle finds it, patched or not

@@ -80,10 +80,36 @@ def check_dtypes(name: str, **rows: Tensor) -> None:
 def drop_in_of(loss: Any) -> str | None:
     """Name of the drop-in that the object is, or that `sslops.patch` put under its class.
 
-    A subclass may compute something else, and is none.
+    A subclass may compute something else, and is none; nor is what has been changed.
     """
-    name = vars(type(loss)).get("drop_in")
-    return name if isinstance(name, str) else None
+    kind = type(loss)
+    name = vars(kind).get("drop_in")
+    if not isinstance(name, str):
+        return None
+    return None if has_own_steps(loss, kind.drop_in_steps) else name
+
+
+def steps_of(kind: type) -> dict[str, Any]:
+    """The methods and properties of a class and of its bases below nn.Module."""
+    return {
+        key: _step(kind, key)
+        for each in kind.__mro__
+        if each not in nn.Module.__mro__
+        for key, value in vars(each).items()
+        if key != "extra_repr" and not key.startswith("__")
+        if callable(value) or isinstance(value, (staticmethod, classmethod, property))
+    }
+
+
+def has_own_steps(loss: nn.Module, steps: Mapping[str, Any]) -> bool:
+    """Whether the object or its class, by whatever way, has others than `steps`."""
+    kind, own = type(loss), loss.__dict__
+    return any(key in own or _step(kind, key) is not step for key, step in steps.items())
+
+
+def _step(kind: type, key: str) -> Any:
+    found = getattr(kind, key, None)
+    return getattr(found, "__func__", found)  # of a class method: each class binds it anew
 
 
 def inverse(scale: float | Tensor) -> float | Tensor:
