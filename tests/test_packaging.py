@@ -184,14 +184,3 @@ def test_links_are_committed():
         link = ROOT / "sslops" / name
         assert link.is_symlink()
         assert os.readlink(link) == f"../{name}"
-
-
-@pytest.mark.parametrize(
-    ("folder", "lines"),
-    [("kernels", 350), ("sslops", 300), ("training", 300), ("csrc", 300), ("tests", 400)],
-)
-def test_files_stay_short(folder, lines):
-    for file in (ROOT / folder).rglob("*"):
-        if file.suffix in {".py", ".cpp", ".h", ".cu"} and not file.is_symlink():
-            count = len(file.read_text().splitlines())
-            assert count <= lines, f"{file.relative_to(ROOT)} has {count} lines, more than {lines}"

@@ -125,7 +125,7 @@ def test_pictures_and_figures():
     ("changes", "message"),
     [
         ({"tile": 0.95}, "must fit into 3 cells"),
-        ({"fill": "grey"}, "fill must be noise or copy, got 'grey'"),
+        ({"fill": "grey"}, "fill must be one of noise, copy, got 'grey'"),
         ({"shape": DataShape(1, 8, 10)}, r"jitter must have a pixel, got 0.1 of a cell of 2.7"),
     ],
 )

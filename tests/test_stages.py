@@ -121,7 +121,7 @@ def test_tables_of_several_seeds_show_stages_and_no_factors():
     assert "stage 1     stage 2" in text
     assert "75.0 ± 0.0" in text
     assert "accuracy" in text
-    assert "0.6 ± 0.14" in text
+    assert "60.0 ± 14.1" in text  # in percent
     assert "median" not in text
 
 
