@@ -21,7 +21,10 @@ MAY_IMPORT = {
         "sslops._library", "sslops._names", "sslops.kernels", "sslops.reference",
         "sslops.parallel", "sslops.ops",
     },
-    "sslops/compat": {"sslops", "sslops._join", "sslops._names", "sslops.compat", "sslops.distributed"},
+    "sslops/compat": {
+        "sslops", "sslops._join", "sslops._names", "sslops.compat", "sslops.distributed",
+        "sslops.ops._checks",
+    },
     "training": {
         "sslops",
         "sslops._names",
