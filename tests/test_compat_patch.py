@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from abc import ABC
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -144,6 +145,24 @@ def test_a_patched_class_is_the_original_wherever_the_kernels_do_not_reach(fake)
         assert update(*pair, 1.5) == "theirs"
         assert update(*pair, m=0.0) is None
     assert torch.equal(pair[0].weight, pair[1].weight)
+
+
+def test_objects_of_before_the_patch_are_of_the_patched_class(fake):
+    theirs = fake["lightly__loss"].NTXentLoss
+    before = theirs()
+    with sslops.patch("lightly"):
+        kind = fake["lightly__loss"].NTXentLoss
+        assert isinstance(before, kind)
+        assert issubclass(theirs, kind)
+        assert issubclass(kind, theirs)
+        assert not isinstance(nn.Linear(1, 1), kind)
+        own = type("Own", (kind,), {})
+        assert isinstance(own(), kind)
+        assert isinstance(own(), own)
+        assert not isinstance(before, own)
+        assert not isinstance(kind(), own)
+        assert not issubclass(theirs, own)
+        assert isinstance(type("Both", (kind, ABC), {})(), (kind, ABC))
 
 
 class Mixin:

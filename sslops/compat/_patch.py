@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import sys
+from abc import ABCMeta
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -230,7 +231,7 @@ def _subclass(package: str, name: str, theirs: type, method: str, fused: Callabl
         found = fused(self, *args, **kwargs)
         return original(self, *args, **kwargs) if found is NotImplemented else found
 
-    made: Any = type(theirs)(
+    made: Any = _kind_of(type(theirs))(
         theirs.__name__,
         (theirs,),
         {
@@ -245,6 +246,30 @@ def _subclass(package: str, name: str, theirs: type, method: str, fused: Callabl
         },
     )
     return made
+
+
+@functools.cache
+def _kind_of(kind: Any) -> Any:
+    """The metaclass of a class that stands for the one it wraps: that one's objects are its own.
+
+    The package asks for it by the patched name, of objects made before the patch, too.
+    """
+
+    def original(cls: Any) -> Any:
+        return vars(cls).get("__wrapped__") if "drop_in" in vars(cls) else None
+
+    base: Any = ABCMeta if kind is type else kind  # so that a subclass may be an ABC as before
+
+    class StandsFor(base):  # type: ignore[misc]
+        def __instancecheck__(cls, instance: object) -> bool:
+            theirs = original(cls)
+            return isinstance(instance, theirs) if theirs else super().__instancecheck__(instance)
+
+        def __subclasscheck__(cls, subclass: type) -> bool:
+            theirs = original(cls)
+            return issubclass(subclass, theirs) if theirs else super().__subclasscheck__(subclass)
+
+    return StandsFor
 
 
 def _hint(package: object) -> str:
