@@ -1,5 +1,6 @@
 """Options of the drop-ins that no kernel covers, against plain statements of what they mean."""
 
+import copy
 import itertools
 import math
 import re
@@ -72,6 +73,43 @@ def test_lightly_momentum_outside_of_an_average(m):
     expected = m * ema.weight + (1 - m) * model.weight
     lightly.update_momentum(model, ema, m)
     torch.testing.assert_close(ema.weight, expected)
+
+
+def shared_with_the_source(model, ema):
+    ema[0].weight.data = model[0].weight.data
+
+
+def shared_with_another_source(model, ema):
+    ema[0].weight.data = model[1].weight.data
+
+
+def tied(model, ema):
+    ema[1].weight.data = ema[0].weight.data
+
+
+def on_two_devices(model, ema):
+    model[1].to("meta")
+    ema[1].to("meta")
+
+
+@pytest.mark.parametrize(
+    "change", [shared_with_the_source, shared_with_another_source, tied, on_two_devices]
+)
+def test_lightly_momentum_of_shared_memory(change):
+    """As the package does it: one tensor after the other, in place."""
+    nets = [nn.Sequential(nn.Linear(D, D), nn.Linear(D, D)) for _ in range(2)]
+    copies = copy.deepcopy(nets)
+    change(*nets)
+    change(*copies)
+    assert lightly.fused_update_momentum(*nets, 0.9) is NotImplemented
+    lightly.update_momentum(*nets, 0.9)
+    for average in copies[1].parameters():
+        average.data.mul_(0.9)
+    for source, average in zip(*(net.parameters() for net in copies), strict=True):
+        average.data.add_(source.data, alpha=1 - 0.9)
+    for net, other in zip(nets, copies, strict=True):
+        for one, two in zip(net.parameters(), other.parameters(), strict=True):
+            assert one.is_meta or torch.allclose(one, two)
 
 
 @pytest.mark.parametrize("scale", [-3.0, 0.0, torch.tensor(-3.0), torch.linspace(1, 3, D)])

@@ -233,10 +233,26 @@ def fused_update_momentum(model: nn.Module, model_ema: nn.Module, m: float) -> A
         sources
         and alike[0] == alike[1]
         and all(each.dtype in FLOATING for each in (*sources, *averages))
-        and not {id(each) for each in sources} & {id(each) for each in averages}
+        and _apart(sources, averages)
         and isinstance(m, (int, float))
         and 0 <= m <= 1
     ):
         return NotImplemented
     ema_update_(averages, sources, m)
     return None
+
+
+def _apart(sources: Sequence[Tensor], averages: Sequence[Tensor]) -> bool:
+    """Whether the op takes them: on one device, and no memory twice, which the package rewrites."""
+    tracing = torch.compiler.is_compiling()
+    read, written = (
+        [id(each) if tracing else each.data_ptr() for each in part if each.numel()]
+        for part in (sources, averages)
+    )
+    written = [each for each in written if each]  # meta tensors have none
+    return (
+        len({each.device for each in averages}) == 1
+        and len(set(written)) == len(written)
+        and set(written).isdisjoint(read)
+        and not any(0 in each.stride() for each in averages)
+    )
