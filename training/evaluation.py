@@ -35,15 +35,14 @@ KINDS = {"image": "images", "sound": "sound", "video": "videos"}
 
 
 class DataSource:
-    """Loads a data set when it is first asked for, and keeps it while the next asks for the same.
+    """Loads a data set when it is first asked for, and keeps it for whoever asks for it next.
 
     Training, evaluation, transfer and the runs of several seeds hand one on, so that the files are
-    read, and lie in memory, once.
+    read, and lie in memory, once. It holds those of a run: its own, and that of `eval_data`.
     """
 
     def __init__(self) -> None:
-        self._of: tuple[object, ...] = ()
-        self._data: Dataset | None = None
+        self._read: dict[tuple[object, ...], Dataset] = {}
 
     def __call__(
         self,
@@ -55,10 +54,9 @@ class DataSource:
     ) -> Dataset:
         """As `sslops.training.data.load`."""
         asked = (data, root, size, kind)
-        if self._data is None or self._of != asked:
-            self._data = None  # makes room for the next
-            self._data, self._of = load(data, root=root, size=size, kind=kind), asked
-        return self._data
+        if asked not in self._read:
+            self._read[asked] = load(data, root=root, size=size, kind=kind)
+        return self._read[asked]
 
 
 def load_data(
