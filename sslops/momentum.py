@@ -1,7 +1,6 @@
 """The network that follows another one: MoCo's key encoder, BYOL's target, DINO's teacher."""
 
 import copy
-import gc
 import math
 import weakref
 from itertools import chain
@@ -26,7 +25,8 @@ class MomentumEncoder(nn.Module):
     no submodule: `state_dict` and `parameters` hold the copy alone, under `encoder.`. Names of
     wrappers (DistributedDataParallel, torch.compile) make no difference between the two, nor to
     `load_state_dict`. A deep copy, and what comes out of a pickle, follows the encoder that was
-    copied with it, as in a copy of a method that holds both; copied alone it has none to follow.
+    copied with it, as in a copy of a method that holds both, or the parts of it; copied alone it
+    has none to follow.
 
     Args:
         encoder: the one to copy and to follow.
@@ -129,38 +129,71 @@ class _Followed:
     """
 
     def __init__(self, encoder: nn.Module) -> None:
-        self._encoder: nn.Module | None = encoder
-        self._copied: weakref.ref[nn.Module] | None = None
+        self._followed: nn.Module | _Copied = encoder
 
     def encoder(self) -> nn.Module:
-        found = self._encoder
-        if found is None and self._copied is not None:
-            gc.collect()  # a network may refer to itself in a circle; once, at the first update
-            found = self._encoder = self._copied()
-        if found is None:
+        followed = self._followed
+        if isinstance(followed, nn.Module):
+            return followed
+        found = followed.module()
+        if not followed.is_held() and _has_parameters(found):
             raise RuntimeError(
                 "MomentumEncoder: a copy follows the encoder that was copied with it, got one that"
                 " was copied alone; copy both in one call, or give update(source)"
             )
         return found
 
+    def _now(self) -> nn.Module:
+        followed = self._followed
+        return followed if isinstance(followed, nn.Module) else followed.module()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Followed":
-        return _followed_if_held(copy.deepcopy(self._now(), memo))
+        return _following_a_copy(copy.deepcopy(self._now(), memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _followed_if_held, (self._now(),)
-
-    def _now(self) -> nn.Module | None:
-        if self._encoder is None and self._copied is not None:
-            return self._copied()
-        return self._encoder
+        return _following_a_copy, (self._now(),)
 
 
-def _followed_if_held(encoder: nn.Module | None) -> _Followed:
+def _following_a_copy(encoder: nn.Module) -> _Followed:
     followed = _Followed.__new__(_Followed)
-    followed._encoder = None
-    followed._copied = None if encoder is None else weakref.ref(encoder)
+    followed._followed = _Copied(encoder)
     return followed
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+class _Copied:
+    """The tensors of a module, without the module: what is in it tells whether others hold it.
+
+    What was followed may be a container, or a wrapper, that nobody else holds: its parts count.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = weakref.ref(module)
+        # missing in a module that refers to its average: it is filled after this
+        self._parameters: dict[str, nn.Parameter | None] = getattr(module, "_parameters", {})
+        self._buffers: dict[str, Tensor | None] = getattr(module, "_buffers", {})
+        children: dict[str, nn.Module | None] = getattr(module, "_modules", {})
+        self._parts = {n: None if each is None else _Copied(each) for n, each in children.items()}
+
+    def is_held(self) -> bool:
+        """Whether any module with parameters lives on."""
+        found = self._module()
+        if found is not None and _has_parameters(found):
+            return True
+        return any(part is not None and part.is_held() for part in self._parts.values())
+
+    def module(self) -> nn.Module:
+        """The module, or one like it of the parts that live on and the tensors of the others."""
+        found = self._module()
+        if found is None:
+            found = nn.Module()
+            found._parameters, found._buffers = self._parameters, self._buffers
+            for name, part in self._parts.items():
+                found._modules[name] = None if part is None else part.module()
+        return found
 
 
 def cosine_momentum(step: int, total: int, base: float = 0.996) -> float:

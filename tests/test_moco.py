@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from sslops.training import train
 from sslops.training.augment import RECIPES as VIEWS
@@ -56,6 +57,25 @@ def update(method, optimizer, views, step):
 
 def sgd(method):
     return torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.5)
+
+
+def test_a_copy_of_the_method_trains_as_the_method_does():
+    method = make()
+    other, average = copy.deepcopy(method), AveragedModel(method)
+    views = make_views(2)
+    for each in (method, other, average.module):
+        optimizer = sgd(each)
+        for step, pair in enumerate(views):
+            update(each, optimizer, pair, step)
+    average.update_parameters(method)
+    for each in (other, average.module):
+        for a, b in zip(
+            method.key_encoder.parameters(), each.key_encoder.parameters(), strict=True
+        ):
+            assert torch.equal(a, b)
+    assert not torch.equal(
+        *[next(e.parameters()) for e in (method.key_encoder, make().key_encoder)]
+    )
 
 
 def test_two_steps_of_algorithm_1():

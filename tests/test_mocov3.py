@@ -1,13 +1,16 @@
 """MoCo v3: each point of the paper that small versions miss is a line here."""
 
+import copy
 import io
 import json
 import math
+import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from sslops import cosine_momentum
 from sslops.training import train
@@ -50,6 +53,26 @@ def ctr(q, k, tau):
         logits = [float(query @ key) / tau for key in k]
         total += math.log(sum(math.exp(value) for value in logits)) - logits[i]
     return 2 * tau * total / len(q)
+
+
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda method: pickle.loads(pickle.dumps(method)), AveragedModel]
+)
+def test_the_keys_of_a_copy_follow_its_own_encoder(way):
+    method = make()
+    other = way(method)
+    other = getattr(other, "module", other)
+    with torch.no_grad():
+        for each in other.encoder.parameters():
+            each.add_(1.0)
+    for each in (method, other):
+        each.before_step(0, 10)
+    m = method.key_momentum
+    pairs = zip(method.keys.parameters(), other.keys.parameters(), strict=True)
+    shifts = [float((b - a).mean()) for a, b in pairs]
+    moved = len(list(other.encoder.parameters()))
+    assert shifts[:moved] == pytest.approx([1 - m] * moved, rel=1e-3)
+    assert shifts[moved:] == [0.0] * (len(shifts) - moved)
 
 
 @pytest.mark.parametrize("temperature", [0.2, 1.0])

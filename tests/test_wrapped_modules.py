@@ -1,6 +1,7 @@
 """Averages of networks that are wrapped: DistributedDataParallel, torch.compile and the like."""
 
 import copy
+import gc
 import io
 import pickle
 
@@ -130,17 +131,51 @@ def test_grad_cache(name):
             torch.testing.assert_close(a, b.grad)
 
 
-class Method(nn.Module):
-    """Holds the network and its average, in either order."""
+class Normalize(nn.Module):
+    """Held by what is followed alone, and never trained."""
 
-    def __init__(self, average_first):
+    def __init__(self):
         super().__init__()
-        net = Net()
+        self.mean = nn.Buffer(torch.ones(3))
+
+    def forward(self, x):
+        return x - self.mean
+
+
+class Scaled(nn.Module):
+    """A wrapper with a parameter of its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.scale = net, nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.scale * self.net(x)
+
+
+# name -> what is followed, of a network and a head that the method holds
+FOLLOWED = {
+    "network": lambda net, head: net,
+    "container": lambda net, head: nn.Sequential(net, head),
+    "container of containers": lambda net, head: nn.ModuleList([nn.Sequential(net), head]),
+    "container with a part of its own": lambda net, head: nn.Sequential(Normalize(), net, head),
+    "wrapper": lambda net, head: Scaled(net),
+    "wrapped container": lambda net, head: compiled(nn.Sequential(net, head)),
+}
+
+
+class Method(nn.Module):
+    """Holds network and head, and the average of what follows from them, in either order."""
+
+    def __init__(self, followed, average_first):
+        super().__init__()
+        net, head = Net(), nn.Linear(2, 2)
+        average = MomentumEncoder(followed(net, head), 0.0)
         if average_first:
-            self.average = MomentumEncoder(net, 0.0)
-        self.net = net
+            self.average = average
+        self.net, self.head = net, head
         if not average_first:
-            self.average = MomentumEncoder(net, 0.0)
+            self.average = average
 
 
 COPIES = {
@@ -148,6 +183,7 @@ COPIES = {
     "deepcopy twice": lambda each: copy.deepcopy(copy.deepcopy(each)),
     "pickle": lambda each: pickle.loads(pickle.dumps(each)),
     "torch.save": lambda each: _saved(each),
+    "AveragedModel": lambda each: torch.optim.swa_utils.AveragedModel(each).module,
 }
 
 
@@ -158,32 +194,82 @@ def _saved(each):
     return torch.load(file, weights_only=False)
 
 
+def followed_weight(average):
+    """Of the Net in the average, wherever it is there."""
+    return next(p for n, p in average.named_parameters() if n.endswith("encoder.0.weight"))
+
+
 @pytest.mark.parametrize("average_first", [False, True])
+@pytest.mark.parametrize("followed", FOLLOWED)
 @pytest.mark.parametrize("way", COPIES)
-def test_a_copy_follows_the_source_that_was_copied_with_it(way, average_first):
-    method = Method(average_first)
+def test_a_copy_follows_the_source_that_was_copied_with_it(way, followed, average_first):
+    method = Method(FOLLOWED[followed], average_first)
     other = COPIES[way](method)
-    with torch.no_grad():
-        other.net.module.weight.fill_(5.0)
+    gc.collect()
+    for value in (5.0, 6.0):
+        with torch.no_grad():
+            other.net.encoder[0].weight.fill_(value)
+        other.average.update()
+        assert (followed_weight(other.average) == value).all()
+    other.net.encoder[0] = nn.Linear(3, 4)  # what is put in later is followed as well
     other.average.update()
-    assert (other.average.encoder.module.weight == 5.0).all()
-    assert not (method.average.encoder.module.weight == 5.0).any()
+    assert torch.equal(followed_weight(other.average), other.net.encoder[0].weight)
     method.average.update()
-    assert torch.equal(method.average.encoder.module.weight, method.net.module.weight)
+    assert torch.equal(followed_weight(method.average), method.net.encoder[0].weight)
+
+
+@pytest.mark.parametrize("followed", FOLLOWED)
+def test_the_first_update_of_a_copy_compiles(followed):
+    other = copy.deepcopy(Method(FOLLOWED[followed], False))
+    update = torch.compile(other.average.update, fullgraph=True, backend="eager")
+    for value in (5.0, 6.0):
+        with torch.no_grad():
+            other.net.encoder[0].weight.fill_(value)
+        update()
+        assert (followed_weight(other.average) == value).all()
+
+
+@pytest.mark.parametrize("followed", FOLLOWED)
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_a_copy_follows_a_network_that_refers_to_its_average(way, followed):
+    """The network is half copied when its average's turn comes."""
+    method = Method(FOLLOWED[followed], False)
+    method.net.__dict__["method"] = method
+    net = COPIES[way](method.net)
+    with torch.no_grad():
+        net.encoder[0].weight.fill_(5.0)
+    net.method.average.update()
+    assert (followed_weight(net.method.average) == 5.0).all()
+
+
+def test_a_copy_of_what_has_no_parameters_has_nothing_to_miss():
+    average = copy.deepcopy(MomentumEncoder(Normalize()))
+    average.update()
+    assert torch.equal(average(torch.ones(3)), torch.zeros(3))
+
+
+def test_a_part_that_is_never_trained_is_no_source():
+    normalize = Normalize()
+    both = nn.ModuleList([normalize, MomentumEncoder(nn.Sequential(normalize, Net()))])
+    with pytest.raises(RuntimeError, match="copied alone"):
+        copy.deepcopy(both)[1].update()
 
 
 @pytest.mark.parametrize("circle", [False, True])
+@pytest.mark.parametrize("followed", FOLLOWED)
 @pytest.mark.parametrize("way", COPIES)
-def test_a_copy_without_its_source_says_so(way, circle):
-    net = Net()
+def test_a_copy_without_its_source_says_so(way, followed, circle):
+    net, head = Net(), nn.Linear(2, 2)
     if circle:
-        net.__dict__["itself"] = net  # freed by the collector alone
-    average = MomentumEncoder(net)
+        net.encoder.__dict__["itself"] = net  # freed by the collector alone
+    average = MomentumEncoder(FOLLOWED[followed](net, head))
     other = COPIES[way](average)
+    if circle:
+        gc.collect()
     before = [each.clone() for each in tensors(other)]
     with pytest.raises(RuntimeError, match=r"copied alone; copy both in one call, or give update"):
         other.update()
     for a, b in zip(before, tensors(other), strict=True):
         assert torch.equal(a, b)
-    other.update(net)
+    other.update(FOLLOWED[followed](net, head))
     average.update()
