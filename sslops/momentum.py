@@ -3,12 +3,14 @@
 import copy
 import math
 import weakref
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sslops._names import shown
 from sslops.ops._checks import check_number
 from sslops.ops._wrappers import plain_name
 from sslops.ops.ema import ema_update_
@@ -103,6 +105,26 @@ class MomentumEncoder(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the copy returns, without gradient."""
         return self.encoder(*args, **kwargs)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As of any module; what does not fit is named in few words."""
+        try:
+            found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        except RuntimeError as error:  # a line for each tensor of another shape
+            heading, *lines = str(error).split("\n\t")
+            if not lines:
+                raise
+            more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
+            raise RuntimeError(f"MomentumEncoder: {heading} {lines[0]:.300}{more}") from None
+        if strict and (found.missing_keys or found.unexpected_keys):
+            raise RuntimeError(
+                "MomentumEncoder: the state dict must have the names of the encoder, got one"
+                f" without {shown(set(found.missing_keys))} and with"
+                f" {shown(set(found.unexpected_keys))}"
+            )
+        return found
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

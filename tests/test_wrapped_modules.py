@@ -101,8 +101,25 @@ def test_a_state_dict_that_lacks_something_is_still_refused():
     target = MomentumEncoder(compiled(Net()))
     wrong = MomentumEncoder(Net()).state_dict()
     wrong["encoder.more"] = wrong.pop("encoder.module.bias")
-    with pytest.raises(RuntimeError, match=r"Missing .*module.bias(.|\n)*Unexpected .*more"):
+    names = r"without \['encoder\S*\.module\.bias'\] and with \['encoder\.more'\]"
+    with pytest.raises(RuntimeError, match=names):
         target.load_state_dict(wrong)
+    found = target.load_state_dict(wrong, strict=False)
+    assert found.unexpected_keys == ["encoder.more"]
+
+
+def test_a_state_dict_of_another_network_is_refused_in_few_words():
+    def network(width):
+        return nn.Sequential(*[nn.Linear(width, width) for _ in range(300)])
+
+    target = MomentumEncoder(network(1))
+    for wrong, first in (
+        (network(1).state_dict(), r"without \['encoder.0.bias', .* with \['0.bias', "),
+        (MomentumEncoder(network(2)).state_dict(), r"mismatch for encoder.0.weight.* 599 more"),
+    ):
+        with pytest.raises(RuntimeError, match=first) as caught:
+            target.load_state_dict(wrong)
+        assert len(str(caught.value)) < 500
 
 
 def test_a_network_of_one_module_is_no_wrapper_where_it_has_more():
