@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from sslops.compat._masks import pair_losses
+from sslops.compat._masks import logits_of, pair_losses
 from sslops.compat.pytorch_metric_learning import (
     CrossBatchMemory,
     NTXentLoss,
@@ -198,6 +199,14 @@ def test_cross_batch_memory_with_a_mask_and_in_checkpoints():
     other.reset_queue()
     assert other.queue_idx == 0
     assert not other.embedding_memory.any()
+
+
+@pytest.mark.parametrize("wide", [0, 1])
+def test_logits_have_the_wider_dtype_of_both_sides(wide):
+    sides = list(torch.randn(2, 5, 4, dtype=torch.float64))
+    sides[1 - wide] = sides[1 - wide].float()
+    exact = F.normalize(sides[0].double(), dim=1) @ F.normalize(sides[1].double(), dim=1).T / 0.1
+    assert torch.equal(logits_of(*sides, 0.1), exact)
 
 
 def test_compile_in_one_graph():

@@ -10,7 +10,8 @@ from sslops._join import without_autocast
 
 def logits_of(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """Cosines over the temperature, in float32 (float64) under autocast too: [M, N]."""
-    dtype = torch.promote_types(queries.dtype, torch.float32)
+    both = torch.promote_types(queries.dtype, keys.dtype)
+    dtype = torch.promote_types(both, torch.float32)
     x, y = F.normalize(queries.to(dtype), dim=1), F.normalize(keys.to(dtype), dim=1)
     with without_autocast(x):  # whose logits would have 8 bits
         return x @ y.T / temperature
