@@ -11,6 +11,7 @@ from sslops.compat.pytorch_metric_learning import (
     SelfSupervisedLoss,
     SupConLoss,
 )
+from sslops.compat.solo_learn import simclr_loss_func
 from tests import _compat_plain as plain
 from tests._compat import assert_same_loss
 
@@ -209,11 +210,31 @@ def test_logits_have_the_wider_dtype_of_both_sides(wide):
     assert torch.equal(logits_of(*sides, 0.1), exact)
 
 
+@pytest.mark.parametrize(("ours", "stated"), BOTH)
+def test_a_label_that_is_nan_is_the_same_as_nothing(ours, stated):
+    z, labels = torch.randn(12, D), torch.where(ODD == -1, torch.nan, ODD.double())
+    assert ours().fused(z, labels, None, z, labels) is not NotImplemented
+    nothing = torch.where(ODD == -1, 100 + torch.arange(12), ODD)  # each its own label
+    assert_same_loss(
+        lambda z: ours(0.2)(z, labels),
+        lambda z: stated(z, z, *plain.masks(nothing), 0.2),
+        [z],
+        scale=5,
+    )
+    other = labels.clone()
+    torch.testing.assert_close(
+        ours()(z, labels, ref_emb=z, ref_labels=other),
+        ours()(z, nothing, ref_emb=z, ref_labels=torch.where(ODD == -1, 200, ODD)),
+    )
+
+
 def test_compile_in_one_graph():
     labels, z = torch.arange(6).repeat(2), torch.randn(12, D, requires_grad=True)
     views = (z[:6], z[6:])
     for loss, rows in (
         (SupConLoss(), (z, labels)),
+        (SupConLoss(), (z, labels.float())),
+        (simclr_loss_func, (z, labels.float())),
         (SelfSupervisedLoss(NTXentLoss()), views),
         (SelfSupervisedLoss(SupConLoss(), symmetric=False), views),
     ):

@@ -124,7 +124,6 @@ class CrossBatchMemory(LenientState):
             and embeddings.shape[1] == self.embedding_size
             and entering <= self.memory_size
             and asking * (self.memory_size if self.has_been_filled else rows) > 4
-            and not (self.label_memory.is_floating_point() and self.label_memory.isnan().any())
         ):
             return NotImplemented
         asked = _remembered(self, embeddings, labels, enqueue_mask)

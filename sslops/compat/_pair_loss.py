@@ -64,10 +64,6 @@ def fits(loss: Any, queries: Tensor, labels: Tensor, keys: Tensor, key_labels: T
         and labels.shape == queries.shape[:1]
         and key_labels.shape == keys.shape[:1]
         and not any(each.is_complex() for each in (labels, key_labels))
-        # a label that is not itself makes a row its own negative
-        and not any(
-            each.is_floating_point() and each.isnan().any() for each in (labels, key_labels)
-        )
     )
 
 

@@ -123,7 +123,8 @@ def inverse(scale: float | Tensor) -> float | Tensor:
 def as_ids(*labels: Tensor) -> list[Tensor]:
     """The labels as int64 from 0 on, the same for the same: the ops let negative ids match nothing.
 
-    Of any real dtype and range, hashes too; nothing is read on the host.
+    Of any real dtype and range, hashes too; NaN is the same as nothing, each has an id of its own.
+    Nothing is read on the host.
     """
     dtype = torch.int64
     for each in labels:

@@ -66,7 +66,6 @@ def fused_simclr(z: Tensor, indexes: Tensor, temperature: float = 0.1) -> Any:
     if (
         not (rows_fit(z) and factor_fits(temperature, z) and indexes.shape == z.shape[:1])
         or indexes.is_complex()
-        or (indexes.is_floating_point() and indexes.isnan().any())
     ):
         return NotImplemented
     M = len(z)
