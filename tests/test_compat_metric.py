@@ -228,6 +228,13 @@ def test_a_label_that_is_nan_is_the_same_as_nothing(ours, stated):
     )
 
 
+def test_a_mean_of_non_zero_losses_waits_for_no_device():
+    """What reads a value on the host raises for a meta tensor."""
+    losses, embeddings = torch.ones(3, device="meta"), torch.ones(3, D, device="meta")
+    assert SupConLoss().reduced({"loss": {"losses": losses, "indices": None,
+        "reduction_type": "element"}}, embeddings, None).is_meta  # fmt: skip
+
+
 def test_compile_in_one_graph():
     labels, z = torch.arange(6).repeat(2), torch.randn(12, D, requires_grad=True)
     views = (z[:6], z[6:])

@@ -10,11 +10,15 @@ from sslops._join import without_autocast
 
 def logits_of(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     """Cosines over the temperature, in float32 (float64) under autocast too: [M, N]."""
-    both = torch.promote_types(queries.dtype, keys.dtype)
-    dtype = torch.promote_types(both, torch.float32)
-    x, y = F.normalize(queries.to(dtype), dim=1), F.normalize(keys.to(dtype), dim=1)
+    x, y = _unit_rows(queries, keys)
     with without_autocast(x):  # whose logits would have 8 bits
         return x @ y.T / temperature
+
+
+def _unit_rows(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    both = torch.promote_types(queries.dtype, keys.dtype)
+    dtype = torch.promote_types(both, torch.float32)
+    return F.normalize(queries.to(dtype), dim=1), F.normalize(keys.to(dtype), dim=1)
 
 
 def pair_losses(logits: Tensor, anchors: Tensor, positives: Tensor, times: Tensor) -> Tensor:
@@ -103,8 +107,10 @@ def without_loss(
     rows = torch.arange(len(losses), device=losses.device)
     if not torch.compiler.is_compiling():  # where shapes must not depend on values, all rows
         rows = rows[may]
+    x, y = _unit_rows(queries, keys)
     for some in torch.split(rows, 1024):
-        logits = logits_of(queries[some], keys, tau)
+        with without_autocast(x):
+            logits = x[some] @ y.T / tau
         seen = torch.ones_like(logits, dtype=torch.bool)
         if own is not None:
             seen.scatter_(1, own[some, None], False)

@@ -249,7 +249,8 @@ def _zero(embeddings: Tensor) -> Tensor:
 
 def _mean_of_non_zero(losses: Tensor, embeddings: Tensor) -> Tensor:
     count = (losses > 0).sum()
-    if not torch.compiler.is_compiling() and not count:  # what is NaN gets no gradient either
+    # what is NaN gets no gradient either, where looking does not wait for a GPU
+    if losses.device.type == "cpu" and not torch.compiler.is_compiling() and not count:
         return _zero(embeddings)
     mean = torch.where(losses > 0, losses, 0.0).sum() / count.clamp_min(1)
     return torch.where(count > 0, mean, _zero(embeddings))
