@@ -145,6 +145,18 @@ def test_the_size_of_images_has_one_name(capsys):
     assert "1 x 12 x 12 px" in capsys.readouterr().out  # of the data set, at that size
 
 
+@pytest.mark.parametrize("method", [name for name, e in METHODS.items() if e.kind != "image"])
+def test_a_size_of_images_replaces_no_sound_or_video(method, capsys):
+    """A size alone says what images are; clips and windows are those of the data set."""
+    said = []
+    for size in ([], ["--image-size", "64"]):
+        cli.main(["plan", method, "--no-probe", *size])
+        said.append(capsys.readouterr())
+    assert said[1].err == ""
+    first = [each.out[each.out.index("sslops plan") :].split(",")[:2] for each in said]
+    assert first[0] == first[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

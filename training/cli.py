@@ -208,7 +208,9 @@ def _plan(argv: list[str]) -> int:
     defaults = _defaults(method, flags)
     config, options = _parse(prog, about, entry.config, defaults, PlanOptions(), flags)
     given = _early(flags)
-    text, fits = describe(method, config, options, load="data" in given or "size" not in given)
+    # A size alone describes images; sound and video are known by their data only.
+    load = entry.config.kind != "image" or "data" in given or "size" not in given
+    text, fits = describe(method, config, options, load=load)
     print(text)
     return 0 if fits else 1
 
