@@ -1,5 +1,6 @@
 """What is proposed when a command has ended: it runs, and it is not what was just done."""
 
+import ast
 import io
 import json
 import shlex
@@ -94,6 +95,42 @@ def test_more_seeds_are_of_the_same_run(tmp_path, capsys):
         found = json.loads(capsys.readouterr().out)
         assert found == json.loads((out / "config.json").read_text())
         assert found["data"] == "photos"  # of colorization by itself, as digits have no colour
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "cnn-tiny", "cnn4"])
+@pytest.mark.parametrize("data", ["digits", "cifar10"])
+def test_flags_are_those_that_were_set(tmp_path, capsys, arch, data):
+    """The options of the recipe's encoder are not those of another, and need no flag."""
+    out = tmp_path / "run"
+    config = kept(out, data=data, arch=arch)
+    usual = make_config(SimCLRConfig, "simclr", {"data": data}).arch
+    (again,) = [
+        step for step in next_steps("train", "simclr", config, out, {}) if "--seeds" in step
+    ]
+    words = shlex.split(again)
+    flags = [word for word in words if word.startswith("--")]
+    asked = [*(["--data"] if data != "digits" else []), *(["--arch"] if arch != usual else [])]
+    assert sorted(flags) == sorted([*asked, "--seeds", "--out"])
+    assert main([*words[1:], "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["arch"] == arch
+
+
+@pytest.mark.parametrize("name", ["run", "it's a run", 'a "b" $c', "back\\slash", "both ' and \""])
+def test_any_folder_can_be_loaded(tmp_path, name):
+    """The line is one of a shell, and what it quotes is Python."""
+    (line,) = next_steps("seeds", "simclr", kept(tmp_path / name), tmp_path / name, LABELLED)[:1]
+    python, dash, code = shlex.split(line)
+    assert (python, dash) == ("python", "-c")
+    (call,) = [each for each in ast.walk(ast.parse(code)) if isinstance(each, ast.Constant)]
+    assert call.value == str(tmp_path / name / "seed0")
+
+
+def test_seeds_that_are_there_are_not_proposed(tmp_path):
+    """The command would be refused, as the folder is in use."""
+    config = kept(tmp_path / "a")
+    kept(tmp_path / "a-seeds" / "seed0")
+    steps = next_steps("train", "simclr", config, tmp_path / "a", LABELLED)
+    assert not any("--seeds" in step for step in steps)
 
 
 def test_one_run_of_several_proposes_nothing(tmp_path, capsys):

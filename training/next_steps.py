@@ -32,18 +32,18 @@ def next_steps(
         results: of its evaluation, if there was one.
     """
     one = folder / f"seed{config.seed}" if done == "seeds" else folder
-    steps = [
-        f"python -c \"from sslops.training import load_encoder; print(load_encoder('{one}'))\""
-    ]
+    code = f"from sslops.training import load_encoder; print(load_encoder({str(one)!r}))"
+    steps = [f"python -c {_quoted(code)}"]
     evaluated = bool(arms(results))
     if done == "train" and not evaluated:
         steps.append(f"sslops eval {shlex.quote(str(folder))}")
     if evaluated and not has_labels(results) and config.kind == "image" and not config.eval_data:
         steps.append(f"sslops eval {shlex.quote(str(one))} --eval-data {OWN_FOLDER}/WITH/CLASSES")
     part = folder.name == f"seed{config.seed}"  # of several seeds already
-    if done != "seeds" and not part:
+    seeds = Path(f"{folder}-seeds")
+    if done != "seeds" and not part and not seeds.exists():  # one in use would be refused
         flags = "".join(f" {flag}" for flag in _flags(name, config))
-        steps.append(f"sslops train {name}{flags} --seeds 3 --out {shlex.quote(f'{folder}-seeds')}")
+        steps.append(f"sslops train {name}{flags} --seeds 3 --out {shlex.quote(str(seeds))}")
     if config.data in data.names():
         steps.append(f"sslops train {name} --data {OWN_FOLDER}")
     beside = folder if done == "seeds" else folder.parent
@@ -52,13 +52,21 @@ def next_steps(
     return steps
 
 
+def _quoted(code: str) -> str:
+    """One word of the shell, in double quotes where they change nothing in it."""
+    return shlex.quote(code) if set(code) & set('"\\$`!') else f'"{code}"'
+
+
 def _flags(name: str, config: TrainConfig) -> list[str]:
     """Those of `sslops train` that give this configuration, but for the seed."""
     given = {key: getattr(config, key) for key in ("recipe", "version") if hasattr(config, key)}
     given = {key: value for key, value in given.items() if value is not None}
-    plain = asdict(make_config(type(config), name, {**given, "data": config.data}))
+    given["data"] = config.data
+    first = {key: getattr(type(config), key) for key in given}
+    first["arch"] = make_config(type(config), name, given).arch
+    # Options of the recipe's encoder are not those of another.
+    plain = asdict(make_config(type(config), name, {**given, "arch": config.arch}))
     own = asdict(config)
-    first = {"data": type(config).data, **{key: getattr(type(config), key) for key in given}}
     changed = {**first, **{key: value for key, value in plain.items() if key not in first}}
     flags = []
     for key, value in own.items():
