@@ -73,6 +73,32 @@ def test_a_reader_that_has_enough_is_no_error(arguments, tmp_path):
     )
 
 
+@pytest.mark.parametrize("arguments", ["", "--help", "--version", "export --help", "train"])
+def test_a_full_disk_is_said_in_a_line(arguments):
+    """Nothing of it is left for the end of Python, which would say it again."""
+    code = "import sys\nfrom sslops.training.cli import main\nsys.exit(main(sys.argv[1:]))"
+    run = [sys.executable, "-c", code, *arguments.split()]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            run, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, env=env
+        )
+    assert done.returncode == 3
+    assert done.stderr.startswith("sslops: could not read or write a file: [Errno 28] ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_errors_that_nobody_reads_end_quietly():
+    """`2>&1 | head`: there is nowhere left to say it; the code does."""
+    for arguments, ended in (("train", 141), ("trian", 2)):
+        code = (
+            "import os, sys\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\n"
+            "os.dup2(write, 2)\nfrom sslops.training.cli import main\n"
+            f"sys.exit(main([{arguments!r}]))"
+        )
+        python("-c", code, code=ended)
+
+
 def test_import_registers_the_ops_everywhere_else(tmp_path):
     """An exported graph finds them, whatever is imported first and used next."""
     package = tmp_path / "sslops_user"

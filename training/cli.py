@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import sslops
 from sslops.training import commands
@@ -46,9 +46,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # `sslops list | head`: it has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
         working = arguments[:1] in (["train"], ["ablate"], ["audit"], ["eval"])
         return _error("sslops: stopped, as nothing reads the output" if working else "", 141)
+    except OSError as error:  # a full disk, a folder that may not be written to
+        _give_up(sys.stdout)
+        return _error(f"sslops: could not read or write a file: {error}", 3)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let what cannot be written go, or Python tries again at its end and returns 120."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(arguments: list[str]) -> int:
@@ -70,10 +81,6 @@ def _run(arguments: list[str]) -> int:
         return _error(missing_text(name, [error.name]), 2)
     except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
         return _error(str(error), 2)
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a full disk, a folder that may not be written to
-        return _error(f"sslops: could not read or write a file: {error}", 3)
     except KeyboardInterrupt:
         return _error("sslops: stopped", 130)
     except RuntimeError as error:
@@ -98,8 +105,11 @@ def _usage() -> str:
 
 
 def _error(text: str, code: int) -> int:
-    if text:
-        print(text, file=sys.stderr)
+    try:
+        if text:
+            print(text, file=sys.stderr, flush=True)
+    except OSError:  # `2>&1 | head`: the code alone says it
+        _give_up(sys.stderr)
     return code
 
 
