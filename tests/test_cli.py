@@ -197,7 +197,7 @@ def test_help_and_version(capsys):
         (["export", "nowhere"], "is no complete run, got no config.json"),
         (
             ["export", "nowhere", "--out", "f.onnx"],
-            "--out must end in .safetensors, the one format",
+            "the file must end in .safetensors, the one format",
         ),
         (["export", "nowhere", "--to", "weights"], "the one format, got weights"),
     ],

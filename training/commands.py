@@ -147,7 +147,7 @@ def export_command(argv: list[str]) -> int:
     chosen = parser.parse_args(argv)
     path = chosen.out or chosen.run / "encoder.safetensors"
     if path.suffix != ".safetensors":
-        raise ValueError(f"export: --out must end in .safetensors, the one format, got {path}")
+        raise ValueError(f"export: the file must end in .safetensors, the one format, got {path}")
     need("export")
     from sslops.training.afterwards import export_checkpoint
 
