@@ -36,7 +36,6 @@ class Entry(NamedTuple):
 
 
 # In the order in which they are listed; what they are is said in training/catalogue.py.
-# In the order in which they are listed; what they are is said in training/catalogue.py.
 METHODS: dict[str, Entry] = {
     "simclr": Entry(SimCLRConfig, SimCLR),
     "moco": Entry(MoCoConfig, MoCo),
