@@ -3,14 +3,19 @@
 import io
 import json
 import shutil
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from sslops.training import train
+from sslops.training import load_encoder, train
+from sslops.training.cli import main
+from sslops.training.config import make_config
 from sslops.training.console import Console
 from sslops.training.diagnosis import feature_spread
 from sslops.training.evaluate.features import spread
+from sslops.training.folder import read_config
+from sslops.training.methods import METHODS
 from sslops.training.older import today_record, today_results
 from sslops.training.report import compare, write_report
 from sslops.training.report.run_folder import read_run
@@ -79,6 +84,28 @@ def test_an_older_run_is_reported_and_compared_like_one_of_today(tmp_path):
     assert pages[0].split("<section>")[1:] == pages[1].split("<section>")[1:]
     rows = compare([new, old]).splitlines()[2:]
     assert rows[0].split()[1:] == rows[1].split()[1:]
+
+
+@pytest.mark.parametrize("method", [name for name, e in METHODS.items() if e.config.archs])
+def test_an_older_run_with_an_encoder_that_was_never_built_is_read(method, tmp_path):
+    """`--arch` was ignored by methods that have their own, and written down."""
+    cls = METHODS[method].config
+    first = make_config(cls, method, {})
+    saved = {"method": method, **asdict(first), "arch": "resnet18"}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert read_config(tmp_path) == (method, replace(first, arch=cls.archs[0]))
+
+
+def test_an_older_run_of_sound_is_exported(tmp_path):
+    run = {"steps": 1, "batch": 4, "width": 8, "context": 8, "knn_every": 0, "threads": 1}
+    done = train("cpc-audio", **run, evaluate=False, out=tmp_path / "run",
+                 console=Console(io.StringIO()))  # fmt: skip
+    path = done.dir / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "arch": "resnet18"}))
+    assert main(["export", str(done.dir), "--out", str(tmp_path / "a.safetensors")]) == 0
+    taken = load_encoder(tmp_path / "a.safetensors").state_dict()
+    for name, value in done.encoder.state_dict().items():
+        assert torch.equal(taken[name], value)
 
 
 def test_an_older_run_is_resumed(tmp_path):

@@ -106,6 +106,10 @@ def read_config(folder: Path) -> tuple[str, TrainConfig]:
     method = values.pop("method")
     cls = find_method(method).config
     known = {field.name for field in fields(cls)}
+    if cls.archs and values.get("arch") not in cls.archs:
+        # From before `archs`: any --arch was written down, and never built (cpc-audio ignored it,
+        # the others failed with it).
+        values["arch"] = cls.archs[0]
     return method, cls(**{name: value for name, value in values.items() if name in known})
 
 
