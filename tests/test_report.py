@@ -222,6 +222,21 @@ def test_compare_marks_runs_on_other_data(tmp_path):
     assert "*" not in compare([tmp_path / "c", first])  # what is not evaluated sets no measure
 
 
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("images", [150, 7])
+def test_compare_marks_runs_without_labels_by_their_neighbours(tmp_path, older, images):
+    """Their number of images has another name, and in older files that of the probes."""
+    arms = {"simclr": {"dim": 8, "feature_spread": 0.9, "rank": 4.0}}
+    for name, n in (("a", 150), ("b", images)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"method": "simclr", "data": "photos"}')
+        key = "train_images" if older and name == "b" else "neighbour_images"
+        protocol = {"data": "photos", key: n, "test_images": 50, "classes": 0}
+        (tmp_path / name / "results.json").write_text(json.dumps({**arms, "protocol": protocol}))
+    text = compare([tmp_path / "a", tmp_path / "b"])
+    assert (f"{tmp_path / 'b'} *" in text) == ("not comparable" in text) == (images != 150)
+
+
 def test_the_page_of_a_comparison_shows_pictures_that_differ(tmp_path):
     runs = [make_run(tmp_path / name) for name in "abc"]
     for i, run in enumerate(runs):

@@ -242,6 +242,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _basis(results: Mapping[str, Any]) -> tuple[object, ...]:
     protocol = _mapping(results.get("protocol"))
-    sizes = ("probe_images", "test_images", "train_videos", "test_videos")
-    same = [protocol.get(name) for name in ("data", *sizes)]
+    # Without labels there are neighbours, no probes; older files had one name for both.
+    fitted = protocol.get("probe_images", protocol.get("neighbour_images"))
+    same = [protocol.get(name) for name in ("data", "test_images", "train_videos", "test_videos")]
+    same.append(fitted)
     return (*same, _mapping(protocol.get("linear")).get("classifier"))
