@@ -140,8 +140,9 @@ def test_a_page_without_labels_opens_with_what_can_be_said():
     results = {"simclr": {**BARE, "neighbours_kept": 0.25}, "random-init": BARE}
     said = verdict(results, "simclr", "images", loss=3.0, chance=6.0, outputs=0.9)
     assert said == (
-        "The loss ended at 3.00, below the 6.00 of a model that knows nothing. The features that it"
-        " compares are spread 90 % as evenly as can be: no collapse. Of the nearest training images"
+        "The loss ended at 3.00, below the 6.00 of a model that knows nothing. The outputs of"
+        " the head, or of an encoder without one, are spread 90 % as evenly as can be: no"
+        " collapse. Of the nearest training images"
         " of a test image, 75 % are others than before training. Without labels of the images"
         " nothing says how good the features are."
     )
@@ -149,6 +150,18 @@ def test_a_page_without_labels_opens_with_what_can_be_said():
     assert "where a model that knows nothing is (6.00): nothing was learnt." in said
     assert "they have collapsed" in said
     assert verdict({}, "simclr", "images") == ""
+
+
+@pytest.mark.parametrize("outputs", [0.98, None, 0.1])
+@pytest.mark.parametrize("rank", [1.0, 1.9, 2.1, 20.0, None])
+def test_a_page_without_labels_says_when_features_fill_few_directions(outputs, rank):
+    """Outputs of the head may be even where the encoder's features are all on one line."""
+    own = {name: value for name, value in BARE.items() if name != "rank"}
+    results = {"simclr": own if rank is None else {**own, "rank": rank}}
+    said = verdict(results, "simclr", "images", outputs=outputs)
+    low = rank is not None and rank < 2
+    assert ("no collapse" in said) == (outputs == 0.98 and not low)
+    assert (f"effective rank of {rank} of 64" in said) == low
 
 
 def few(*accuracies):

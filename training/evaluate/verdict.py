@@ -17,6 +17,7 @@ NAMES = {
     "random-init": "the same network untrained",
     "identity": "copying the first frame's masks",
 }
+LOW_RANK = 2.0  # effective rank of features; on one line it is 1
 
 
 class Gap(NamedTuple):
@@ -169,11 +170,20 @@ def _unlabelled(
                 f"The loss ended at {loss:.2f}, {where} the {chance:.2f} of a model that knows"
                 " nothing."
             )
+    rank = own.get("rank")
+    low = rank is not None and rank < LOW_RANK
     if outputs is not None:
-        collapsed = outputs < COLLAPSED
+        # Even outputs of a head do not say that what is below it is even.
+        found = "" if low else ": no collapse"
         said.append(
-            f"The features that it compares are spread {100 * outputs:.0f} % as evenly as can be:"
-            f" {'they have collapsed' if collapsed else 'no collapse'}."
+            "The outputs of the head, or of an encoder without one, are spread"
+            f" {100 * outputs:.0f} % as evenly as can be"
+            f"{': they have collapsed' if outputs < COLLAPSED else found}."
+        )
+    if low:
+        said.append(
+            f"The encoder's features have an effective rank of {rank:.1f} of {own['dim']}: they"
+            " hardly differ but along one direction."
         )
     if "neighbours_kept" in own:
         said.append(
