@@ -8,7 +8,7 @@ from sslops._version import __version__ as __version__
 
 
 def _is_command() -> bool:
-    """Whether this process is `sslops …` or `python -m sslops…`, which may print no more than help.
+    """Whether this is the installed `sslops …` or `python -m sslops…`, which may print only help.
 
     Help need not wait for torch. Everywhere else the import registers the ops, as programs that
     load an exported graph rely on.
@@ -16,7 +16,14 @@ def _is_command() -> bool:
     program, words = (sys.argv or [""])[0], sys.orig_argv
     if program == "-m" and program in words[:-1]:  # while Python looks for the module to run
         return words[words.index(program) + 1].split(".")[0] == "sslops"
-    return os.path.splitext(os.path.basename(program))[0] == "sslops"
+    if os.path.splitext(os.path.basename(program))[0] != "sslops":
+        return False
+    import sysconfig  # the name alone may be that of any program
+
+    user = sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))
+    folders = sysconfig.get_path("scripts"), user, os.path.dirname(sys.executable)
+    lies_in = os.path.dirname(os.path.realpath(program))  # pipx links to it
+    return lies_in in map(os.path.realpath, folders)
 
 
 if TYPE_CHECKING or not _is_command():

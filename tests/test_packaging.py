@@ -153,7 +153,8 @@ def test_editable_install_is_found_from_the_parent_of_the_clone(checkout, tmp_pa
     (tmp_path / "sslops").symlink_to(checkout)
     use = (
         f"import site, sys, zipfile; zipfile.ZipFile({str(wheel)!r}).extractall('site')\n"
-        "site.addsitedir('site'); sys.argv = ['sslops']  # as in the command: without torch\n"
+        "site.addsitedir('site')\n"
+        f"sys.argv = [{str(Path(sys.executable).with_name('sslops'))!r}]  # without torch\n"
         "import sslops.training.recipes, sslops.training.cli\n"
         "from importlib.util import find_spec\n"
         "print(sslops.__file__, find_spec('kernels'), find_spec('training'))"

@@ -24,6 +24,15 @@ def python(*arguments, code=0):
     return done
 
 
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Where the installed command may lie: `pip install --user` puts it there."""
+    monkeypatch.setenv("PYTHONUSERBASE", str(tmp_path / "user"))
+    script = tmp_path / "user" / "bin" / "sslops"
+    script.parent.mkdir(parents=True)
+    return script
+
+
 def imported(*arguments, code=0):
     """The modules that a Python process imports."""
     done = python("-X", "importtime", *arguments, code=code)
@@ -52,22 +61,34 @@ def test_text_does_not_wait_for_torch(arguments, code):
     assert not HEAVY & modules
 
 
-def test_the_installed_script_does_not_wait_for_torch(tmp_path):
-    script = tmp_path / "sslops"
-    script.write_text(SCRIPT)
-    for arguments in (["--help"], ["export", "--help"]):
+def test_the_installed_script_does_not_wait_for_torch(command, tmp_path):
+    command.write_text(SCRIPT)
+    (tmp_path / "sslops").symlink_to(command)  # as pipx does
+    for script, *arguments in ([command, "--help"], [tmp_path / "sslops", "export", "--help"]):
         modules, said = imported(script, *arguments)
         assert not HEAVY & modules
         assert "sslops" in said
 
 
+@pytest.mark.parametrize("name", ["sslops", "sslops.py"])
+def test_a_program_of_that_name_gets_the_ops(name, tmp_path):
+    """Only the installed command may do without them."""
+    program = tmp_path / "bin" / name
+    program.parent.mkdir()
+    path = str(Path(sslops.__file__).parents[1])  # before the program's own folder
+    program.write_text(
+        f"import sys; sys.path.insert(0, {path!r}); import sslops, torch\n"
+        "print(torch.ops.sslops.nt_xent_fwd.default)"
+    )
+    assert "nt_xent_fwd" in python(program).stdout
+
+
 @pytest.mark.parametrize("arguments", ["", "--version", "export --help", "plan", "train"])
-def test_a_reader_that_has_enough_is_no_error(arguments, tmp_path):
+def test_a_reader_that_has_enough_is_no_error(arguments, command):
     closed = "import os, sys\nread, write = os.pipe()\nos.close(read)\nos.dup2(write, 1)\n"
     run = f"{closed}from sslops.training.cli import main\nsys.exit(main({arguments.split()}))"
-    script = tmp_path / "sslops"  # as the command, which does not wait for torch
-    script.write_text(run)
-    said = python(script, code=141).stderr
+    command.write_text(run)  # which does not wait for torch
+    said = python(command, code=141).stderr
     assert said == (
         "sslops: stopped, as nothing reads the output\n" if arguments == "train" else ""
     )
@@ -116,7 +137,7 @@ def test_import_registers_the_ops_everywhere_else(tmp_path):
     assert "found" in done.stdout, done.stderr
 
 
-def test_inside_of_the_command_the_package_is_whole(tmp_path):
+def test_inside_of_the_command_the_package_is_whole(command):
     """What a command runs may use the package in any way, although torch is not there at first."""
     uses = {
         "attribute": "sslops.nt_xent",
@@ -130,7 +151,6 @@ def test_inside_of_the_command_the_package_is_whole(tmp_path):
         "missing": "assert not hasattr(sslops, 'no'), sslops.no",
         "all": f"assert set({sslops.__all__}) == set(sslops.__all__) <= set(dir(sslops))",
     }
-    script = tmp_path / "sslops"
     # torch is imported once, sslops from the start in each child
     lines = ["import os, sys, sslops", "assert 'torch' not in sys.modules", "import torch"]
     for name, use in uses.items():
@@ -141,8 +161,8 @@ def test_inside_of_the_command_the_package_is_whole(tmp_path):
             "    sys.stdout.flush()",
         ]
         lines += ["    os._exit(0)", "os.wait()"]
-    script.write_text("\n".join(lines))
-    said = python(script).stdout.splitlines()
+    command.write_text("\n".join(lines))
+    said = python(command).stdout.splitlines()
     assert said == list(uses)
 
 
