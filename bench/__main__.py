@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
         "--flush", action=argparse.BooleanOptionalAction, default=True, help="empty the GPU's L2"
     )
     flags.add_argument("--quick", action="store_true", help="tiny sizes: that everything runs")
+    flags.add_argument(
+        "--beside", default="", help="what else runs meanwhile, such as build: for the rows alone"
+    )
     flags.add_argument("--list", action="store_true", help="who can run here, and why not")
     return flags
 
@@ -68,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(
         given.op or tuple(OPS), given.size, given.dtype, given.providers or tuple(PROVIDERS),
         given.modes, device, given.rounds, given.seconds, given.budget, given.memory, given.flush,
-        given.quick, shlex.join(["sslops", "bench", *arguments]),
+        given.quick, shlex.join(["sslops", "bench", *arguments]), given.beside,
     )  # fmt: skip
     try:
         if given.list:

@@ -52,7 +52,7 @@ SHARES = {
     "environment": 17, "triton": 30, "nt_xent": 70, "moco": 25, "ema": 20, "kernels": 95,
     "build": 15, "memcheck": 25, "racecheck": 20, "grid": 50, "graphs": 12, "large": 20,
     "passes": 12, "built": 20, "cuda": 30, "cuda-grid": 15, "cuda-memcheck": 15, "tests": 20,
-    "slow": 10, "cache": 4,
+    "cache": 4, "slow": 10,
 }  # fmt: skip
 SLOW = (
     "compile,cce-exact,inf-cl"  # to compile, to tune, or to run: they could use up the grid's time
@@ -103,6 +103,12 @@ class Check:
         """Seconds since the beginning."""
         return time.monotonic() - self.begin
 
+    @property
+    def beside(self) -> str:
+        """What takes cores from what is measured now."""
+        building = self.background is not None and self.background.poll() is None
+        return "build" if building else ""
+
     def limit(self, name: str) -> float:
         """Seconds until the shares of this step and of those before it are used up."""
         until = self.steps.index(name) + 1
@@ -114,6 +120,8 @@ class Check:
         limit = self.limit(name)
         start = time.monotonic()
         result: dict[str, Any] = {"step": name, "limit_s": round(limit, 1)}
+        if self.beside:
+            result["beside"] = self.beside
         try:
             if limit < 2:
                 raise NotHere("the time was used up by the steps before")
@@ -221,14 +229,19 @@ def brief(row: dict[str, Any], lines: int = 15) -> dict[str, Any]:
     return {**row, "output": tail}
 
 
-def gpu_state(check: Check) -> str | None:
-    """Clocks and temperature, as the driver reports them."""
+def gpu_state(check: Check, limit: float) -> str | None:
+    """Clocks and temperature, as the driver reports them, within what is left of the step."""
     run = ["nvidia-smi", f"--query-gpu={GPU_STATE}", "--format=csv"]
-    return str(check.run(run, 15)["output"].strip()) if shutil.which(run[0]) else None
+    if shutil.which(run[0]) is None:
+        return None
+    if limit < 1:
+        return "not asked for: the step's time was used up"
+    return str(check.run(run, min(limit, 15))["output"].strip())
 
 
 def environment(check: Check, limit: float) -> dict[str, Any]:
     """Versions and the GPU; first what was brought along is installed, into a folder of the run."""
+    end = time.monotonic() + limit
     wheels = sorted(map(str, (ROOT / ".whl").glob("*.whl")))
     if wheels:
         site = check.out / "site"
@@ -237,12 +250,14 @@ def environment(check: Check, limit: float) -> dict[str, Any]:
         if row["status"] == "failed":
             return brief(row)
         check.site = str(site)
-    row = check.python("-c", VERSIONS.format(check.device), limit=limit)
+    left = max(2.0, end - time.monotonic())
+    row = check.python("-c", VERSIONS.format(check.device), limit=left)
     if row["status"] == "failed":
         return brief(row)
     versions = json.loads(row["output"].strip().splitlines()[-1])
     wheels = [Path(each).name for each in wheels]
-    found = {"gpu": gpu_state(check), "python": sys.version.split()[0], "wheels": wheels}
+    state = gpu_state(check, end - time.monotonic())
+    found = {"gpu": state, "python": sys.version.split()[0], "wheels": wheels}
     return {"versions": versions, "missing": missing(check, *RUNNER, "xdist"), **found}
 
 
@@ -289,10 +304,11 @@ def build(check: Check, limit: float) -> dict[str, Any]:
         command = [sys.executable, "-c", "print('nothing to build')"]
     elif nvcc() is None:
         raise NotHere("there is no nvcc")
+    jobs = max(1, (os.cpu_count() or 2) - 2)  # two cores for what is measured meanwhile
     with (check.out / "build.txt").open("w") as log:
         check.background = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
-            env=check.environ(MAX_JOBS=str(os.cpu_count() or 2), **architecture(check)),
+            env=check.environ(MAX_JOBS=str(jobs), **architecture(check)),
         )  # fmt: skip
     return {"nvcc": nvcc(), "command": "in the background"}
 
@@ -335,18 +351,28 @@ def built(check: Check, limit: float) -> dict[str, Any]:
 
 
 def cache(check: Check, limit: float) -> dict[str, Any]:
-    """Pack Triton's cache, for the next run to bring along."""
+    """Pack Triton's cache, for the next run to bring along, as much as there is time for."""
+    end = time.monotonic() + limit
     folder = Path(check.environ().get("TRITON_CACHE_DIR", ""))
     if check.dry or not folder.is_dir():
         raise NotHere("there is no cache of compiled kernels")
     target = check.out / "triton-cache.tar.gz"
+    kernels, packed = sorted(folder.iterdir()), 0
     with tarfile.open(target, "w:gz", compresslevel=1) as tar:
-        tar.add(folder, arcname=".")
+        for each in kernels:
+            if time.monotonic() > end:
+                break
+            tar.add(each, arcname=f"./{each.name}")
+            packed += 1
     size = target.stat().st_size
     if size > MOST_BACK:
         target.unlink()
         raise NotHere(f"the cache has {size} bytes, more than {MOST_BACK}")
-    return {"bytes": size}
+    row: dict[str, Any] = {"bytes": size}
+    if late := len(kernels) - packed:
+        why = f"packing took longer than {limit:.0f} s"
+        row["reason"] = f"{late} of {len(kernels)} folders are left out: {why}"
+    return row
 
 
 def files(kind: str) -> list[str]:
@@ -447,12 +473,19 @@ def measured(name: str, *, again: bool = False) -> Callable[[Check, float], dict
             raise NotHere("a dry run measures once")
         if "sslops-cuda" in GRID[name][0] and not check.has_module(limit / 2):
             raise NotHere("there is no sslops._C_cuda")
-        end, rows = time.monotonic() + limit, []
+        end = time.monotonic() + limit
+        rows: list[dict[str, Any]] = []
         for each in GRID[name]:
-            rows.append(_measure(check, each, max(2.0, end - time.monotonic())))
+            left = end - time.monotonic()
+            if rows and left < 2:
+                rows.append(
+                    {"status": "failed", "reason": "no time was left for all", "output": []}
+                )
+                break
+            rows.append(_measure(check, each, max(2.0, left)))
         worst = next((row for row in rows if row["status"] == "failed"), rows[-1])
         output = [line for row in rows for line in row["output"]]
-        return worst | {"output": output, "gpu": gpu_state(check)}
+        return worst | {"output": output, "gpu": gpu_state(check, end - time.monotonic())}
 
     return step
 
@@ -460,6 +493,7 @@ def measured(name: str, *, again: bool = False) -> Callable[[Check, float], dict
 def _measure(check: Check, flags: str, limit: float) -> dict[str, Any]:
     arguments = ["-m", "bench", "--device", check.device, "--out", str(check.out)]
     arguments += [*flags.split(), "--budget", f"{0.6 * limit:.0f}"]
+    arguments += ["--beside", check.beside] if check.beside else []
     if check.dry:
         arguments += ["--quick", "--size", "", "--no-memory", "--modes", "both"]
         arguments += ["--rounds", "3", "--seconds", "0.1", "--providers", "sslops,eager,memeff"]
@@ -548,8 +582,8 @@ STEPS: dict[str, Callable[[Check, float], dict[str, Any]]] = {
     "cuda-grid": measured("cuda-grid", again=True),
     "cuda-memcheck": sanitize("memcheck", "sslops-cuda"),
     "tests": tests("tests"),
-    "slow": measured("slow", again=True),
     "cache": cache,
+    "slow": measured("slow", again=True),
 }
 
 

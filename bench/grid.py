@@ -27,7 +27,7 @@ FIELDS = (
     "p20_ms", "p50_ms", "p80_ms", "min_ms", "rounds", "peak_mib",
     "loss_error", "grad_error", "truth", "no_gradient", "flop", "tflops", "bytes", "gb_per_s",
     "device", "threads", "matmul_precision", "flush", "torch", "triton", "cuda", "sslops",
-    "commit", "date", "command",
+    "commit", "date", "command", "beside",
 )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ class Options:
         dtypes: float32 and bfloat16, and the op's mixed pairs, if empty.
         seconds: for the rounds of one mode of one case.
         budget: after which no further case is begun.
+        beside: what else runs on the machine meanwhile; for the rows.
     """
 
     ops: tuple[str, ...] = tuple(OPS)
@@ -55,6 +56,7 @@ class Options:
     flush: bool = True
     quick: bool = False
     command: str = ""
+    beside: str = ""
 
     def check(self) -> None:
         """Raise ValueError for a name that does not exist."""
@@ -111,6 +113,7 @@ def run(options: Options, out: Path, say: Callable[[str], None] = print) -> list
     device = find_device(options.device)
     out.mkdir(parents=True, exist_ok=True)
     common = environment(device, options.command) | {"flush": options.flush}
+    common |= {"beside": options.beside or None}
     reasons = {name: PROVIDERS[name].available(device) for name in options.providers}
     for name, why in reasons.items():
         if why and any(op in PROVIDERS[name].ops for op in options.ops):

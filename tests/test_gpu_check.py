@@ -7,6 +7,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from bench.__main__ import parser
 from bench.cases import OPS
 from bench.gpu_check import GRID, SHARES, STEPS, TOTAL, WITHOUT_GPU, Check, NotHere, counts, files
 from bench.grid import Options, plan
+from bench.grid import run as measure
 
 ROOT = Path(__file__).parents[1]
 # what is worth most comes first
@@ -36,8 +38,8 @@ ORDER = [
         "cuda-grid",
         "cuda-memcheck",
         "tests",
+        "cache",  # before what may be late
         "slow",
-        "cache",
     ],
 ]
 MEBIBYTES = 64 << 20  # what may travel
@@ -255,6 +257,73 @@ def test_wheels_that_were_brought_along_are_installed(elsewhere, monkeypatch, tm
     assert row["wheels"] == ["brought-1-py3-none-any.whl"]
     assert gpu_check.missing(elsewhere, "brought") == []
     assert elsewhere.python("-c", "import brought", limit=10.0)["code"] == 0
+
+
+@pytest.mark.parametrize("hangs", ["everything", *SHARES])
+def test_nothing_that_hangs_takes_more_than_nine_minutes(elsewhere, monkeypatch, hangs):
+    """The others use up their time; the driver's program is here, and hangs with its step."""
+    now = [0.0]
+    check = Check(elsewhere.out, dry=False, begin=0.0, module=True)
+    name = ""
+
+    def run(command, limit, **env):
+        now[0] += limit + (gpu_check.GRACE if hangs in ("everything", name) else 0.0)
+        return {"status": "failed", "code": None, "output": "", "command": "", "reason": "late"}
+
+    monkeypatch.setattr(gpu_check, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda program, **_: program)
+    monkeypatch.setattr(check, "run", run)
+    for name in check.steps:
+        start, limit = now[0], check.limit(name)
+        check.do(name, STEPS[name])
+        if name in GRID and limit > 2:
+            assert now[0] - start <= limit + gpu_check.GRACE + 1e-6
+    assert now[0] < 540
+    assert len(check.results) == len(SHARES)
+
+
+def test_what_is_measured_beside_the_build_says_so(elsewhere, monkeypatch):
+    commands = []
+
+    def python(*arguments, limit, **env):
+        commands.append(arguments)
+        return {"status": "passed", "code": 0, "output": "", "command": ""}
+
+    monkeypatch.setattr(elsewhere, "python", python)
+    monkeypatch.setattr(gpu_check.shutil, "which", lambda program, **_: None)
+    building = SimpleNamespace(poll=lambda: None)
+    for process, beside in ((None, ""), (building, "build"), (SimpleNamespace(poll=lambda: 0), "")):
+        elsewhere.background = process
+        elsewhere.results.clear()
+        elsewhere.do("grid", STEPS["grid"])
+        assert elsewhere.results[-1].get("beside", "") == beside
+        given = parser().parse_args(commands[-1][2:])
+        assert given.beside == beside
+    options = Options(("ema_update_",), modes=("both",), quick=True, beside="build")
+    rows = measure(options, elsewhere.out, say=lambda _: None)
+    assert {row["beside"] for row in rows} == {"build"}
+
+
+def test_the_build_leaves_two_cores(elsewhere, monkeypatch):
+    monkeypatch.setattr(gpu_check, "BUILD", "import os; print(os.environ['MAX_JOBS'])")
+    for cores, jobs in ((16, "14"), (2, "1"), (None, "1")):
+        monkeypatch.setattr(gpu_check.os, "cpu_count", lambda cores=cores: cores)
+        gpu_check.build(elsewhere, 10.0)
+        assert gpu_check.built(elsewhere, 10.0)["output"] == [jobs]
+
+
+def test_compiled_kernels_that_take_too_long_to_pack_are_counted(elsewhere, monkeypatch, tmp_path):
+    for name in ("ABC", "DEF", "GHI"):
+        (tmp_path / ".triton" / name).mkdir(parents=True)
+        (tmp_path / ".triton" / name / "kernel.cubin").write_bytes(b"code")
+    ticks = iter(range(100))
+    monkeypatch.setattr(gpu_check, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    row = gpu_check.cache(elsewhere, 2.5)
+    assert row["reason"] == "1 of 3 folders are left out: packing took longer than 2 s"
+    with tarfile.open(tmp_path / "out" / "triton-cache.tar.gz") as tar:
+        names = {name.removeprefix("./") for name in tar.getnames()}
+    assert {"ABC/kernel.cubin", "DEF/kernel.cubin"} <= names
+    assert not any("GHI" in name for name in names)
 
 
 def test_compiled_kernels_come_back_if_they_are_small_enough(elsewhere, monkeypatch, tmp_path):
