@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,27 @@ def test_lightly_momentum_outside_of_an_average(m):
     expected = m * ema.weight + (1 - m) * model.weight
     lightly.update_momentum(model, ema, m)
     torch.testing.assert_close(ema.weight, expected)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.25), np.float64(0.25), np.float16(0.25)])
+def test_the_kernels_take_numbers_of_numpy(number):
+    """And give what the number of Python gives."""
+    a, b = F.normalize(torch.randn(2, B, D), dim=2)
+    for call in (
+        lambda tau: lightly.NTXentLoss(tau).fused(a, b),
+        lambda tau: open_clip.ClipLoss().fused(a, b, tau),
+        lambda tau: open_clip.SigLipLoss().fused(a, b, tau, tau),
+        lambda tau: info_nce_pytorch.InfoNCE(tau).fused(a, b),
+        lambda tau: solo_learn.fused_simclr_of_views(a, b, tau),
+        lambda tau: pml.SelfSupervisedLoss(pml.NTXentLoss(tau)).fused(a, b),
+        lambda tau: texts.MultipleNegativesRankingLoss(None, tau).fused([a, b]),
+    ):
+        assert torch.equal(call(number), call(0.25))
+    net, one, two = nn.Linear(D, B), nn.Linear(D, B), nn.Linear(D, B)
+    two.load_state_dict(one.state_dict())
+    assert lightly.fused_update_momentum(net, one, number) is None
+    lightly.update_momentum(net, two, 0.25)
+    assert torch.equal(one.weight, two.weight)
 
 
 def shared_with_the_source(model, ema):

@@ -18,7 +18,7 @@ from sslops.compat._ranking import (
     name_of,
     plain_ranking,
 )
-from sslops.compat._shared import factor_fits, rows_fit, settings_of
+from sslops.compat._shared import factor_fits, is_number, rows_fit, settings_of
 from sslops.distributed import all_gather_with_grad, rank
 
 
@@ -59,7 +59,7 @@ def fused_ranking(
         and rows_fit(*embeddings)
         and len({each.shape for each in embeddings}) == 1
         and factor_fits(scale, embeddings[0])
-        and isinstance(scale, (int, float))
+        and is_number(scale)
         and is_cosine(similarity) is not None
         and ("doc_to_doc" not in directions or "doc_to_query" in directions)
         and (hardness_mode is None or not hardness_strength > 0)

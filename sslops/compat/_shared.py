@@ -8,6 +8,7 @@ what both classes have.
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -49,14 +50,19 @@ def factor_fits(value: Any, rows: Tensor) -> bool:
         if value.device.type != "cpu" or torch.compiler.is_compiling():
             return True
         value = value.item()
-    return isinstance(value, (int, float)) and _FACTORS[0] <= value <= _FACTORS[1]
+    return is_number(value) and _FACTORS[0] <= float(value) <= _FACTORS[1]
 
 
 def bias_fits(value: Any, rows: Tensor) -> bool:
     """Whether the kernels take a bias of the logits: one number."""
     if isinstance(value, Tensor):
         return value.numel() == 1 and value.dtype in FLOATING and value.device == rows.device
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether the ops take it for a number, of Python or numpy."""
+    return isinstance(value, (int, float)) or isinstance(value, Real)
 
 
 def check_alike(name: str, **rows: Tensor) -> None:

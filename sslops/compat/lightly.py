@@ -17,6 +17,7 @@ from sslops.compat._shared import (
     LenientState,
     check_alike,
     factor_fits,
+    is_number,
     rows_fit,
     settings_of,
 )
@@ -234,7 +235,7 @@ def fused_update_momentum(model: nn.Module, model_ema: nn.Module, m: float) -> A
         and alike[0] == alike[1]
         and all(each.dtype in FLOATING for each in (*sources, *averages))
         and _apart(sources, averages)
-        and isinstance(m, (int, float))
+        and is_number(m)
         and 0 <= m <= 1
     ):
         return NotImplemented
