@@ -12,7 +12,7 @@ SANITIZED := $(addprefix tests/test_,$(addsuffix .py,nt_xent nt_xent_ids nt_xent
 .PHONY: help setup demo test fuzz peers lint types bench figures gpu sanitize docs doctor wheel clean
 help:    ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/ -/'
-setup: $(VENV)/.built build/editable/sslops ## environment, pinned packages, compiled kernels
+setup: $(VENV)/.built ## environment, pinned packages, compiled kernels
 demo: setup ## train SimCLR on the embedded digits and write runs/demo/report.html
 	$(BIN)/sslops train simclr --data digits --out runs/demo --overwrite
 test: setup ## the whole test suite
@@ -64,6 +64,3 @@ $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(shell find csrc -ty
 	@echo "sslops: compiling the C++ kernels: half a minute to one on two idle cores, several on busy ones"
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
-# What the editable install finds the package through (setup.py), should somebody empty build/.
-build/editable/sslops:
-	@mkdir -p $(@D) && ln -sfn ../../sslops $@

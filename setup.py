@@ -39,11 +39,11 @@ def package_dirs() -> dict[str, str]:
     linked = all(Path(name.replace(".", "/")).is_dir() for name in FOLDERS)
     if "editable_wheel" not in sys.argv or not linked:
         return mapped
-    link = Path("build/editable/sslops")
+    link = Path(".editable/sslops")  # not in build/, which anyone may delete
     try:
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
-            link.symlink_to(Path("../../sslops"), target_is_directory=True)
+            link.symlink_to(Path("../sslops"), target_is_directory=True)
     except OSError:  # no links here, as on Windows without the right to make them
         return mapped
     return {"": str(link.parent)}

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -149,6 +150,8 @@ def test_editable_install_is_found_from_the_parent_of_the_clone(checkout, tmp_pa
     env = {**os.environ, "SSLOPS_BUILD": "none"}
     run = [sys.executable, "-c", code]
     subprocess.run(run, cwd=checkout, env=env, check=True, capture_output=True)
+    subprocess.run(["make", "clean"], cwd=checkout, check=True, capture_output=True)
+    shutil.rmtree(checkout / "build", ignore_errors=True)  # nothing of it is needed any more
     (wheel,) = tmp_path.glob("*.whl")
     (tmp_path / "sslops").symlink_to(checkout)
     use = (
