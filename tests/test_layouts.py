@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from sslops.training import data
-from sslops.training.data import Dataset, Split
+from sslops.training.data import Dataset, Split, split_validation
 from sslops.training.data.layout import find_files, natural
 
 CLASSES = ("cat", "dog")
@@ -232,6 +232,33 @@ def test_numbers_in_names_count(tmp_path, source):
     how.write(tmp_path / "set" / "test" / "x", 99)
     found = data.load(str(how.pack(tmp_path / "set")), kind=how.kind)
     assert how.values(found.train) == list(range(10, 22))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("layout", ["loose", "classes", "in train"])
+def test_the_tenth_set_apart_is_drawn_over_the_plain_order(tmp_path, source, layout):
+    """Natural order would draw another one, of files that runs of earlier versions trained on."""
+    how = SOURCES[source]
+    numbers = range(1, 31)
+    names = [f"f{k}" for k in numbers]
+    if layout != "loose":
+        names = [f"{'train/' * (layout != 'classes')}{'dog' if k % 3 else 'cat'}/f{k}"
+                 for k in numbers]  # fmt: skip
+    value = {name: 10 + 3 * k for k, name in enumerate(names)}
+    for name in names:
+        how.write(tmp_path / "set" / name, value[name])
+    plain = sorted(names, key=lambda name: name.split("/"))
+    labels = None
+    if how.labelled and layout != "loose":
+        labels = torch.tensor([int("dog" in name) for name in plain])
+    held_out = split_validation(
+        Split(torch.tensor([value[name] for name in plain]), labels), 0.1, 0
+    )[1].images.tolist()
+    found = data.load(str(how.pack(tmp_path / "set")), kind=how.kind)
+    assert sorted(how.values(found.test)) == sorted(held_out)
+    ordered = [value[name] for name in sorted(names, key=natural)]
+    assert how.values(found.train) == [each for each in ordered if each not in held_out]
+    assert how.values(found.test) == [each for each in ordered if each in held_out]
 
 
 def test_frames_of_a_video_are_in_natural_order(tmp_path):

@@ -40,13 +40,17 @@ def _uniform(N: int, n: int, seed: int) -> Tensor:
     return chosen
 
 
-def split_validation(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Split into (train, validation), stratified when labelled.
+def split_validation(
+    split: Split, fraction: float, seed: int, *, order: Tensor | None = None
+) -> tuple[Split, Split]:
+    """Split into (train, validation), stratified when labelled; both stay in the order they have.
 
     Args:
         split: what to divide; stays as it is.
         fraction: of the images that go to validation, in (0, 1).
         seed: same seed, same split.
+        order: [N] int64, a permutation: what is drawn depends on this order of the images instead
+            of the one they have.
 
     Raises:
         ValueError: `fraction` leaves one side empty.
@@ -57,7 +61,12 @@ def split_validation(split: Split, fraction: float, seed: int) -> tuple[Split, S
         raise ValueError(
             f"split_validation: both sides need an image, got fraction = {fraction} of {N} images"
         )
-    chosen = _uniform(N, n, seed) if split.labels is None else stratified(split.labels, n, seed)
+    order = torch.arange(N) if order is None else order
+    chosen = torch.zeros(N, dtype=torch.bool)
+    if split.labels is None:
+        chosen[order] = _uniform(N, n, seed)
+    else:
+        chosen[order] = stratified(split.labels[order], n, seed)
     return take(split, torch.nonzero(~chosen).flatten()), take(
         split, torch.nonzero(chosen).flatten()
     )
