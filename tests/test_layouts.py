@@ -154,7 +154,11 @@ LAYOUTS = {
     "classes": Layout(under("", 20), under("", 20), None, CLASSES),
     "deep": Layout([f"{c}/x/{k}" for c in CLASSES for k in range(5)], None, None, CLASSES),
     "train-is-a-class": Layout(
-        under("", 20, ("car", "train")), None, None, ("car", "train"), "train/ is read as a class"
+        under("", 20, ("car", "train")),
+        None,
+        None,
+        ("car", "train"),
+        "train/ is read (as a class|like the rest), as no test/",
     ),
     "one-class": Layout(under("all/", 20, ("",)), None, None, (), "one class, all,"),
     "one-class-in-parts": Layout(
@@ -166,7 +170,21 @@ LAYOUTS = {
     ),
     "no-classes": Layout(LOOSE, LOOSE),
     "two-files": Layout(["a", "b"]),
-    "test-beside-classes": Layout([*under("", 4), "test/1"], error=r"test/ is a part and needs"),
+    "valid-beside-invalid": Layout(
+        under("", 20, ("invalid", "valid")),
+        None,
+        None,
+        ("invalid", "valid"),
+        "valid/ is read (as a class|like the rest), as no train/ is there",
+    ),
+    "held-out-beside-classes": Layout(
+        under("", 30, ("Test", "cat", "val")),
+        None,
+        None,
+        ("Test", "cat", "val"),
+        "Test/ and val/ are read (as classes|like the rest), as no train/ is there",
+    ),
+    "test-beside-files": Layout(["1", "2", "test/1"], error=r"test/ is a part and needs train/"),
     "val-beside-test-alone": Layout([*V, *S], error=r"(val|test)/ is a part and needs train/"),
     "beside-classes": Layout([*under("", 4), "1"], error="all outside, got 1", of_labels=True),
     "unknown-classes": Layout(
@@ -208,7 +226,7 @@ def test_source_by_layout(tmp_path, capsys, source, layout):
             assert len(test) == max(1, round(len(expected) / 10))
         else:
             assert (train, test) == (expected, [value[item] for item in what.test])
-    if what.said and (how.labelled or "class" not in what.said):
+    if what.said and (how.labelled or "one class" not in what.said):
         assert len(re.findall(what.said, capsys.readouterr().err)) == 1
     elif not what.said:
         assert capsys.readouterr().err == ""

@@ -1,7 +1,8 @@
 """How a tree of files becomes a data set: one rule for folders and archives, whatever they hold.
 
     train/ beside test/, val/ or validation/    parts: one to train on, one to test on
-    CLASS/...                                   the first folder is the label
+    CLASS/...                                   the first folder is the label, even one named like
+                                                a part if what it is a part of is not there
     files alone                                 no labels
 
 A single folder around all of that is looked through. What is left out is said in a line.
@@ -21,6 +22,7 @@ from sslops._names import shown
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.notes import say
 from sslops.training.data.split import split_validation
+from sslops.training.words import listed
 
 __all__ = [
     "Division",
@@ -76,8 +78,8 @@ def only(names: Sequence[PurePosixPath], suffixes: frozenset[str], root: Path) -
         else:
             others[name.suffix.lower() or "no ending"] += 1
     if others:
-        listed = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
-        say(f"other files in {root} are not read: {listed}")
+        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
+        say(f"other files in {root} are not read: {counts}")
     return sorted(chosen, key=lambda i: natural(names[i]))
 
 
@@ -163,8 +165,9 @@ def divide(
     """Parts and labels of what lies in `root`, by the rule at the top of this file.
 
     Of several held-out parts the first of `HELD_OUT` is taken whose files have labels if those of
-    train/ do. `train` beside folders that are no parts is a class. Classes are in the order of
-    `sorted`, as everywhere: a label is a name and has no size.
+    train/ do. `train` beside folders that are no parts is a class, and so is `val` beside such ones
+    without `train`. Classes are in the order of `sorted`, as everywhere: a label is a name and has
+    no size.
 
     Args:
         names: paths inside `root`, in order; at least one.
@@ -175,13 +178,13 @@ def divide(
 
     Raises:
         ValueError: some in class folders and some outside, classes that train/ lacks, parts of
-            which only one has classes, a held-out part beside folders but without train/.
+            which only one has classes, held-out parts alone or beside files, but without train/.
     """
     paths = _unwrapped([name.parts for name in names])
     tops: dict[str, list[int]] = defaultdict(list)
     for i, path in enumerate(paths):
         tops[path[0] if len(path) > 1 else ""].append(i)
-    train, held_out = _parts(tops, kind, items, root)
+    train, held_out = _parts(tops, kind, items, root, labelled)
     depth = 0 if train is None else 1
     members = {"train": list(range(len(paths))) if train is None else tops[train]}
 
@@ -234,7 +237,7 @@ def _unwrapped(paths: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
 
 
 def _parts(
-    tops: dict[str, list[int]], kind: str, items: str, root: Path
+    tops: dict[str, list[int]], kind: str, items: str, root: Path, labelled: bool
 ) -> tuple[str | None, list[str]]:
     """The folder to train on (None: everything), and the held-out ones, the preferred one first."""
     known = [name for name in TRAIN + HELD_OUT for top in tops if top.lower() == name]
@@ -247,14 +250,20 @@ def _parts(
         if held_out:
             say(f"{root} holds {held_out[0]}/ alone, so that is divided to train and to test on")
         return place[known[0]], []
-    if held_out:
+    if held_out and ("" in tops or all(is_part(top) for top in tops)):
         others = [f"{top}/" if top else items for top in tops if top != held_out[0]]
         raise ValueError(
             f"{kind}: {held_out[0]}/ is a part and needs train/ beside it, got"
             f" {shown(others, ', ')} in {root}"
         )
     if train is not None:
-        say(f"{root}: {train}/ is read as a class, as no {'/, '.join(HELD_OUT)}/ is beside it")
+        how = "as a class" if labelled else "like the rest"
+        say(f"{root}: {train}/ is read {how}, as no {'/, '.join(HELD_OUT)}/ is there")
+    if held_out:
+        several = len(held_out) > 1
+        how = ("as classes" if several else "as a class") if labelled else "like the rest"
+        which = listed(sorted(f"{part}/" for part in held_out))
+        say(f"{root}: {which} {'are' if several else 'is'} read {how}, as no {TRAIN[0]}/ is there")
     return None, []
 
 
@@ -262,14 +271,14 @@ def _say_unused(
     unused: dict[str, list[int]], train: str, test: str, items: str, root: Path
 ) -> None:
     if unused:
-        listed = shown(
+        unread = shown(
             (
                 f"{name}/ ({len(each):,} {items})" if name else f"{len(each):,} {items} beside them"
                 for name, each in unused.items()
             ),
             ", ",
         )
-        say(f"{root}: {train}/ is trained on and {test}/ tested on; not used: {listed}")
+        say(f"{root}: {train}/ is trained on and {test}/ tested on; not used: {unread}")
 
 
 def assemble(images: Any, division: Division, path: Path) -> Dataset:
