@@ -20,10 +20,10 @@ def _own_cache(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def pictures(root, *parts):
+def pictures(root, *parts, n=24):
     for part in parts:
         (root / part).mkdir(parents=True)
-        for k in range(24):
+        for k in range(n):
             Image.new("RGB", (8, 8), (9 * k, 200 - k, 5)).save(root / part / f"{k}.png")
     return str(root)
 
@@ -55,3 +55,33 @@ def test_a_supervised_run_is_refused_before_it_has_a_folder(tmp_path, capsys):
     assert main(argv) == 2
     assert "supervised: needs labels of 2 classes, got" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_class_with_one_image_is_evaluated_and_reported(tmp_path, capsys):
+    """No label of it can be left out for cross-validation: C is fixed, and that is said."""
+    images = pictures(tmp_path / "images", "train/cat", "val/cat", "val/dog", n=18)
+    pictures(tmp_path / "images", "train/dog", n=1)
+    run = str(tmp_path / "run")
+    assert main(["train", "simclr", "--data", images, "--out", run, *SHORT]) == 0
+    said = capsys.readouterr()
+    note = "a class has 1 label, which cross-validation cannot leave out"
+    assert said.err.count(f"{note}: linear probes have C = 10") == 1
+    assert said.err.count(f"{note}: stages are not probed") == 1
+    assert (tmp_path / "run" / "report.html").is_file()
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for arm in ("simclr", "random-init", "pixels", "supervised"):
+        assert results[arm]["linear_C"] == 10
+        assert "stages" not in results[arm]
+        assert {"knn", "few", "nmi"} <= set(results[arm])
+    assert note in results["protocol"]["linear"]["chosen_by"]
+    assert "stages" not in results["protocol"]
+    assert main(["eval", run]) == 0
+
+
+@pytest.mark.parametrize("options", [["--eval-train", "3"], ["--eval-train", "1"]])
+def test_few_images_of_the_probes(tmp_path, capsys, options):
+    images = pictures(tmp_path / "images", "cat", "dog", n=18)
+    run = tmp_path / "run"
+    argv = ["train", "simclr", "--data", images, "--out", str(run), *SHORT, *options]
+    assert main(argv) == 0, capsys.readouterr()
+    assert (run / "report.html").is_file()

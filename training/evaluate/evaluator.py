@@ -118,7 +118,7 @@ def evaluate(
         "seed": seed,
         "features": "encoder output in evaluation mode, computed once; weights and buffers are "
         "checked to be unchanged",
-        **(_probes(usable, [n for n in wanted if n not in usable], draws) if probed else {}),
+        **_probes(train.labels, usable, wanted, draws),
         **(_clusters() if classes else {"neighbours_kept": KEPT}),
         **({"pixels": PIXELS} if None in encoders.values() else {}),
         **({"stages": stage_protocol()} if any("stages" in r for r in results.values()) else {}),
@@ -177,7 +177,12 @@ def _measure(
     return result | {"nmi": found.nmi, "ari": found.ari, "cluster_accuracy": found.accuracy}
 
 
-def _probes(usable: list[int], skipped: list[int], draws: int) -> dict[str, Any]:
+def _probes(
+    labels: Tensor | None, usable: list[int], wanted: list[int], draws: int
+) -> dict[str, Any]:
+    """What a reader must know of the probes on [N] labels; nothing without."""
+    if labels is None:
+        return {}
     return {
         "test_labels": "used only to score; every choice is made on training labels",
         "knn": {
@@ -187,14 +192,14 @@ def _probes(usable: list[int], skipped: list[int], draws: int) -> dict[str, Any]
             "k_candidates": list(knn.KS),
             "chosen_by": f"leave-one-out on at most {knn.QUERIES:,} training images, for every arm",
         },
-        "linear": linear.protocol(),
+        "linear": linear.protocol(labels),
         "few": {
             "labels_per_class": usable,
-            "skipped": skipped,
+            "skipped": [n for n in wanted if n not in usable],
             "draws": draws,
             "same_draws_for_all_arms": True,
             "C": f"cross-validated from {few_labels.CV_FROM} labels a class on, "
-            f"{few_labels.FIXED_C:g} below",
+            f"{linear.FIXED_C:g} below",
             "sd": "sample standard deviation over the draws",
         },
     }

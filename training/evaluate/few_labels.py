@@ -6,14 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sslops.training.evaluate.linear import Scaler, accuracy, choose_strength
+from sslops.training.evaluate.linear import FIXED_C, Scaler, accuracy, choose_strength
 from sslops.training.evaluate.logistic import fit
 from sslops.training.progress import working
 
-__all__ = ["CV_FROM", "FIXED_C", "FewLabels", "draw_labels", "feasible", "few_labels"]
+__all__ = ["CV_FROM", "FewLabels", "draw_labels", "feasible", "few_labels"]
 
 CV_FROM = 5  # labels a class from which C is cross-validated
-FIXED_C = 10.0  # below, for every arm: too few labels to leave one out
 
 
 class FewLabels(NamedTuple):

@@ -10,13 +10,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sslops.training.data.notes import say
 from sslops.training.evaluate.logistic import MAX_ITERATIONS, TOLERANCE, Linear, fit, principal_axes
 from sslops.training.progress import working
 
-__all__ = ["CS", "FOLDS", "Probe", "Scaler", "choose_strength", "fold_of_each", "linear_probe"]
+__all__ = [
+    "ALONE",
+    "CS",
+    "FIXED_C",
+    "FOLDS",
+    "Probe",
+    "Scaler",
+    "choose_strength",
+    "fold_of_each",
+    "foldable",
+    "linear_probe",
+]
 
 CS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 FOLDS = 3
+FIXED_C = 10.0  # for every arm, where a class has too few labels to leave one out
+ALONE = "a class has 1 label, which cross-validation cannot leave out"
 # Cross-validation compares accuracies, which settle long before the weights do.
 CV_TOLERANCE = 3e-3
 CV_ITERATIONS = 100
@@ -63,7 +77,7 @@ class Probe(NamedTuple):
 
     accuracy: float
     strength: float  # the chosen C
-    validation: dict[float, float]  # accuracy of each C in cross-validation
+    validation: dict[float, float]  # accuracy of each C in cross-validation; {} without it
 
 
 @working("fitting linear probes")
@@ -81,6 +95,8 @@ def linear_probe(
 ) -> Probe:
     """Fit on all training features with the C that cross-validation on them chose.
 
+    C is 10, which is said in a line, where a class has one label and none can be left out.
+
     Args:
         train: [N, D] features.
         labels: [N] int64.
@@ -95,11 +111,21 @@ def linear_probe(
     scaler = Scaler.of(train, per_feature=per_feature)
     train = scaler(train)
     axes = principal_axes(train)
-    strength, validation = choose_strength(
-        train, labels, classes=classes, seed=seed, strengths=strengths, folds=folds, axes=axes
-    )
+    strength, validation = FIXED_C, dict[float, float]()
+    if foldable(labels):
+        strength, validation = choose_strength(
+            train, labels, classes=classes, seed=seed, strengths=strengths, folds=folds, axes=axes
+        )
+    else:
+        say(f"{ALONE}: linear probes have C = {FIXED_C:g}")
     classifier = fit(train, labels, classes, torch.tensor([strength]), axes=axes)
     return Probe(accuracy(classifier, scaler(test), test_labels), strength, validation)
+
+
+def foldable(labels: Tensor) -> bool:
+    """Whether every class that there is has the two labels that cross-validation needs."""
+    counts = labels.bincount()
+    return bool((counts != 1).all())
 
 
 def choose_strength(
@@ -162,15 +188,19 @@ def accuracy(classifier: Linear, features: Tensor, labels: Tensor) -> float:
     return (classifier.predict(features)[0] == labels).float().mean().item()
 
 
-def protocol() -> dict[str, object]:
-    """What a reader must know to repeat it."""
+def protocol(labels: Tensor) -> dict[str, object]:
+    """What a reader must know to repeat it; `labels` [N] are those that are fitted to."""
+    if foldable(labels):
+        chosen_by = "mean accuracy on left-out folds of the training labels, for every arm"
+    else:
+        chosen_by = f"fixed at {FIXED_C:g} for every arm: {ALONE}"
     return {
         "classifier": "logistic regression, L2 penalty, L-BFGS along the features' principal axes",
         "scaling": "encoder features standardised each, pixels by one scale for all; then rows of "
         "mean squared length 1; statistics of the training images",
         "C_grid": list(CS),
         "folds": FOLDS,
-        "chosen_by": "mean accuracy on left-out folds of the training labels, for every arm",
+        "chosen_by": chosen_by,
         "max_iterations": f"{MAX_ITERATIONS}; {CV_ITERATIONS} in cross-validation",
         "tolerance": f"{TOLERANCE:g} of the first gradient over the root of each axis's curvature; "
         f"{CV_TOLERANCE:g} in cross-validation",

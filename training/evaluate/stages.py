@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from sslops.training.data import Split
+from sslops.training.data.notes import say
 from sslops.training.evaluate.features import STAGE_FEATURES, extract_stages, fittable
-from sslops.training.evaluate.linear import linear_probe
+from sslops.training.evaluate.linear import ALONE, foldable, linear_probe
 from sslops.training.evaluate.table import align, arms
 from sslops.training.progress import working
 
@@ -37,10 +38,14 @@ def measure_stages(
     Returns:
         "stages", for each {"stage" (from 1), "dim", "linear", "cv", "C"}; "best_stage", the one
         with the best accuracy in cross-validation on the training labels; "best_stage_linear", its
-        accuracy on the test images; "last_stage_linear".
+        accuracy on the test images; "last_stage_linear". Nothing, and a line, where a class has
+        one label, so that there is no cross-validation to choose by.
     """
     assert train.labels is not None
     assert test.labels is not None
+    if not foldable(train.labels):
+        say(f"{ALONE}: stages are not probed, as it would choose the best")
+        return {}
     features = extract_stages(encoder, train.images, device=device)
     test_features = extract_stages(encoder, test.images, device=device)
     y, y_test = train.labels.to(device), test.labels.to(device)
