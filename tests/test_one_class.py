@@ -85,3 +85,39 @@ def test_few_images_of_the_probes(tmp_path, capsys, options):
     argv = ["train", "simclr", "--data", images, "--out", str(run), *SHORT, *options]
     assert main(argv) == 0, capsys.readouterr()
     assert (run / "report.html").is_file()
+
+
+def test_eighteen_of_one_class_and_one_of_another(tmp_path, capsys):
+    """The tenth set apart is of one class, and so are three images drawn for the probes."""
+    images = pictures(tmp_path / "images", "cat", n=18)
+    pictures(tmp_path / "images", "dog", n=1)
+    for options in ([], ["--eval-train", "3"]):
+        run = tmp_path / f"run{len(options)}"
+        argv = ["train", "simclr", "--data", images, "--out", str(run), *SHORT, "--batch", "8"]
+        argv += options
+        assert main(argv) == 0, capsys.readouterr()
+        assert (run / "report.html").is_file()
+        results = json.loads((run / "results.json").read_text())
+        assert not {"linear", "knn", "few", "nmi"} & set(results["simclr"])
+
+
+def test_one_class_to_test_on_is_not_scored(tmp_path, capsys):
+    """Accuracies over one class are right of whatever names it."""
+    images = pictures(tmp_path / "images", "train/cat", "train/dog", "val/cat")
+    both = pictures(tmp_path / "both", "train/cat", "train/dog", "val/cat", "val/dog", n=12)
+    run, other = str(tmp_path / "run"), str(tmp_path / "other")
+    assert main(["train", "simclr", "--data", images, "--out", run, *SHORT]) == 0
+    note = "all 24 to test on are of one class, cat, over which scores tell nothing"
+    assert capsys.readouterr().err.count(note) == 1
+    assert (tmp_path / "run" / "report.html").is_file()
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    for arm in ("simclr", "random-init", "pixels", "supervised"):
+        assert not {"linear", "knn", "few", "nmi", "stages"} & set(results[arm])
+    assert note in results["protocol"]["not_scored"]
+    assert main(["eval", run]) == 0
+    assert main(["train", "simclr", "--data", both, "--out", other, *SHORT]) == 0
+    capsys.readouterr()
+    assert main(["eval", other, "--eval-data", images]) == 2
+    message = "--eval-data needs labels of 2 classes to test on, got one, cat, in images"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "other" / "transfer").exists()

@@ -12,6 +12,7 @@ from sslops.training.augment.colour import LUMA
 from sslops.training.config import TrainConfig
 from sslops.training.console import Console
 from sslops.training.data import Dataset, Split
+from sslops.training.data.dataset import one_class
 from sslops.training.distributed import World
 from sslops.training.evaluation import (
     DataSource,
@@ -58,7 +59,7 @@ def transfer(
 
     Raises:
         FileNotFoundError: no complete run, or no such data.
-        ValueError: sound against images, or data without labels.
+        ValueError: sound against images, or data without labels of two classes.
     """
     name, config = read_config(folder)
     trained = export.load_encoder(folder).to(world.device)
@@ -74,6 +75,11 @@ def transfer(
         )
     if other.train.labels is None or other.test.labels is None:
         raise ValueError(f"eval: --eval-data needs labels, got none in {other.name}")
+    if (single := one_class(other.test, other.classes)) is not None:
+        raise ValueError(
+            "eval: --eval-data needs labels of 2 classes to test on, got one,"
+            f" {single}, in {other.name}"
+        )
     other = match_channels(other, shape.channels)
     arms: dict[str, nn.Module | None] = {
         name: trained,

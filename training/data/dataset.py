@@ -1,6 +1,6 @@
 """What a data set is: two splits of images, recordings or videos, class names, licence, source."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from sslops.training.data.clips import Clips
 from sslops.training.data.notes import say
 from sslops.training.data.waves import Waves
 
-__all__ = ["Dataset", "Split"]
+__all__ = ["Dataset", "Split", "one_class"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,15 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+def one_class(split: Split, classes: Sequence[str]) -> str | None:
+    """Name of the class that all of the images have; None if there are several, or no labels."""
+    labels = split.labels
+    if labels is None or not len(labels) or bool((labels != labels[0]).any()):
+        return None
+    n = int(labels[0])
+    return classes[n] if n < len(classes) else f"label {n}"
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,8 @@ class Dataset:
     def __post_init__(self) -> None:
         drop = object.__setattr__  # the one change of a frozen instance, before anyone has it
         where = self.source or self.name
-        labels = self.train.labels
-        if labels is not None and len(labels) and bool((labels == labels[0]).all()):
-            n = int(labels[0])
-            name = self.classes[n] if n < len(self.classes) else f"label {n}"
+        name = one_class(self.train, self.classes)
+        if name is not None:
             say(
                 f"{where}: all {len(self.train):,} to train on are of one class, {name}, which is"
                 " read as no labels"

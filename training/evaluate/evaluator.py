@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sslops.training.data import Dataset, Split, subset
+from sslops.training.data.dataset import one_class
+from sslops.training.data.notes import say
 from sslops.training.evaluate import cluster, few_labels, knn, linear
 from sslops.training.evaluate.factors import measure_factors, measure_frames
 from sslops.training.evaluate.features import extract, fittable, pixels, spread
@@ -42,7 +45,8 @@ def evaluate(
 
     Args:
         encoders: arm -> encoder; None stands for raw pixels, which sound has not.
-        data: labels of the training part choose and fit, those of the test part only score.
+        data: labels of the training part choose and fit, those of the test part only score. Where
+            all used of either part are of one class, there are no scores, and a line says so.
         seed: of subsets, folds, draws and k-means.
         labels_per_class: of the few-label curve; numbers a class has not are left out.
         draws: of each point of that curve.
@@ -63,6 +67,7 @@ def evaluate(
     if "protocol" in encoders:
         raise ValueError("evaluate: an arm must not be called 'protocol'")
     train, test = _at_most(data.train, max_train, seed), _at_most(data.test, max_test, seed)
+    train, test, unscored = _scorable(train, test, data)
     classes = _count_classes(data, train, test)
     wanted = list(labels_per_class)
     usable = [] if train.labels is None else few_labels.feasible(train.labels, wanted, classes)
@@ -121,6 +126,7 @@ def evaluate(
         **_probes(train.labels, usable, wanted, draws),
         **(_clusters() if classes else {"neighbours_kept": KEPT}),
         **({"pixels": PIXELS} if None in encoders.values() else {}),
+        **({"not_scored": unscored} if unscored else {}),
         **({"stages": stage_protocol()} if any("stages" in r for r in results.values()) else {}),
     }
     return results
@@ -219,6 +225,18 @@ def _clusters() -> dict[str, Any]:
 
 def _at_most(split: Split, n: int | None, seed: int) -> Split:
     return split if n is None or n >= len(split) else subset(split, n, seed)
+
+
+def _scorable(train: Split, test: Split, data: Dataset) -> tuple[Split, Split, str]:
+    """The parts, without labels if those of one tell nothing, and why."""
+    for part, use in ((train, "to fit probes to"), (test, "to test on")):
+        name = one_class(part, data.classes)
+        if name is not None:
+            every = f"all {len(part):,} {use} are" if len(part) > 1 else f"the only one {use} is"
+            why = f"{every} of one class, {name}, over which scores tell nothing"
+            say(f"{data.source or data.name}: {why}")
+            return replace(train, labels=None), replace(test, labels=None), why
+    return train, test, ""
 
 
 def _count_classes(data: Dataset, train: Split, test: Split) -> int:
