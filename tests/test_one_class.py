@@ -121,3 +121,22 @@ def test_one_class_to_test_on_is_not_scored(tmp_path, capsys):
     message = "--eval-data needs labels of 2 classes to test on, got one, cat, in images"
     assert message in capsys.readouterr().err
     assert not (tmp_path / "other" / "transfer").exists()
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "advice"),
+    [
+        (12, ["--train-images", "2"], "--validation 0 or more --train-images"),
+        (2, [], "--validation 0"),
+        (12, ["--validation", "0.99"], "another --validation"),
+    ],
+)
+def test_too_few_images_for_a_validation_part(tmp_path, capsys, n, options, advice):
+    """The message names options, not a function of ours."""
+    images = pictures(tmp_path / "images", "train/cat", "train/dog", "val/cat", "val/dog", n=n // 2)
+    argv = ["train", "simclr", "--data", images, "--out", str(tmp_path / "run"), *SHORT, *options]
+    assert main([*argv, "--batch", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "train: --validation must leave some to train on and some to measure on, got" in said
+    assert said.rstrip().endswith(f"; use {advice}")
+    assert not (tmp_path / "run").exists()

@@ -19,6 +19,7 @@ from sslops.training.methods import DataShape, Method, find_method
 from sslops.training.methods.video_colorization import VideoColorizationConfig
 from sslops.training.older import today_results
 from sslops.training.tracking import evaluate_tracking, video_sets
+from sslops.training.words import SAMPLES, count
 
 __all__ = [
     "DataSource",
@@ -67,6 +68,9 @@ def load_data(
     Args:
         config: names the data set.
         source: gives it where it may have been loaded before.
+
+    Raises:
+        ValueError: `config.validation` of the images leaves one side empty.
     """
     source = source or DataSource()
     data = source(config.data, root=config.data_root, size=config.image_size, kind=config.kind)
@@ -74,6 +78,16 @@ def load_data(
     if config.train_images is not None and config.train_images < len(train.images):
         train = subset(train, config.train_images, config.seed)
     if config.validation > 0 and config.knn_every > 0 and train.labels is not None:
+        N = len(train)
+        if not 0 < round(N * config.validation) < N:
+            advice = "another --validation"
+            if N * config.validation < 1:
+                drawn = config.train_images is not None
+                advice = f"--validation 0{' or more --train-images' if drawn else ''}"
+            raise ValueError(
+                "train: --validation must leave some to train on and some to measure on, got"
+                f" {config.validation:g} of {count(N, SAMPLES[config.kind])}; use {advice}"
+            )
         train, validation = split_validation(train, config.validation, config.seed)
     return data, train, validation
 
