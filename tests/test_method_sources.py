@@ -55,8 +55,8 @@ COLOUR = "needs colour images of 3 channels, got 1"
 REFUSED = {
     ("colorization", "grey, by class"): COLOUR,
     ("split-brain", "grey, by class"): COLOUR,
-    ("supervised", "colour, loose"): "needs labels of 2 classes, got 0",
-    ("supervised", "colour, one class"): "needs labels of 2 classes, got 0",
+    ("supervised", "colour, loose"): "needs labels of 2 classes, got none",
+    ("supervised", "colour, one class"): "needs labels of 2 classes, got none",
     # A folder of folders of pictures is read as videos by the methods of videos.
     ("video-colorization", "grey, by class"): "batch must be at most the 1 training images",
     ("video-colorization", "colour, loose"): "needs two videos",

@@ -53,7 +53,7 @@ def test_a_supervised_run_is_refused_before_it_has_a_folder(tmp_path, capsys):
     images = pictures(tmp_path / "images", "all")
     argv = ["train", "supervised", "--data", images, "--out", str(tmp_path / "run"), *SHORT]
     assert main(argv) == 2
-    assert "supervised: needs labels of 2 classes, got" in capsys.readouterr().err
+    assert "supervised: needs labels of 2 classes, got none" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

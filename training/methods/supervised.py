@@ -32,7 +32,9 @@ class Supervised(Method):
     ) -> None:
         super().__init__()
         if shape.classes < 2:
-            raise ValueError(f"supervised: needs labels of 2 classes, got {shape.classes}")
+            raise ValueError(
+                f"supervised: needs labels of 2 classes, got {shape.classes or 'none'}"
+            )
         self.recipe = find_views("supervised", config.views)
         if encoder is None:
             options = config.encoder_options()

@@ -24,7 +24,9 @@ class SupervisedAudio(Method):
     def __init__(self, config: CPCAudioConfig, shape: DataShape) -> None:
         super().__init__()
         if shape.classes < 2:
-            raise ValueError(f"supervised: needs labels of 2 classes, got {shape.classes}")
+            raise ValueError(
+                f"supervised: needs labels of 2 classes, got {shape.classes or 'none'}"
+            )
         self.encoder: AudioEncoder = AudioEncoder(shape.rate, **config.encoder_options())
         self.samples = round(config.window * shape.rate)
         self.classifier = nn.Linear(self.encoder.dim, shape.classes)
