@@ -28,6 +28,7 @@ class NTXentLoss(WithTemperature):
         group: whose rows are compared with as well; None for this process alone.
 
     Example:
+        >>> import torch
         >>> loss = NTXentLoss(temperature=0.5)
         >>> z1, z2 = torch.randn(8, 16), torch.randn(8, 16)
         >>> bool(loss(z1, z2) == loss(torch.stack([z1, z2])))
