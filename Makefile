@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # Idle OpenMP threads sleep instead of spinning: a busy neighbour then costs no factor of ten.
 export GOMP_SPINCOUNT ?= 0
 
-SANITIZED := $(addprefix tests/test_,$(addsuffix .py,nt_xent nt_xent_ids nt_xent_inputs nt_xent_weights \
+SANITIZED := $(addprefix tests/ops/test_,$(addsuffix .py,nt_xent nt_xent_ids nt_xent_inputs nt_xent_weights \
     info_nce info_nce_inputs info_nce_joint info_nce_masks clip_loss sup_con sup_con_inputs cpc_loss \
     sigmoid_loss sigmoid_loss_inputs ema ema_modules ema_rounding queue queue_module offsets pitfalls))
 
@@ -21,7 +21,7 @@ peers: .venv-peers/.installed ## compare sslops.compat with the packages it stan
 	rm -rf build/peers
 	SSLOPS_BUILD=cpu .venv-peers/bin/python setup.py -q build --build-base build/peers-tmp --build-lib build/peers
 	OMP_NUM_THREADS=1 PYTHONPATH=build/peers:. .venv-peers/bin/python -P -m pytest --import-mode=importlib \
-	    -m peer -rs $(wildcard tests/test_compat_peer*.py)
+	    -m peer -rs $(wildcard tests/compat/test_compat_peer*.py)
 fuzz: setup ## the property tests of every op with 2,000 new examples each
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -k fuzz
 lint: setup ## ruff and clang-format, nothing is changed
@@ -41,7 +41,7 @@ figures: setup ## draw bench/results into docs/figures
 gpu: setup ## build, test and measure on the GPU of this machine, in nine minutes
 	$(BIN)/python bench/gpu_check.py --out runs/gpu
 docs: setup ## run the examples of README and docstrings, check that every link leads somewhere
-	$(BIN)/python -m pytest tests/test_docs.py
+	$(BIN)/python -m pytest tests/packaging/test_docs.py
 doctor: setup ## versions, back ends, and what each op runs here
 	$(BIN)/sslops doctor
 wheel: setup ## build dist/*.whl with the compiled kernels
@@ -54,10 +54,10 @@ $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
-.venv-peers/.installed: tests/peers.txt
+.venv-peers/.installed: tests/compat/peers.txt
 	@echo "sslops: installing the packages that are compared with: several minutes and GB"
 	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/peers.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/compat/peers.txt
 	@touch $@
 # pip is not quiet here: its lines are the only sign of life until the compiler is done.
 $(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(shell find csrc -type f)

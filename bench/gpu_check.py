@@ -377,7 +377,7 @@ def cache(check: Check, limit: float) -> dict[str, Any]:
 
 def files(kind: str) -> list[str]:
     """Of the test suite: those that launch Triton's "kernels", those of "cuda", or the "tests"."""
-    paths = sorted((ROOT / "tests").glob("test_*.py"))
+    paths = sorted((ROOT / "tests").rglob("test_*.py"), key=lambda path: path.name)
     chosen = []
     for path in paths:
         of = "cuda" if OF_CUDA.search(path.name) else "tests"
@@ -402,7 +402,7 @@ def tests(kind: str) -> Callable[[Check, float], dict[str, Any]]:
             reason = row.get("reason", "every result was right")
             note = f"{' and '.join(absent)} cannot be imported; small sizes instead: {reason}"
             return row | {"reason": note}
-        chosen = ["tests/test_chart.py"] if check.dry else files(kind)
+        chosen = ["tests/training/test_chart.py"] if check.dry else files(kind)
         arguments = ["-m", "pytest", *chosen, "-o", "addopts=", "-v", "-rsfE", "--tb=short"]
         arguments += ["--strict-markers", "-p", "no:cacheprovider", "-k", "not emulated"]
         if not missing(check, "xdist") and not check.dry:

@@ -1,8 +1,7 @@
 """Bytes, FLOP and memory of a rank, by formula; `python -m bench.scale` prints the table.
 
-The table is that of docs/scale.md;
-tests/test_group_ranks.py and bench/bench_distributed.py hold the formulae against what 1, 2 and 4
-processes send and need.
+The table is that of docs/scale.md; tests/distributed/test_group_ranks.py and
+bench/bench_distributed.py hold the formulae against what 1, 2 and 4 processes send and need.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
 // What the kernels ask of the machine: barriers, shuffles, matrix instructions, asynchronous
-// copies. Every kernel uses these alone, so that tests/cuda_emulation.h can stand in for a GPU.
+// copies. Every kernel uses these alone, so that tests/kernels/cuda_emulation.h can stand in for a
+// GPU.
 //
 // Fragments of mma.m16n8k16 and m16n8k8 are those of the PTX ISA: lane = 4 g + t holds of C
 // (row g, columns 2 t, 2 t + 1) and (row g + 8, the same columns).

@@ -1,0 +1,373 @@
+"""InfoNCE's gradient that comes with the loss: strips, wrong guesses, what it falls back to.
+
+Its accuracy is checked wherever info_nce's is (info_nce_checks.check).
+"""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sslops
+from sslops.ops import _info_nce_joint, _info_nce_rows
+from sslops.ops._info_nce_joint import multiple_of
+from sslops.ops._info_nce_rows import rows_of_info_nce
+from tests.conftest import LEVELS, running
+from tests.numerics import assert_as_accurate_as
+
+from .info_nce_checks import ALL, check, make_case, ours
+
+OPS = torch.ops.sslops
+compiled = pytest.mark.skipif(not sslops.HAS_EXTENSION, reason="sslops._C is not compiled")
+_PLAIN = OPS.info_nce_joint_reference
+
+
+def recorded(monkeypatch):
+    """Names of the ops that are asked for, as they are."""
+    names = []
+    for module in (_info_nce_joint, _info_nce_rows):
+        original = module.op
+        monkeypatch.setattr(
+            module, "op", lambda name, x, f=original: names.append(name) or f(name, x)
+        )
+    return names
+
+
+@compiled
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_known_mean_takes_one_pass(monkeypatch, reduction, weighted):
+    names = recorded(monkeypatch)
+    q, k = (torch.randn(9, 5, requires_grad=True) for _ in range(2))
+    w = torch.rand(9, requires_grad=True) if weighted else None
+    (3e4 * sslops.info_nce(q, k, weights=w, reduction=reduction)).backward()
+    assert names == ["info_nce_joint"]
+    names.clear()
+    rows = sslops.info_nce(q, k, reduction="none")
+    (rows if w is None else rows * w).sum().backward()
+    assert names == ["info_nce_kept"]
+    names.clear()
+    with torch.no_grad():
+        sslops.info_nce(q, k)
+    assert names == ["info_nce_fwd"]
+
+
+@compiled
+def test_both_directions_take_one_pass_where_all_pairs_are_no_more_than_the_rows(monkeypatch):
+    names = recorded(monkeypatch)
+    x, y = (torch.randn(9, 5, requires_grad=True) for _ in range(2))
+    scale, w = torch.tensor(3.0, requires_grad=True), torch.rand(9, requires_grad=True)
+    for weights in (None, w):
+        for reduction in ("mean", "sum"):
+            loss = sslops.clip_loss(
+                x, y, scale, weights=weights, reduction=reduction, label_smoothing=0.1
+            )
+            loss.backward()
+    sslops.info_nce(x, y, symmetric=True).backward()
+    assert names == 5 * ["info_nce_joint"]
+    names.clear()
+    more = [torch.randn(21, 5, requires_grad=True) for _ in range(2)]
+    sslops.clip_loss(*more, scale).backward()  # 21 > 4 x 5
+    sslops.info_nce(*more, reduction="none").sum().backward()
+    assert names == 2 * ["info_nce_fwd"]
+    names.clear()
+    sslops.clip_loss(x, y, scale, reduction="none").sum().backward()
+    sslops.clip_loss(x, y.detach(), scale).backward()
+    sslops.clip_loss(x.detach(), y.detach(), scale).backward()
+    assert names == 3 * ["info_nce_kept"]
+
+
+@compiled
+@pytest.mark.parametrize("negatives", ["all", "sequence", "other", 7])
+def test_cpc_takes_one_pass(monkeypatch, negatives):
+    names = recorded(monkeypatch)
+    predictions, targets = torch.randn(3, 4, 9, 5), torch.randn(4, 9, 5)
+    leaves = predictions.requires_grad_(), targets.requires_grad_()
+    (0.3 * sslops.cpc_loss(*leaves, negatives=negatives)).backward()
+    assert names == ["info_nce_joint"]
+
+
+@compiled
+def test_nt_xent_without_duplicates_takes_one_pass(monkeypatch):
+    names = recorded(monkeypatch)
+    z, ids = torch.randn(12, 5, requires_grad=True), torch.arange(6) % 5
+    sslops.nt_xent(z, ids=ids, weights=torch.rand(12)).backward()
+    assert names == ["info_nce_joint"]
+    names.clear()
+    sslops.nt_xent(z, ids=ids[:4], num_views=3).backward()  # several positives: no plain sum
+    assert names == ["info_nce_kept"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_wrong_guess_costs_time_alone(backend, dtype):
+    case = make_case(60, 70, 16, dtype, targets=True)
+    grad = torch.rand(60) + 0.1
+    for shares in (torch.ones(60), torch.zeros(60), grad.roll(1), grad * (1 + 1e-5 * (grad > 0.5))):
+        _, _, other = ours(case, ALL, grad, shares=shares)
+        _, _, exact = ours(case, ALL, grad)
+        assert all(torch.equal(other[name], exact[name]) for name in ALL)
+
+
+def test_multiples():
+    w = torch.tensor([0.0, 1.0, -2.0, 1e-30])
+    assert multiple_of(-3 * w, w) == -3
+    assert multiple_of(0 * w, w) == 0
+    assert multiple_of(torch.full((4,), 65536.0), None) == 65536
+    assert multiple_of(w, None) is None
+    assert multiple_of(3 * w + torch.tensor([1e-30, 0, 0, 0]), w) is None
+    assert multiple_of(3 * w + torch.tensor([0, 0, 0, 1e-34]), w) is None  # each by itself
+    for bad in (float("nan"), float("inf")):
+        assert multiple_of(bad * torch.ones(4), None) is None
+        assert multiple_of(torch.ones(4), torch.full((4,), bad)) is None
+    assert multiple_of(torch.ones(4), torch.zeros(4)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_strips(backend, dtype, threads, symmetric):
+    """Several strips and column tiles, and threads that wait for each other's columns."""
+    if symmetric:  # all of 700 rows are kept
+        case = make_case(700, 700, 180, dtype, symmetric=True)
+    else:
+        case = make_case(700, 800, 24, dtype, targets=True)
+    grad, before = torch.rand(700) + 0.1, torch.get_num_threads()
+    _, _, exact = ours(case, ALL, grad)
+    try:
+        torch.set_num_threads(threads)
+        loss, stats, grads = ours(case, ALL, grad, shares=grad)
+        again = ours(case, ALL, grad, shares=grad)
+        check(case, grad)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(loss, again[0])
+    assert all(map(torch.equal, stats, again[1]))
+    assert all(torch.equal(grads[name], again[2][name]) for name in ALL)
+    torch.testing.assert_close(grads, exact, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", [30, 64, 100, 300])
+def test_sequences_shorter_than_a_tile(backend, dtype, length):
+    """Tiles fall into rectangles, of which some are left out whole; some targets lie in these."""
+    case = make_case(500, 600, 24, dtype, targets=True, within=True)
+    case.query_ids, case.key_ids = torch.arange(500) // length, torch.arange(600) // length
+    check(case)
+    case.query_ids = case.query_ids.flip(0)
+    check(case)
+
+
+@pytest.mark.parametrize("directions", [(1, 0), (0, 1), (1, 1), (1, 2)])
+def test_one_direction_of_two(backend, directions):
+    """Rows and columns that do not count alike are no multiple of what was guessed."""
+    q, k, w = torch.randn(30, 8), torch.randn(30, 8), torch.rand(30) + 0.1
+
+    def gradients(op, *weights):
+        leaves = [each.clone().requires_grad_() for each in (q, k)]
+        loss, _, key_loss, *_ = op(
+            *leaves, *[None] * 4, *weights, None, 3.0, False, True, True, False
+        )
+        total = ((directions[0] * loss + directions[1] * key_loss) * w).sum()
+        return torch.autograd.grad(total, leaves)
+
+    found = gradients(_info_nce_rows.op("info_nce_joint", q), w)
+    torch.testing.assert_close(found, gradients(OPS.info_nce_fwd_reference), rtol=1e-4, atol=1e-5)
+
+
+def test_more_pairs_than_there_is_room_for(backend):
+    """1,100 x 1,100 exponentials, when 2 x 2 x 1,100 rows of 3 are fewer: two passes."""
+    q, k = torch.randn(1100, 3), torch.randn(1100, 3)
+    args = (q, k, *[None] * 5, None, 3.0, False, True, True, True)
+    found, expected = _info_nce_rows.op("info_nce_joint", q)(*args), _PLAIN(*args)
+    for each, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(each, exact, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_too_narrow_for_strips(backend, dtype):
+    """A strip of 128 rows would be larger than twice the inputs: two passes."""
+    check(make_case(130, 5000, 3, dtype, targets=True))
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0, 3.0, 60.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_trained_negatives_apart_from_the_keys(backend, dtype, size):
+    """As cpc_loss draws them; with keys so large that their logits need a maximum."""
+    M, N, D, K, factor = 40, 50, 12, 60, 0.7
+    targets, ids = torch.randint(N, (M,)), (torch.arange(M) % 5 - 1, torch.arange(K) % 5 - 1)
+    inputs = [torch.randn(n, D).mul(size if n == N else 1).to(dtype) for n in (M, N, K)]
+    w = torch.rand(M) + 0.1
+
+    def losses(kind, plain):
+        q, k, n = leaves = [x.to(kind, copy=True).requires_grad_() for x in inputs]
+        if not plain:
+            loss, _ = rows_of_info_nce(
+                q,
+                k,
+                n,
+                targets,
+                *ids,
+                None,
+                factor,
+                normalize=False,
+                stats=False,
+                reduced=True,
+                shares=w,
+            )
+        else:
+            logits = factor * torch.cat([(q * k[targets]).sum(1, keepdim=True), q @ n.T], dim=1)
+            same = (ids[0][:, None] == ids[1]) & (ids[0][:, None] >= 0)
+            logits = logits.masked_fill(F.pad(same, (1, 0)), -math.inf)
+            loss = F.cross_entropy(logits, torch.zeros(M, dtype=torch.int64), reduction="none")
+        (loss * w).sum().backward()
+        return loss.detach(), *(x.grad for x in leaves)
+
+    truth, naive = losses(torch.float64, True), losses(dtype, True)
+    q, k, n = (x.double().norm(dim=1).max() for x in inputs)
+    logit = factor * q * max(k, n) + math.log(K)
+    mass = w.sum()
+    bounds = (logit, logit * factor * max(k, n) * w.max(), *[logit * factor * q * mass] * 2)
+    for name, *each, bound in zip(
+        ("loss", "dq", "dk", "dn"), losses(dtype, False), naive, truth, bounds, strict=True
+    ):
+        assert_as_accurate_as(*each, name=name, scale=float(bound))
+
+
+def test_large_negatives_beside_unit_rows(backend):
+    """Negatives are taken as they lie, and their size decides whether a maximum is needed."""
+    q, k, n = torch.randn(40, 12), torch.randn(40, 12), 60 * torch.randn(50, 12)
+    for reduced in (True, False):
+        leaves = [each.clone().requires_grad_() for each in (q, k, n)]
+        loss, _ = rows_of_info_nce(
+            *leaves, *[None] * 4, 2.0, normalize=True, stats=False, reduced=reduced
+        )
+        exact = [each.double().requires_grad_() for each in (q, k, n)]
+        x, y = (F.normalize(each, dim=1) for each in exact[:2])
+        logits = 2 * torch.cat([(x * y).sum(1, keepdim=True), x @ exact[2].T], dim=1)
+        expected = logits.logsumexp(1) - logits[:, 0]
+        torch.testing.assert_close(loss, expected.float(), rtol=1e-5, atol=1e-5)
+        found = torch.autograd.grad(loss.sum(), leaves)
+        wanted = torch.autograd.grad(expected.sum(), exact)
+        for each, truth in zip(found, wanted, strict=True):
+            size = float(truth.abs().max())  # logits of some hundreds
+            torch.testing.assert_close(each, truth.float(), rtol=0, atol=1e-4 * size)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.005])
+def test_half_precision_gradients_below_their_range(backend, temperature):
+    """A gradient scaler's 65,536 must reach them before they are rounded to float16."""
+    case = make_case(64, 64, 16, torch.float16, temperature=temperature)
+    grad = torch.full((64,), 1.0)
+    tiny = [ours(case, ("keys",), s * grad, shares=1e-9 * grad)[2]["keys"] for s in (1e-9, 1.0)]
+    assert (tiny[0] == 0).float().mean() > 0.5  # as any float16 gradient of that size
+    exact = ours(case, ("keys",), grad)[2]["keys"]
+    torch.testing.assert_close(tiny[1], exact, rtol=2e-3, atol=1e-6)
+
+
+def test_positives_far_above_what_float32_holds(backend):
+    """exp(100) of a key against exp(60) of a trained negative: the quotient is still a number."""
+    q, k, n = torch.ones(3, 1), torch.full((3, 1), 100.0), torch.full((2, 1), 60.0)
+    n.requires_grad_()
+    loss, _ = rows_of_info_nce(
+        q, k, n, None, None, None, None, 1.0, normalize=False, stats=False, reduced=True
+    )
+    (dn,) = torch.autograd.grad(loss.sum(), n)
+    torch.testing.assert_close(dn, torch.full((2, 1), 3 * math.exp(-40)), rtol=1e-4, atol=0)
+
+
+def test_sums_of_many_large_terms(backend):
+    """Each is a float32 number, their sum is not."""
+    q, k = torch.full((130, 192), 0.1), torch.full((40_000, 192), 0.1)
+    q, k = q.requires_grad_(), k.requires_grad_()
+    temperature = 1.92 / 79
+    loss = sslops.info_nce(q, k, temperature=temperature, normalize=False)
+    assert loss.item() == pytest.approx(math.log(40_000), rel=1e-5)
+    _, dk = torch.autograd.grad(loss, (q, k))
+    torch.testing.assert_close(dk[30_000], dk.new_full((192,), 0.1 / temperature / 40_000))
+
+
+@pytest.mark.parametrize("negatives", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("permuted", [False, True])
+def test_opcheck(negatives, dtype, permuted):
+    def rows(n):
+        x = torch.randn(4, n, dtype=dtype).t() if permuted else torch.randn(n, 4, dtype=dtype)
+        return x.detach().requires_grad_()
+
+    queries, keys, scale = rows(6), rows(6), torch.tensor(3.0, requires_grad=True)
+    others, targets = rows(9) if negatives else None, torch.tensor([5, 5, 0, 1, 2, 2])
+    ids = (torch.arange(6) % 3 - 1, torch.arange(9 if negatives else 6) % 3)
+    tensors, w = (queries, keys, others, targets, *ids), torch.rand(6)
+    columns = not negatives
+    if columns:
+        tensors = (queries, keys, None, None, *ids)
+    for stats, weights in ((False, None), (True, w)):
+        args = (*tensors, weights, scale, 2.0, False, columns, True, stats)
+        torch.library.opcheck(OPS.info_nce_joint, args)
+    plain = [each if each is None else each.detach() for each in tensors]
+    args = (None, 6.0, False)
+    *rows, _, _, dq, dk, dn, ds = OPS.info_nce_joint(*plain, w, *args, columns, True, False)
+    for grad in (2 * w, torch.rand(6)):  # as guessed, and not
+        for needs in ([True, True, True], [True, False, False]):
+            grads = (grad, grad if columns else None)
+            saved = (*grads, *plain, w, *rows, dq, dk, dn, ds, *args, True, needs)
+            torch.library.opcheck(OPS.info_nce_joint_bwd, saved)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])  # known before, and kept
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
+def test_fullgraph_compile(backend_name, symmetric, reduction):
+    def loss(q, k):
+        rows = sslops.info_nce(q, k, symmetric=symmetric, reduction=reduction)
+        return (rows * torch.linspace(0, 1, len(q))).sum() if reduction == "none" else rows
+
+    torch._dynamo.reset()  # all of these tests share the code of `loss`
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=True)
+    with running(backend_name):
+        for rows in (10, 25, 50):  # of 8 features: up to 32 are kept
+            q, k = (torch.randn(rows, 8, requires_grad=True) for _ in range(2))
+            expected = torch.autograd.grad(loss(q, k), (q, k))
+            torch.testing.assert_close(torch.autograd.grad(compiled(q, k), (q, k)), expected)
+
+
+def test_gradients_of_a_non_positive_temperature_are_nan(backend):
+    q, k = (torch.randn(5, 3, requires_grad=True) for _ in range(2))
+    loss = sslops.info_nce(q, k, temperature=torch.tensor(-1.0))
+    assert loss.isnan()
+    assert all(each.isnan().all() for each in torch.autograd.grad(loss, (q, k)))
+
+
+def test_inputs_that_are_not_finite(backend):
+    for bad in (float("nan"), float("inf")):
+        q, k = torch.randn(40, 8), torch.randn(40, 8)
+        q[3, 2] = bad
+        q, k = q.requires_grad_(), k.requires_grad_()
+        loss, stats = sslops.info_nce(q, k, return_stats=True)
+        assert loss.isnan()
+        assert not stats.hit[3]
+        _, dk = torch.autograd.grad(loss, (q, k))
+        assert dk.isnan().any()
+
+
+@pytest.mark.parametrize("backend_name", LEVELS)
+def test_refuses_weights_of_another_length(backend_name):
+    q = torch.randn(6, 4)
+    with (
+        running(backend_name),
+        pytest.raises(ValueError, match=r"weights must be \[M\] with M = 6, got \[5\]"),
+    ):
+        OPS.info_nce_joint(
+            q, q, None, None, None, None, torch.ones(5), None, 1.0, False, False, True, False
+        )
+
+
+@pytest.mark.parametrize("backend_name", LEVELS)
+def test_refuses_columns_of_other_keys_than_the_queries_own(backend_name):
+    q, k = torch.randn(6, 4), torch.randn(7, 4)
+    with (
+        running(backend_name),
+        pytest.raises(ValueError, match="as many keys as queries, got 7 and 6"),
+    ):
+        OPS.info_nce_joint(q, k, *[None] * 6, 1.0, False, True, True, False)
