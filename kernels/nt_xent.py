@@ -9,11 +9,18 @@
 Source: Chen et al. 2020, arXiv:2002.05709, eq. 1; streaming logsumexp after Milakov & Gimelshein
 2018, arXiv:1805.02867, alg. 3. Derivation: docs/math/nt_xent.md.
 
-Reading order: _tile.py (helpers, normalisation), _nt_xent_fwd.py, _nt_xent_bwd.py, _config.py
-(choice of case, tile sizes), then here the launchers. s is symmetric: the forward visits only
-tiles on and above the diagonal. Logits are held in base 2. Where unit rows and scale * log2(e) <=
-limit bound them, all sums share one fixed offset; elsewhere (ONLINE) every row and column keeps
-its own maximum. With a tensor scale both are launched, and the device leaves one of them at once.
+Reading order: _tile.py (helpers, normalisation), here the kernels, _config.py (choice of case,
+tile sizes), then here the launchers.
+
+s is symmetric: the forward pass visits only tiles on and above the diagonal. The rows are cut into
+G <= STRIPS strips; a program owns one pair of strips A <= B and writes one number for each of
+their rows: slot B of A's rows, slot A of B's. No atomics, a fixed order. g is symmetric, too: a
+program of the backward pass that owns some rows and walks over all of them ends with their whole
+gradient. Its weights are divided by max |w| (see _finish.py).
+
+Logits are held in base 2. Where unit rows and scale * log2(e) <= limit bound them, all sums share
+one fixed offset; elsewhere (ONLINE) every row and column has its own running maximum. With a
+tensor scale both cases are launched, and the programs of one of them return at once.
 
 Extra memory: rows of z padded once, one float32 copy of z's shape in the backward pass, and
 4 * 64 bytes a row in the forward (three times that with statistics).
@@ -21,17 +28,312 @@ Extra memory: rows of z padded once, one float32 copy of z's shape in the backwa
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from sslops.kernels._architectures import family
 from sslops.kernels._config import MAX_ROWS, cases, options
 from sslops.kernels._finish import factors, peak_of
-from sslops.kernels._nt_xent_bwd import nt_xent_bwd_kernel, nt_xent_dz_kernel
-from sslops.kernels._nt_xent_fwd import nt_xent_fwd_kernel, nt_xent_loss_kernel
-from sslops.kernels._tile import matmul_precision, strips, unit_rows
+from sslops.kernels._tile import (
+    EPS,
+    HEADROOM,
+    LN2,
+    LOG2E,
+    SPLIT,
+    add_to_lse,
+    drop_self_and_padding,
+    effective_scale,
+    finite,
+    join_best,
+    join_slots,
+    load_rows,
+    load_tile,
+    matmul_precision,
+    other_case,
+    round_tf32,
+    similarities,
+    strips,
+    unit_rows,
+)
 
 LOSS_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
 DZ_OPTIONS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
+
+
+@triton.jit(do_not_specialize=["M", "samples"])
+def nt_xent_fwd_kernel(
+    x_ptr,  # [M_pad, D_pad] unit rows
+    scale_ptr,  # 0-d, or None for 1
+    sums_ptr,  # [G, M_pad] float32, written: sums above the offset; ONLINE: their base-2 lse
+    best_ptr,  # [2, G, M_pad] float32, written: largest positive and negative logit; or None
+    M,
+    M_pad,
+    D_pad,
+    samples,  # M / V: rows i and j are views of one sample where i % samples == j % samples
+    strip,  # rows of a strip, a multiple of PAD
+    scale_factor,
+    limit,
+    ONLINE: tl.constexpr,
+    WHOLE: tl.constexpr,  # D_pad == BLOCK_K: a row block is loaded once
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program owns the tiles of one pair of strips, A <= B."""
+    scale2 = effective_scale(scale_ptr, scale_factor) * LOG2E
+    if other_case(scale2, limit, ONLINE):
+        return
+    STATS: tl.constexpr = best_ptr is not None
+
+    # pid = B (B + 1) / 2 + A; exact in float32 as G <= 64, but for the root's last bit
+    pid = tl.program_id(0)
+    B = ((tl.sqrt(8.0 * pid + 1.0) - 1.0) * 0.5).to(tl.int32)
+    B += ((B + 1) * (B + 2) // 2 <= pid).to(tl.int32)
+    B -= (B * (B + 1) // 2 > pid).to(tl.int32)
+    A = pid - B * (B + 1) // 2
+    m0, n0 = A * strip, B * strip
+    # int64: slots * rows passes 2**31 with the statistics' planes
+    row_slot, col_slot = tl.cast(B, tl.int64) * M_pad, tl.cast(A, tl.int64) * M_pad
+    neg_plane = tl.cast(tl.cdiv(M, strip), tl.int64) * M_pad
+
+    for first_m in range(m0, tl.minimum(m0 + strip, M), BLOCK_M):
+        offs_m = first_m + tl.arange(0, BLOCK_M)
+        if WHOLE:
+            a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+        row_sum = tl.zeros([BLOCK_M], tl.float32)
+        row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        row_pos, row_neg = row_max, row_max
+        for first_n in range(n0, tl.minimum(n0 + strip, M), BLOCK_N):
+            offs_n = first_n + tl.arange(0, BLOCK_N)
+            if WHOLE:
+                b = load_tile(x_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
+                s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+            else:
+                s = similarities(
+                    x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+                )
+            s *= scale2
+            if (A == B) | (first_n + BLOCK_N > M):
+                s = drop_self_and_padding(s, offs_m, offs_n, M)
+
+            # A column's number is summed over the row blocks in memory that is this program's.
+            col_ptr = sums_ptr + col_slot + offs_n
+            again = tl.full([BLOCK_N], 1, tl.int1) & (first_m > m0)
+            mine = tl.full([BLOCK_N], 1, tl.int1) & (A < B)  # row sums do all of A == B
+            if ONLINE:
+                row_max, row_sum = add_to_lse(row_max, row_sum, s)
+                base = finite(tl.max(s, axis=0))
+                col = base + tl.log2(tl.sum(tl.exp2(s - base[None, :]), axis=0))
+                before = tl.load(col_ptr, mask=again & mine, other=float("-inf"))
+                base = finite(tl.maximum(col, before))
+                col = base + tl.log2(tl.exp2(col - base) + tl.exp2(before - base))
+            else:
+                e = tl.exp2(s - (scale2 - HEADROOM))
+                row_sum += tl.sum(e, axis=1)
+                col = tl.sum(e, axis=0) + tl.load(col_ptr, mask=again & mine, other=0.0)
+            tl.store(col_ptr, col, mask=mine)
+
+            if STATS:
+                same = (offs_m % samples)[:, None] == (offs_n % samples)[None, :]
+                pos = tl.where(same, s, float("-inf"))
+                neg = tl.where(same, float("-inf"), s)
+                row_pos = tl.maximum(row_pos, tl.max(pos, axis=1))
+                row_neg = tl.maximum(row_neg, tl.max(neg, axis=1))
+                col_ptr = best_ptr + col_slot + offs_n
+                before = tl.load(col_ptr, mask=again & mine, other=float("-inf"))
+                tl.store(col_ptr, tl.maximum(before, tl.max(pos, axis=0)), mask=mine)
+                col_ptr += neg_plane
+                before = tl.load(col_ptr, mask=again & mine, other=float("-inf"))
+                tl.store(col_ptr, tl.maximum(before, tl.max(neg, axis=0)), mask=mine)
+        if ONLINE:
+            row_sum = finite(row_max) + tl.log2(row_sum)
+        tl.store(sums_ptr + row_slot + offs_m, row_sum)
+        if STATS:
+            tl.store(best_ptr + row_slot + offs_m, row_pos)
+            tl.store(best_ptr + neg_plane + row_slot + offs_m, row_neg)
+        # the next row block's threads read the column numbers that other threads wrote
+        tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["M", "samples", "num_views", "G"])
+def nt_xent_loss_kernel(
+    x_ptr,  # [M_pad, D_pad]
+    scale_ptr,  # 0-d or None
+    sums_ptr,  # [G, M_pad]
+    best_ptr,  # [2, G, M_pad] or None
+    loss_ptr,  # [M] float32, written
+    lse_ptr,  # [M] float32, written
+    hit_ptr,  # [M] bool, written; or None
+    M,
+    M_pad,
+    D_pad,
+    samples,
+    num_views,
+    G,
+    scale_factor,
+    limit,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """One program finishes ROWS rows: joins their slots, and takes their positives' logits."""
+    scale = effective_scale(scale_ptr, scale_factor)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    lse = join_slots(sums_ptr, rows, M, M_pad, G, scale * LOG2E, limit) * LN2
+
+    positive = tl.zeros([ROWS], tl.float32)
+    for k in range(1, num_views):
+        partners = rows + k * samples
+        partners -= tl.where(partners >= M, M, 0)
+        for first in range(0, D_pad, COLS):
+            cols = first + tl.arange(0, COLS)
+            a = load_rows(x_ptr, rows, cols, M, D_pad, D_pad, 1)
+            b = load_rows(x_ptr, partners, cols, M, D_pad, D_pad, 1)
+            positive += tl.sum(a * b, axis=1)
+    tl.store(lse_ptr + rows, lse, mask=rows < M)
+    tl.store(loss_ptr + rows, lse - scale * positive / (num_views - 1), mask=rows < M)
+    if hit_ptr is not None:
+        pos = join_best(best_ptr, rows, M, M_pad, G)
+        neg = join_best(best_ptr + tl.cast(G, tl.int64) * M_pad, rows, M, M_pad, G)
+        # a maximum skips NaN, the sum did not
+        tl.store(hit_ptr + rows, (pos > neg) & (lse == lse), mask=rows < M)
+
+
+@triton.jit(do_not_specialize=["M"])
+def nt_xent_bwd_kernel(
+    x_ptr,  # [M_pad, D_pad]
+    scale_ptr,  # 0-d or None
+    factors_ptr,  # [3, M_pad]
+    pull_ptr,  # [M_pad, D_pad] float32, written: sum_j g[i, j] x[j] / peak
+    M,
+    M_pad,
+    D_pad,
+    scale_factor,
+    limit,
+    ONLINE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program owns BLOCK_M rows and BLOCK_D of their features, and walks over all rows."""
+    scale2 = effective_scale(scale_ptr, scale_factor) * LOG2E
+    if other_case(scale2, limit, ONLINE):
+        return
+    first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
+    offs_m, offs_d = first_m + tl.arange(0, BLOCK_M), first_d + tl.arange(0, BLOCK_D)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    # |g| / peak <= 2 is lifted to 2**15: without it float16 loses what is below 2**-24
+    LIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
+    UNLIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
+    factors_ptr += 0 if ONLINE else 2 * tl.cast(M_pad, tl.int64)
+    w_m = tl.load(factors_ptr + offs_m)
+    if ONLINE:
+        lse_m = tl.load(factors_ptr + M_pad + offs_m) - LIFT
+    if WHOLE:
+        a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for first_n in range(0, M, BLOCK_N):
+        offs_n = first_n + tl.arange(0, BLOCK_N)
+        if WHOLE:
+            b = load_tile(x_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
+            s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+        else:
+            s = similarities(
+                x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+            )
+        s *= scale2
+        meets_diagonal = (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
+        if meets_diagonal | (first_n + BLOCK_N > M):
+            s = drop_self_and_padding(s, offs_m, offs_n, M)
+        w_n = tl.load(factors_ptr + offs_n)
+        if ONLINE:
+            lse_n = tl.load(factors_ptr + M_pad + offs_n) - LIFT
+            g = w_m[:, None] * tl.exp2(s - lse_m[:, None])
+            g += w_n[None, :] * tl.exp2(s - lse_n[None, :])
+        else:
+            g = tl.exp2(s - (SPLIT - LIFT)) * (w_m[:, None] + w_n[None, :])
+        if PRECISION == "tf32":
+            g = round_tf32(g)
+        if not WHOLE:
+            b = load_tile(x_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, BOUNDED=True)
+        acc = tl.dot(g.to(dtype), b, acc, input_precision=PRECISION)
+
+    ptrs = pull_ptr + offs_m.to(tl.int64)[:, None] * D_pad + offs_d[None, :]
+    tl.store(ptrs, acc * UNLIFT, mask=offs_d[None, :] < D_pad)
+
+
+@triton.jit
+def _row_gradient(
+    pull_ptr, x_ptr, w_ptr, rows, cols, M, D_pad, samples, num_views, ROWS: tl.constexpr
+):
+    """Gradient of x over (scale * peak): the tiles' sum less the positives: [ROWS, COLS]."""
+    dx = load_rows(pull_ptr, rows, cols, M, D_pad, D_pad, 1)
+    w = tl.load(w_ptr + rows)
+    for k in range(1, num_views):
+        partners = rows + k * samples
+        partners -= tl.where(partners >= M, M, 0)
+        both = (w + tl.load(w_ptr + partners)) / (num_views - 1)
+        dx -= both[:, None] * load_rows(x_ptr, partners, cols, M, D_pad, D_pad, 1)
+    return dx
+
+
+@triton.jit(do_not_specialize=["M", "D", "samples", "num_views"])
+def nt_xent_dz_kernel(
+    pull_ptr,  # [M_pad, D_pad] float32
+    x_ptr,  # [M_pad, D_pad]
+    factors_ptr,  # [3, M_pad], of which w / peak is read
+    norm_ptr,  # [M_pad] float32
+    z_ptr,  # [M, D], any strides
+    scale_ptr,  # 0-d or None
+    peak_ptr,  # 0-d float32
+    dz_ptr,  # [M, D] contiguous, written
+    dscale_ptr,  # [programs] float32, written: this program's share
+    M,
+    D,
+    D_pad,
+    samples,
+    num_views,
+    stride_zm,
+    stride_zd,
+    scale_factor,
+    NORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """One program turns ROWS rows of sums into dz, through the normalisation."""
+    scale = effective_scale(scale_ptr, scale_factor)
+    peak = tl.load(peak_ptr)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    norm = tl.load(norm_ptr + rows)
+    length = tl.maximum(norm, EPS)[:, None]
+    inside = tl.zeros([ROWS], tl.float32)  # <dx, x> / (scale * peak)
+    for first in range(0, D, COLS):
+        cols = first + tl.arange(0, COLS)
+        dx = _row_gradient(
+            pull_ptr, x_ptr, factors_ptr, rows, cols, M, D_pad, samples, num_views, ROWS
+        )
+        # z, not the rounded x: the projection of a 16-bit row would be off by its length
+        x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
+        inside += tl.sum(dx * tl.div_rn(x, length), axis=1)
+    share = tl.sum(tl.where(rows < M, inside, 0.0), axis=0) * 0.5 * peak
+    tl.store(dscale_ptr + tl.program_id(0), share)
+
+    inside = tl.where(norm < EPS, 0.0, inside)
+    for first in range(0, D, COLS):
+        cols = first + tl.arange(0, COLS)
+        dx = _row_gradient(
+            pull_ptr, x_ptr, factors_ptr, rows, cols, M, D_pad, samples, num_views, ROWS
+        )
+        if NORMALIZE:
+            x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
+            dx = tl.div_rn(dx - inside[:, None] * tl.div_rn(x, length), length)
+        ptrs = dz_ptr + rows.to(tl.int64)[:, None] * D + cols[None, :]
+        mask = (rows < M)[:, None] & (cols < D)[None, :]
+        tl.store(ptrs, (dx * (scale * peak)).to(dz_ptr.dtype.element_ty), mask=mask)
 
 
 def nt_xent_fwd(

@@ -9,24 +9,156 @@
 Source: Zhai et al. 2023, arXiv:2303.15343, alg. 1. Derivation: docs/math/sigmoid_loss.md.
 
 No pair needs another, so one walk over the keys gives the loss and dqueries, and one over the
-queries dkeys. Pairs that ids leave out have s = -inf. As in info_nce.py, tiles hold negatives
-only, and the positives' pull is subtracted in float32 at the end. Reading order: _tile.py,
-_sigmoid_loss.py, _finish.py, _config.py, then here the launcher.
+queries dkeys: the same kernel with the sides exchanged. Programs own rows, so there are no atomics.
+Pairs that ids leave out have s = -inf. As in info_nce.py, tiles hold negatives only, and the
+positives' pull is subtracted in float32 at the end. Reading order: _tile.py, here the kernels,
+_finish.py, _config.py, then here the launcher.
 
 Extra memory: both sides padded once, and a float32 copy of each.
 """
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from sslops.kernels._architectures import family
 from sslops.kernels._config import options
 from sslops.kernels._finish import Pulls, finish
-from sslops.kernels._sigmoid_loss import sigmoid_negatives_kernel, sigmoid_positives_kernel
-from sslops.kernels._tile import WHOLE_D, matmul_precision, unit_rows
+from sslops.kernels._loss import log1p_of_exp, positive_logit
+from sslops.kernels._tile import (
+    LOG2E,
+    WHOLE_D,
+    drop_pairs,
+    effective_scale,
+    load_or,
+    load_tile,
+    matmul_precision,
+    round_tf32,
+    similarities,
+    unit_rows,
+)
 
 POSITIVES_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
+
+
+@triton.jit
+def _shift(bias_ptr, bias_value):
+    """The bias in float32; `bias_ptr` may be None."""
+    bias = bias_value
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr).to(tl.float32)
+    return bias
+
+
+@triton.jit
+def _softplus_and_sigmoid(t):
+    """(log(1 + exp(t)), its derivative), neither losing digits where t is very negative."""
+    u = tl.exp2(-tl.abs(t) * LOG2E)
+    return tl.maximum(t, 0.0) + log1p_of_exp(u), tl.where(t >= 0, 1.0, u) / (1.0 + u)
+
+
+@triton.jit(do_not_specialize=["M", "N"])
+def sigmoid_negatives_kernel(
+    x_ptr,  # [M_pad, D_pad] rows of this side
+    y_ptr,  # [N_pad, D_pad] of the other
+    scale_ptr,  # 0-d, or None for 1
+    bias_ptr,  # 0-d, or None
+    row_ids_ptr,  # [M] or None
+    col_ids_ptr,  # [N] or None
+    loss_ptr,  # [M_pad] float32, written: loss of a row's negative pairs; or None
+    bias_grad_ptr,  # [M_pad] float32, written: sum of their g; or None
+    sum_ptr,  # [M_pad, D_pad] float32, written: sum_j g[i, j] y[j]; or None
+    M,
+    N,
+    D_pad,
+    scale_factor,
+    bias_value,
+    WHOLE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program owns BLOCK_M rows and BLOCK_D of their features."""
+    scale = effective_scale(scale_ptr, scale_factor)
+    bias = _shift(bias_ptr, bias_value)
+    IDS: tl.constexpr = row_ids_ptr is not None
+    GRADS: tl.constexpr = sum_ptr is not None
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    # g <= 1 is lifted to 2**15: without it float16 loses what is below 2**-24
+    LIFT: tl.constexpr = 2.0**15 if dtype == tl.float16 else 1.0
+    first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
+    offs_m, offs_d = first_m + tl.arange(0, BLOCK_M), first_d + tl.arange(0, BLOCK_D)
+    id_m = load_or(row_ids_ptr, offs_m, M, -1)
+    if WHOLE:
+        a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+
+    row_loss = tl.zeros([BLOCK_M], tl.float32)
+    row_g = row_loss
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for first_n in range(0, N, BLOCK_N):
+        offs_n = first_n + tl.arange(0, BLOCK_N)
+        if WHOLE:
+            b = load_tile(y_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
+            s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+        else:
+            s = similarities(
+                x_ptr, y_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+            )
+        s = s * scale + bias
+        some = (first_m + BLOCK_M > M) | (first_n + BLOCK_N > N)
+        some |= (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
+        if IDS:
+            some = True
+        if some:
+            id_n = load_or(col_ids_ptr, offs_n, N, -1)
+            s = drop_pairs(s, offs_m, offs_n, offs_m, offs_n, id_m, id_n, M, N, True, IDS, False)
+        loss, g = _softplus_and_sigmoid(s)
+        if loss_ptr is not None:
+            row_loss += tl.sum(loss, axis=1)
+        if bias_grad_ptr is not None:
+            row_g += tl.sum(g, axis=1)
+        if GRADS:
+            g *= LIFT
+            if PRECISION == "tf32":
+                g = round_tf32(g)
+            if not WHOLE:
+                b = load_tile(y_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, BOUNDED=True)
+            acc = tl.dot(g.to(dtype), b, acc, input_precision=PRECISION)
+
+    if loss_ptr is not None:
+        tl.store(loss_ptr + offs_m, row_loss)
+    if bias_grad_ptr is not None:
+        tl.store(bias_grad_ptr + offs_m, row_g)
+    if GRADS:
+        ptrs = sum_ptr + offs_m.to(tl.int64)[:, None] * D_pad + offs_d[None, :]
+        tl.store(ptrs, acc * (1 / LIFT), mask=offs_d[None, :] < D_pad)
+
+
+@triton.jit(do_not_specialize=["M"])
+def sigmoid_positives_kernel(
+    x_ptr,  # [M_pad, D_pad]
+    y_ptr,  # [N_pad, D_pad]
+    scale_ptr,  # 0-d or None
+    bias_ptr,  # 0-d or None
+    loss_ptr,  # [M] float32, written: of the pair (i, i)
+    pull_ptr,  # [M] float32, written: minus its g
+    M,
+    D_pad,
+    scale_factor,
+    bias_value,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """One program takes the positives of ROWS rows."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    s = positive_logit(x_ptr, y_ptr, None, rows, M, M, D_pad, ROWS, COLS)
+    s = s * effective_scale(scale_ptr, scale_factor) + _shift(bias_ptr, bias_value)
+    loss, pull = _softplus_and_sigmoid(-s)
+    tl.store(loss_ptr + rows, loss, mask=rows < M)
+    tl.store(pull_ptr + rows, pull, mask=rows < M)
 
 
 def sigmoid_loss_fwd(

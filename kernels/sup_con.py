@@ -12,8 +12,10 @@ Source: Khosla et al. 2020, arXiv:2004.11362, eq. 2 and 3. Derivation: docs/math
 
 g + its transpose is symmetric, so a program that owns some rows ends with their whole gradient.
 Positives are subtracted from a tile before it is rounded for the matrix unit: their number is not
-bounded. Numbers of positives come from the sorted labels. Reading order: _tile.py, _sup_con.py,
-_finish.py, _config.py, then here the launchers; cases and units as in nt_xent.py.
+bounded. Numbers of positives come from the sorted labels. In the forward pass a program owns one
+strip of rows and one of columns, and writes slot B of its rows for strip B of the columns. Reading
+order: _tile.py, here the kernels, _finish.py, _config.py, then here the launchers; cases and units
+as in nt_xent.py.
 
 Extra memory: rows of z padded once, one float32 copy of them in the backward pass, and 8 * 64
 bytes a row in the forward.
@@ -22,18 +24,240 @@ bytes a row in the forward.
 import torch
 import torch.nn.functional as F
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from sslops.kernels._architectures import family
 from sslops.kernels._config import MAX_ROWS, cases, options
 from sslops.kernels._finish import factors, finish, peak_of
-from sslops.kernels._sup_con import sup_con_bwd_kernel, sup_con_fwd_kernel, sup_con_loss_kernel
-from sslops.kernels._tile import matmul_precision, strips, unit_rows
+from sslops.kernels._tile import (
+    HEADROOM,
+    LN2,
+    LOG2E,
+    SPLIT,
+    add_to_lse,
+    drop_self_and_padding,
+    effective_scale,
+    finite,
+    join_slots,
+    join_sums,
+    load_or,
+    load_tile,
+    matmul_precision,
+    other_case,
+    round_tf32,
+    similarities,
+    strips,
+    unit_rows,
+)
 
 LOSS_OPTIONS = {"ROWS": 32, "num_warps": 4}
 
 
-def _positives(labels: Tensor) -> Tensor:
+@triton.jit
+def _is_positive(s, label_m, label_n):
+    """Whether two rows carry one label and are not left out: [BLOCK_M, BLOCK_N]."""
+    same = (label_m[:, None] == label_n[None, :]) & (label_m >= 0)[:, None]
+    return same & (s != float("-inf"))
+
+
+@triton.jit(do_not_specialize=["M"])
+def sup_con_fwd_kernel(
+    x_ptr,  # [M_pad, D_pad] unit rows
+    labels_ptr,  # [M] int64
+    scale_ptr,  # 0-d, or None for 1
+    sums_ptr,  # [G, M_pad] float32, written: sums above the offset; ONLINE: their base-2 lse
+    positives_ptr,  # [G, M_pad], written: INSIDE the same over positives, else their logits' sum
+    M,
+    M_pad,
+    D_pad,
+    row_strip,  # rows of a strip, a multiple of PAD
+    strip,  # columns of one
+    scale_factor,
+    limit,
+    INSIDE: tl.constexpr,
+    ONLINE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program owns the tiles of one strip of rows with one of the columns."""
+    scale2 = effective_scale(scale_ptr, scale_factor) * LOG2E
+    if other_case(scale2, limit, ONLINE):
+        return
+    m0, n0 = tl.program_id(0) * row_strip, tl.program_id(1) * strip
+    slot = tl.cast(tl.program_id(1), tl.int64) * M_pad
+    for first_m in range(m0, tl.minimum(m0 + row_strip, M), BLOCK_M):
+        offs_m = first_m + tl.arange(0, BLOCK_M)
+        label_m = load_or(labels_ptr, offs_m, M, -1)
+        if WHOLE:
+            a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+        row_sum = tl.zeros([BLOCK_M], tl.float32)
+        positive_sum = row_sum
+        row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        positive_max = row_max
+        for first_n in range(n0, tl.minimum(n0 + strip, M), BLOCK_N):
+            offs_n = first_n + tl.arange(0, BLOCK_N)
+            if WHOLE:
+                b = load_tile(x_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
+                s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+            else:
+                s = similarities(
+                    x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+                )
+            s *= scale2
+            meets_diagonal = (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
+            if meets_diagonal | (first_n + BLOCK_N > M):
+                s = drop_self_and_padding(s, offs_m, offs_n, M)
+            positive = _is_positive(s, label_m, load_or(labels_ptr, offs_n, M, -1))
+            if ONLINE:
+                row_max, row_sum = add_to_lse(row_max, row_sum, s)
+                if INSIDE:
+                    s = tl.where(positive, s, float("-inf"))
+                    positive_max, positive_sum = add_to_lse(positive_max, positive_sum, s)
+            else:
+                e = tl.exp2(s - (scale2 - HEADROOM))
+                row_sum += tl.sum(e, axis=1)
+                if INSIDE:
+                    positive_sum += tl.sum(tl.where(positive, e, 0.0), axis=1)
+            if not INSIDE:
+                positive_sum += tl.sum(tl.where(positive, s, 0.0), axis=1)
+        if ONLINE:
+            row_sum = finite(row_max) + tl.log2(row_sum)
+            if INSIDE:
+                positive_sum = finite(positive_max) + tl.log2(positive_sum)
+        tl.store(sums_ptr + slot + offs_m, row_sum)
+        tl.store(positives_ptr + slot + offs_m, positive_sum)
+
+
+@triton.jit(do_not_specialize=["M", "G"])
+def sup_con_loss_kernel(
+    scale_ptr,  # 0-d or None
+    sums_ptr,  # [G, M_pad]
+    positives_ptr,  # [G, M_pad]
+    count_ptr,  # [M] float32: positives of a row
+    loss_ptr,  # [M] float32, written
+    lse_ptr,  # [M] float32, written
+    positive_lse_ptr,  # [M] float32, written if INSIDE
+    M,
+    M_pad,
+    G,
+    scale_factor,
+    limit,
+    INSIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """One program finishes ROWS rows."""
+    scale = effective_scale(scale_ptr, scale_factor)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    count = tl.load(count_ptr + rows, mask=rows < M, other=0.0)
+    some = tl.maximum(count, 1.0)
+    lse = join_slots(sums_ptr, rows, M, M_pad, G, scale * LOG2E, limit) * LN2
+    tl.store(lse_ptr + rows, lse, mask=rows < M)
+    if INSIDE:
+        positive = join_slots(positives_ptr, rows, M, M_pad, G, scale * LOG2E, limit) * LN2
+        tl.store(positive_lse_ptr + rows, positive, mask=rows < M)
+        loss = lse - positive + tl.log2(some) * LN2
+    else:
+        loss = lse - join_sums(positives_ptr, rows, M, M_pad, G) * LN2 / some
+    tl.store(loss_ptr + rows, tl.where(count > 0, loss, 0.0 * scale), mask=rows < M)
+
+
+@triton.jit(do_not_specialize=["M"])
+def sup_con_bwd_kernel(
+    x_ptr,  # [M_pad, D_pad]
+    labels_ptr,  # [M] int64
+    scale_ptr,  # 0-d or None
+    factors_ptr,  # [3, M_pad], by lse
+    share_ptr,  # INSIDE [3, M_pad] by positive_lse, else [M_pad]: w / peak over the positives
+    sum_ptr,  # [M_pad, D_pad] float32, written: sum_j g[i, j] x[j] / peak
+    M,
+    M_pad,
+    D_pad,
+    scale_factor,
+    limit,
+    INSIDE: tl.constexpr,
+    ONLINE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One program owns BLOCK_M rows and BLOCK_D of their features, and walks over all rows."""
+    scale2 = effective_scale(scale_ptr, scale_factor) * LOG2E
+    if other_case(scale2, limit, ONLINE):
+        return
+    first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
+    offs_m, offs_d = first_m + tl.arange(0, BLOCK_M), first_d + tl.arange(0, BLOCK_D)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
+    # |g| / peak <= 2 is lifted to 2**15: without it float16 loses what is below 2**-24
+    LIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
+    UNLIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
+    label_m = load_or(labels_ptr, offs_m, M, -1)
+    lse_ptr = factors_ptr + M_pad
+    positive_lse_ptr = share_ptr + M_pad
+    if not ONLINE:
+        factors_ptr += 2 * tl.cast(M_pad, tl.int64)
+        if INSIDE:
+            share_ptr += 2 * tl.cast(M_pad, tl.int64)
+    w_m, share_m = tl.load(factors_ptr + offs_m), tl.load(share_ptr + offs_m)
+    if ONLINE:
+        lse_m = tl.load(lse_ptr + offs_m) - LIFT
+        if INSIDE:
+            positive_lse_m = tl.load(positive_lse_ptr + offs_m) - LIFT
+    if WHOLE:
+        a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for first_n in range(0, M, BLOCK_N):
+        offs_n = first_n + tl.arange(0, BLOCK_N)
+        if WHOLE:
+            b = load_tile(x_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
+            s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+        else:
+            s = similarities(
+                x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+            )
+        s *= scale2
+        meets_diagonal = (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
+        if meets_diagonal | (first_n + BLOCK_N > M):
+            s = drop_self_and_padding(s, offs_m, offs_n, M)
+        positive = _is_positive(s, label_m, load_or(labels_ptr, offs_n, M, -1))
+        w_n, share_n = tl.load(factors_ptr + offs_n), tl.load(share_ptr + offs_n)
+        share = share_m[:, None] + share_n[None, :]  # what the positives of both rows take
+        if ONLINE:
+            lse_n = tl.load(lse_ptr + offs_n) - LIFT
+            g = w_m[:, None] * tl.exp2(s - lse_m[:, None])
+            g += w_n[None, :] * tl.exp2(s - lse_n[None, :])
+            if INSIDE:
+                positive_lse_n = tl.load(positive_lse_ptr + offs_n) - LIFT
+                share = share_m[:, None] * tl.exp2(s - positive_lse_m[:, None])
+                share += share_n[None, :] * tl.exp2(s - positive_lse_n[None, :])
+            else:
+                share *= 1 / UNLIFT
+            g -= tl.where(positive, share, 0.0)
+        else:
+            e = tl.exp2(s - (SPLIT - LIFT))
+            both = w_m[:, None] + w_n[None, :]
+            if INSIDE:
+                g = e * (both - tl.where(positive, share, 0.0))
+            else:
+                g = e * both - tl.where(positive, share * (1 / UNLIFT), 0.0)
+        if PRECISION == "tf32":
+            g = round_tf32(g)
+        if not WHOLE:
+            b = load_tile(x_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, BOUNDED=True)
+        acc = tl.dot(g.to(dtype), b, acc, input_precision=PRECISION)
+
+    ptrs = sum_ptr + offs_m.to(tl.int64)[:, None] * D_pad + offs_d[None, :]
+    tl.store(ptrs, acc * UNLIFT, mask=offs_d[None, :] < D_pad)
+
+
+def _count_positives(labels: Tensor) -> Tensor:
     """Number of other rows of each row's label, [M] float32."""
     ordered = labels.sort()[0]
     last = torch.searchsorted(ordered, labels, right=True)
@@ -69,7 +293,7 @@ def sup_con_fwd(
                 **options("fwd", case, family(z.device), narrow=True),
             )  # fmt: skip
         sup_con_loss_kernel[(triton.cdiv(M, LOSS_OPTIONS["ROWS"]),)](
-            scale, sums, positives, _positives(labels), loss, lse, positive_lse,
+            scale, sums, positives, _count_positives(labels), loss, lse, positive_lse,
             M, M_pad, G, scale_factor, limit, inside, **LOSS_OPTIONS,
         )  # fmt: skip
     return loss, lse, positive_lse
@@ -92,7 +316,7 @@ def sup_con_bwd(
     with torch.cuda.device_of(z):
         x, norm = unit_rows(z, normalize, precision)
         M_pad, D_pad = x.shape
-        count = _positives(labels)
+        count = _count_positives(labels)
         grad = torch.where(count > 0, grad_loss, 0.0)
         peak = peak_of(grad)
         vectors = factors(grad, peak, lse, None, M_pad)
