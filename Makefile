@@ -25,7 +25,7 @@ peers: .venv-peers/.installed ## compare sslops.compat with the packages it stan
 fuzz: setup ## the property tests of every op with 2,000 new examples each
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n 2 -k fuzz
 lint: setup ## ruff and clang-format, nothing is changed
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror csrc/*.* csrc/*/*
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $$(find csrc -type f)
 types: setup ## mypy, strict
 	$(BIN)/mypy -p sslops -p bench
 bench: setup ## measure against PyTorch on this machine, append to bench/results

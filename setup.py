@@ -102,18 +102,21 @@ def extension() -> dict[str, Any]:
 
     args = ["-std=c++20", "-O3", "-fopenmp", "-Wall", "-Wno-psabi", "-fvisibility=hidden"]
     if os.environ.get("SSLOPS_EMULATE_AMX"):
-        args.append("-DSSLOPS_EMULATE_AMX")  # csrc/cpu/amx_emulated.h
+        args.append("-DSSLOPS_EMULATE_AMX")  # csrc/cpu/tiles/amx_emulated.h
     sanitizers = ["-fsanitize=address,undefined"] if os.environ.get("SSLOPS_SANITIZE") else []
     if sanitizers:
         args += [*sanitizers, "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined", "-g1", "-O2"]
     if sys.platform == "darwin":
         args.remove("-fopenmp")
-    sources = sorted(
-        str(file) for file in [*Path("csrc").glob("*.cpp"), *Path("csrc").glob("cpu/*.cpp")]
-    )
+    sources = sorted(str(file) for file in Path("csrc").rglob("*.cpp"))
     depends = sorted(str(file) for file in Path("csrc").rglob("*.h"))
     module = cpp.CppExtension(
-        "sslops._C", sources, extra_compile_args=args, extra_link_args=sanitizers, depends=depends
+        "sslops._C",
+        sources,
+        include_dirs=[str(Path("csrc/cpu").resolve())],
+        extra_compile_args=args,
+        extra_link_args=sanitizers,
+        depends=depends,
     )
     modules = [module]
     if nvcc is not None and (build == "cuda" or (build == "auto" and torch.version.cuda)):

@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cpu/level.h"
+#include "isa/isa.h"
 
 namespace py = pybind11;
 

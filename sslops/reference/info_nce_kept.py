@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sslops.reference.info_nce import info_nce_bwd, info_nce_fwd
 
-_PANEL = 32  # kPanel of csrc/cpu/tiles.h
+_PANEL = 32  # kPanel of csrc/cpu/tiles/tiles.h
 
 
 def kept_shape(queries: Tensor, others: Tensor) -> tuple[Any, Any]:

@@ -1,0 +1,126 @@
+// The two passes of InfoNCE over all similarities: sums of rows (and columns), then the gradients.
+// docs/math/info_nce.md has the formulas.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "isa/isa.h"
+#include "ops/info_nce_problem.h"
+#include "tiles/squares.h"
+
+namespace sslops {
+
+Statistics info_nce_statistics(const InfoNceProblem& all, double inverse, bool columns, bool stats,
+                               float* kept) {
+  CrossProblem p = all.p;
+  const int64_t M = all.x.M, N = columns ? all.y.M : 0;
+  const int64_t rows = all.x.rows, cols = columns ? all.y.rows : 0;
+  p.columns = columns;
+  p.kept = kept;
+  p.kept_ld = all.y.rows;
+  const auto f32 = at::TensorOptions(at::kFloat), flags = f32.dtype(at::kBool);
+  at::Tensor sums = at::zeros({3 * rows + 2 * cols}, f32), best;
+  p.row_sum = sums.mutable_data_ptr<float>();
+  p.row_max = p.row_sum + rows;
+  p.row_own = p.row_max + rows;
+  p.col_sum = p.row_own + rows;
+  p.col_max = p.col_sum + cols;
+  std::fill(p.row_max, p.row_max + rows, p.online ? kMasked : 0.0f);
+  std::fill(p.col_max, p.col_max + cols, p.online ? kMasked : 0.0f);
+  if (stats) {
+    best = at::full({rows + cols}, -std::numeric_limits<float>::infinity(), f32);
+    p.row_best = best.mutable_data_ptr<float>();
+    p.col_best = p.row_best + rows;
+  }
+  all.run(p, cross(all.x.bf16).forward);
+  std::vector<float> query(all.x.D);
+  for (int64_t m = 0; all.apart && m < M; ++m)
+    p.row_own[m] = static_cast<float>(
+        dot(all.x.row(m, query.data()), all.keys.row(all.own[m], nullptr), all.x.D));
+
+  Statistics out{at::empty({M}, f32),
+                 at::empty({M}, f32),
+                 at::empty({N}, f32),
+                 at::empty({N}, f32),
+                 at::empty({stats ? M : 0}, flags),
+                 at::empty({stats ? N : 0}, flags)};
+  auto& [loss, lse, key_loss, key_lse, hit, key_hit] = out;
+  finish_losses(M, p.row_max, p.row_sum, p.row_own, p.row_best, inverse, loss, lse, hit);
+  if (columns)
+    finish_losses(N, p.col_max, p.col_sum, p.row_own, p.col_best, inverse, key_loss, key_lse,
+                  key_hit);
+  return out;
+}
+
+Gradients info_nce_gradients(const InfoNceProblem& all, const at::Tensor& grad_loss,
+                             const OptionalTensor& grad_key_loss, const LossAndLse& of,
+                             double inverse, bool normalize, Gradients out, const float* kept) {
+  CrossProblem p = all.p;
+  const auto& [loss, lse, key_loss, key_lse] = of;
+  auto& [dqueries, dkeys, dnegatives, dscale] = out;
+  const bool apart = all.apart, columns = grad_key_loss.has_value();
+  const bool want_queries = dqueries.numel() > 0, want_keys = dkeys.numel() > 0;
+  const int64_t M = all.x.M, rows = all.x.rows, cols = all.y.rows, ld = all.x.ld;
+  TORCH_CHECK_VALUE(grad_loss.numel() == M && loss.numel() == M && lse.numel() == M,
+                    "info_nce: grad_loss, loss and lse must be [M] with M = ", M, ", got ",
+                    grad_loss.sizes(), ", ", loss.sizes(), " and ", lse.sizes());
+  p.columns = columns;
+  p.kept = const_cast<float*>(kept);  // which `backward` only reads
+  p.kept_ld = all.y.rows;
+  p.want_rows = want_queries;
+  p.want_cols = (apart ? dnegatives : dkeys).numel() > 0;
+
+  // one unit for both directions
+  std::vector<float> w(rows, 0.0f), v(columns ? cols : 0, 0.0f);
+  float unit = relative_weights(grad_loss, M, w.data());
+  if (columns) {
+    const float other = relative_weights(*grad_key_loss, M, v.data());
+    const float larger = std::max(unit, other);
+    for (auto& each : w) each *= unit / larger;
+    for (auto& each : v) each *= other / larger;
+    unit = larger;
+  }
+  const auto f32 = at::TensorOptions(at::kFloat);
+  at::Tensor sides = at::zeros({2 * rows + 2 * cols}, f32);
+  float* row_weight = sides.mutable_data_ptr<float>();
+  float *row_lse2 = row_weight + rows, *col_weight = row_lse2 + rows, *col_lse2 = col_weight + cols;
+  const float* row_lse = lse.const_data_ptr<float>();
+  const float* col_lse = columns ? key_lse.const_data_ptr<float>() : nullptr;
+  const auto fill = [&](bool fold) {
+    bool flushed = fill_gradient_side(w.data(), row_lse, M, fold, row_weight, row_lse2);
+    if (columns) flushed |= fill_gradient_side(v.data(), col_lse, M, fold, col_weight, col_lse2);
+    return flushed;
+  };
+  if (columns && !p.online && fill(true)) p.online = true;
+  if (!columns || p.online) fill(false);
+  p.row_weight = row_weight;
+  p.row_lse2 = row_lse2;
+  p.col_weight = columns ? col_weight : nullptr;
+  p.col_lse2 = col_lse2;
+
+  at::Tensor dx = at::zeros({p.want_rows ? rows : 0, ld}, f32);
+  at::Tensor dy = at::zeros({p.want_cols ? cols : 0, ld}, f32);
+  p.to_rows.dx = dx.mutable_data_ptr<float>();
+  p.to_cols.dx = dy.mutable_data_ptr<float>();
+  if (p.want_rows || p.want_cols) all.run(p, cross(all.x.bf16).backward);
+
+  std::vector<float> pull(M);  // minus (1 - p) of the positive
+  const float* row_loss = loss.const_data_ptr<float>();
+  const float* col_loss = columns ? key_loss.const_data_ptr<float>() : nullptr;
+  for (int64_t m = 0; m < M; ++m) {
+    pull[m] = w[m] * std::expm1(-row_loss[m]);
+    if (columns) pull[m] += v[m] * std::expm1(-col_loss[m]);
+  }
+  at::Tensor dk = apart && want_keys ? at::zeros({all.keys.rows, ld}, f32) : dy;
+  const Sums sums{want_queries ? p.to_rows.dx : nullptr,
+                  want_keys ? dk.mutable_data_ptr<float>() : nullptr,
+                  apart && p.want_cols ? p.to_cols.dx : nullptr, nullptr};
+  const double inside = finish_gradients(all, sums, pull, inverse * unit, normalize, out);
+  if (want_queries) dscale.fill_(unit * inside);
+  return out;
+}
+
+}  // namespace sslops

@@ -1,0 +1,212 @@
+// InfoNCE on the CPU against negatives that are not trained: the gradient of a query is a weighted
+// mean of the keys, as in attention, so one pass over them gives the loss and the gradient. The
+// keys are read as they lie; docs/math/info_nce.md has the formulas.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "isa/isa.h"
+#include "tiles/cross_problem.h"
+#include "tiles/pack_bf16.h"
+#include "tiles/squares.h"
+
+namespace sslops {
+namespace {
+
+using Found = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using Single = Found(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+                     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                     const OptionalTensor&, double, bool, bool, bool);
+
+// kTile keys in a layout that tiles can read: as they lie if that is possible, else a padded copy.
+class Stage {
+ public:
+  Stage(const at::Tensor& keys, bool normalize, const Rows& queries)
+      : keys_(keys),
+        normalize_(normalize),
+        bf16_(queries.bf16),
+        D_(queries.D),
+        ld16_(queries.ld16) {
+    direct_ = !bf16_ && !normalize && keys.scalar_type() == at::kFloat && keys.stride(1) == 1 &&
+              D_ % kPanel == 0 && keys.stride(0) >= D_ && keys.stride(0) <= 2 * queries.ld;
+    ld = direct_ ? keys.stride(0) : queries.ld;
+    const auto f32 = at::TensorOptions().dtype(at::kFloat), bf16 = f32.dtype(at::kBFloat16);
+    x_ = at::zeros({kTile, ld}, f32);
+    if (!bf16_) return;
+    x16_ = at::empty({kTile, ld16_}, bf16);
+    panels16_ = at::empty({kTile / 16, ld16_ / 2, 16, 2}, bf16);
+    pairs16_ = at::empty({kTile / 2, ld16_, 2}, bf16);
+  }
+
+  int64_t ld;  // stride of the keys and of the means of them
+
+  // Points the sides of the keys at `count` of them; rows past them are zero.
+  void load(int64_t first, int64_t count, CrossProblem& p) {
+    const int64_t rows = round_to_panel(count);
+    p.M = count;
+    p.base = first;
+    p.similar.ld = p.to_cols.ld = ld;
+    if (direct_ && rows == count) {
+      p.similar.x = p.to_cols.x = keys_.const_data_ptr<float>() + first * ld;
+      return;
+    }
+    float* out = x_.mutable_data_ptr<float>();
+    const bool half = keys_.scalar_type() == at::kHalf;  // ATen converts them in vectors
+    const at::Tensor part = half ? keys_.narrow(0, first, count).to(at::kFloat) : keys_;
+    for (int64_t n = 0; n < count; ++n)
+      unit_row(part, half ? n : first + n, normalize_, out + n * ld);
+    std::fill(out + count * ld, out + rows * ld, 0.0f);
+    p.similar.x = p.to_cols.x = out;
+    if (!bf16_) return;
+    const auto words = [](at::Tensor& t) { return static_cast<uint16_t*>(t.mutable_data_ptr()); };
+    for (int64_t panel = 0; panel < rows / kPanel; ++panel)
+      pack_panel_bf16(out + panel * kPanel * ld, ld, ld16_, panel, words(x16_), words(panels16_),
+                      words(pairs16_));
+    p.similar.x16 = words(x16_);
+    p.to_cols.pairs16 = words(pairs16_);
+  }
+
+ private:
+  const at::Tensor& keys_;
+  bool normalize_, bf16_, direct_;
+  int64_t D_, ld16_;
+  at::Tensor x_, x16_, panels16_, pairs16_;
+};
+
+// Queries in tiles, keys in strips; each pair of them is one task with sums of its own.
+struct Plan {
+  int64_t tiles, strips, strip;
+  Plan(int64_t rows, int64_t keys, int64_t D) {
+    const int64_t threads = threads_for(rows * keys * D);
+    const int64_t tasks = threads == 1 ? 1 : 4 * threads;
+    tiles = (rows + kTile - 1) / kTile;
+    strips = std::clamp<int64_t>((tasks + tiles - 1) / tiles, 1, (keys + kTile - 1) / kTile);
+    strip = ((keys + strips - 1) / strips + kTile - 1) / kTile * kTile;
+    strips = std::max<int64_t>(1, (keys + strip - 1) / strip);
+  }
+};
+
+Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
+                      const OptionalTensor& negatives, const OptionalTensor& targets,
+                      const OptionalTensor& query_ids, const OptionalTensor& key_ids,
+                      const OptionalTensor& scale, double scale_factor, bool within, bool normalize,
+                      bool stats) {
+  if (queries.scalar_type() == at::kDouble) {
+    static const auto plain = reference<Single>("sslops::info_nce_single_reference");
+    return plain.call(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
+                      within, normalize, stats);
+  }
+  const bool apart = negatives.has_value();
+  const at::Tensor& y = apart ? *negatives : keys;
+  TORCH_CHECK_VALUE(queries.dim() == 2 && keys.dim() == 2 && y.dim() == 2 && queries.numel() > 0 &&
+                        keys.size(1) == queries.size(1) && y.size(1) == queries.size(1),
+                    "info_nce: queries, keys and negatives must be [rows, D], got ",
+                    queries.sizes(), ", ", keys.sizes(), " and ", y.sizes());
+  const int64_t M = queries.size(0), N = y.size(0), D = queries.size(1);
+  const double inverse = inverse_temperature(scale, scale_factor);
+  const auto f32 = queries.options().dtype(at::kFloat);
+  Found out{at::empty({M}, f32), at::empty({M}, f32),
+            at::empty({stats ? M : 0}, f32.dtype(at::kBool)), at::empty({M, D}, f32),
+            at::empty({M}, f32)};
+  auto& [loss, lse, hit, dqueries, slope] = out;
+  if (!usable(inverse)) {
+    for (auto* each : {&loss, &lse, &dqueries, &slope})
+      each->fill_(std::numeric_limits<double>::quiet_NaN());
+    hit.fill_(false);
+    return out;
+  }
+
+  const bool bf16 =
+      multiplies_bf16(queries.scalar_type()) || (apart && multiplies_bf16(y.scalar_type()));
+  const Rows x = make_rows(queries, normalize, bf16);
+  const Ids ids = make_ids(key_ids, query_ids, N + kTile, x.rows);
+  const std::vector<int32_t> own = make_own(targets, M, keys.size(0), x.rows);
+  CrossProblem base = make_cross(x, x, inverse);
+  base.N = M;
+  base.within = within;
+  base.col_id = ids.cols.empty() ? nullptr : ids.cols.data();
+  if (!apart) base.own = own.data();
+
+  const Plan plan(x.rows, N, D);
+  const bool keep_norm = !apart && normalize;
+  const int64_t ld = Stage(y, keep_norm, x).ld;
+  at::Tensor sums = at::zeros({plan.strips, 2, x.rows}, f32);
+  at::Tensor best =
+      at::full({stats ? plan.strips : 0, x.rows}, -std::numeric_limits<float>::infinity(), f32);
+  at::Tensor means = at::zeros({plan.strips, x.rows, ld}, f32);
+  at::Tensor positive = at::zeros({x.rows}, f32);
+  const CrossKernels& kernels = cross(bf16);
+  at::parallel_for(0, plan.tiles * plan.strips, 1, [&](int64_t begin, int64_t end) {
+    Stage stage(y, keep_norm, x);
+    at::Tensor scratch = at::empty({kCrossScratch}, at::kFloat);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t tile = task % plan.tiles, strip = task / plan.tiles;
+      const Range j{tile * kTile, std::min(x.rows, (tile + 1) * kTile)};
+      CrossProblem p = base;
+      p.col_max = sums.mutable_data_ptr<float>() + strip * 2 * x.rows;
+      p.col_sum = p.col_max + x.rows;
+      p.col_best = stats ? best.mutable_data_ptr<float>() + strip * x.rows : nullptr;
+      p.row_own = positive.mutable_data_ptr<float>();
+      p.to_cols.dx = means.mutable_data_ptr<float>() + strip * x.rows * ld;
+      std::fill(p.col_max + j.begin, p.col_max + j.end, kMasked);
+      const int64_t last = std::min(N, (strip + 1) * plan.strip);
+      for (int64_t first = strip * plan.strip; first < last; first += kTile) {
+        const int64_t count = std::min(kTile, last - first);
+        stage.load(first, count, p);
+        p.row_id = ids.rows.empty() ? nullptr : ids.rows.data() + first;
+        kernels.attend(p, {0, round_to_panel(count)}, j, scratch.mutable_data_ptr<float>());
+      }
+    }
+  });
+
+  const float* tops = sums.const_data_ptr<float>();
+  const float* all_means = means.const_data_ptr<float>();
+  float* own_similarity = positive.mutable_data_ptr<float>();
+  float *loss_out = loss.mutable_data_ptr<float>(), *lse_out = lse.mutable_data_ptr<float>();
+  float *slope_out = slope.mutable_data_ptr<float>(), *d_out = dqueries.mutable_data_ptr<float>();
+  bool* hit_out = stats ? hit.mutable_data_ptr<bool>() : nullptr;
+  at::parallel_for(0, M, row_grain(D), [&](int64_t begin, int64_t end) {
+    std::vector<float> mean(D), query(D), key(D);
+    for (int64_t m = begin; m < end; ++m) {
+      const float* q = x.row(m, query.data());
+      unit_row(keys, own[m], normalize, key.data());
+      if (apart) own_similarity[m] = static_cast<float>(dot(q, key.data(), D));
+      float top = kMasked, highest = -std::numeric_limits<float>::infinity();
+      for (int64_t s = 0; s < plan.strips; ++s) {
+        top = std::max(top, tops[s * 2 * x.rows + m]);
+        if (stats) highest = std::max(highest, best.const_data_ptr<float>()[s * x.rows + m]);
+      }
+      double sum = 0.0;
+      std::fill(mean.begin(), mean.end(), 0.0f);
+      for (int64_t s = 0; s < plan.strips; ++s) {
+        const float by = std::exp2(tops[s * 2 * x.rows + m] - top);
+        sum += by * static_cast<double>(tops[(s * 2 + 1) * x.rows + m]);
+        const float* part = all_means + (s * x.rows + m) * ld;
+        for (int64_t d = 0; d < D; ++d) mean[d] += by * part[d];
+      }
+      const double negative = (std::log2(sum) + top) * kLn2, at = own_similarity[m] * inverse;
+      const double each = softplus(negative - at);
+      loss_out[m] = static_cast<float>(each);
+      lse_out[m] = static_cast<float>(at + each);
+      if (stats) hit_out[m] = each == each && own_similarity[m] > highest;
+      // probabilities are 2^(logit - top) times this
+      const float weight = static_cast<float>(std::exp(top * kLn2 - (at + each)));
+      const float pull = static_cast<float>(std::expm1(-each));
+      for (int64_t d = 0; d < D; ++d) mean[d] = weight * mean[d] + pull * key[d];
+      slope_out[m] = static_cast<float>(
+          through_norm(q, mean.data(), D, x.norm[m], inverse, normalize, d_out + m * D));
+    }
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace sslops
+
+TORCH_LIBRARY_IMPL(sslops, CPU, m) { m.impl("info_nce_single", &sslops::info_nce_single); }
