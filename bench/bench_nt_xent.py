@@ -16,6 +16,7 @@ import sslops
 from bench.cases import TEMPERATURE
 from bench.harness import interleave, record
 from bench.providers.chunked import LOSSES
+from sslops._compile_cache import separate_by_processor
 
 COMMAND = "make bench"
 # M, D, rounds: the batch sizes 16 to 8192 of two views, the widths of published projectors
@@ -91,6 +92,7 @@ def report(
 def test_headline(benchmark: Any, M: int) -> None:
     """float32 and bfloat16 against eager and compiled PyTorch and against the matrix products."""
     z = torch.randn(M, 128)
+    separate_by_processor()
     compiled = torch.compile(eager, dynamic=False)
     check(z, fused, eager, compiled)
     check(z.bfloat16(), fused)

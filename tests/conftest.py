@@ -13,6 +13,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # must precede the first import of triton
 
 import sslops
+from sslops._compile_cache import separate_by_processor
+
+separate_by_processor()  # a suite at another ATEN_CPU_CAPABILITY leaves no code that this one runs
 
 if sslops.HAS_EXTENSION:
     from sslops import _C

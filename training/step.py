@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from sslops import GradCache
+from sslops._compile_cache import separate_by_processor
 from sslops.grad_cache import kept_buffers
 from sslops.training.config import TrainConfig
 from sslops.training.methods import ContrastiveMethod, Method
@@ -137,6 +138,8 @@ def prepare_encoder(encoder: nn.Module, config: TrainConfig) -> None:
     Raises:
         ValueError: `checkpointing` of an encoder without blocks.
     """
+    if config.compile:
+        separate_by_processor()
     if not config.checkpointing:
         if config.compile:
             _compile(encoder)

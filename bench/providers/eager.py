@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bench.cases import MOCO_TEMPERATURE, MOMENTUM, TEMPERATURE, Case
 from bench.providers.base import Job, Provider, Skip
+from sslops._compile_cache import separate_by_processor
 
 
 def nt_xent(z: Tensor) -> Tensor:
@@ -154,6 +155,7 @@ def _plain(loss: Callable[..., Tensor]) -> Callable[[Case], Job]:
 def _compiled(loss: Callable[..., Tensor]) -> Callable[[Case], Job]:
     def build(case: Case) -> Job:
         torch._dynamo.reset()
+        separate_by_processor()
         fast = torch.compile(loss, dynamic=False)
         return moco_job(case, fast) if loss is moco else Job(lambda: fast(**case.inputs))
 

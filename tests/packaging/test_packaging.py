@@ -28,13 +28,14 @@ MAY_IMPORT = {
     },
     "training": {
         "sslops",
+        "sslops._compile_cache",
         "sslops._names",
         "sslops.distributed",
         "sslops.doctor",
         "sslops.grad_cache",
         "sslops.training",
     },
-    "bench": {"sslops", "sslops.parallel", "sslops.training", "bench"},
+    "bench": {"sslops", "sslops._compile_cache", "sslops.parallel", "sslops.training", "bench"},
 }  # fmt: skip
 
 
