@@ -8,8 +8,8 @@ from typing import Any
 
 from bench.memory import ROOT
 from sslops.training.config import make_config
+from sslops.training.experiments.plan import Memory, simulate
 from sslops.training.methods import METHODS, DataShape, find_method
-from sslops.training.plan import Memory, simulate
 
 GIB = 1 << 30
 IMAGENET = DataShape(3, 224, 1000)

@@ -16,10 +16,10 @@ import torch
 from bench.harness import record
 from bench.memory import ROOT, peak, reset_peak
 from sslops.training.config import make_config
-from sslops.training.distributed import World
+from sslops.training.distributed.process import World
+from sslops.training.experiments.plan.probe import Updates
+from sslops.training.experiments.plan.simulate import simulate
 from sslops.training.methods import METHODS, DataShape, find_method
-from sslops.training.plan.probe import Updates
-from sslops.training.plan.simulate import simulate
 
 GIB = 1 << 30
 

@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sslops.training.export import load_encoder
-    from sslops.training.run import Result, train
+    from sslops.training.run.run import Result, train
+    from sslops.training.storage.encoder import load_encoder
 
 __all__ = ["Result", "load_encoder", "train"]
 
-_HOME = {"Result": "run", "load_encoder": "export", "train": "run"}
+_HOME = {"Result": "run.run", "load_encoder": "storage.encoder", "train": "run.run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -28,7 +28,7 @@ from bench.providers import PROVIDERS, Job, Provider, stand_ins
 from bench.providers.chunked import LOSSES as CHUNKED_LOSSES
 from bench.providers.eager import LOSSES as EAGER_LOSSES
 from bench.timing import measure, summary
-from sslops.training import cli
+from sslops.training.cli import command_line as cli
 
 ROOT = Path(__file__).parents[2]
 NEW = {"moco": "enqueue_", "enqueue_": "enqueue_", "ema_update_": "ema_update_"}

@@ -13,7 +13,7 @@ from torch import nn
 from sslops.compat import lightly, open_clip, solo_learn
 from sslops.compat import sentence_transformers as st
 from sslops.compat._ranking import DIRECTIONS
-from sslops.training.distributed import join, leave
+from sslops.training.distributed.process import join, leave
 
 B, D_IN, D, PROCESSES = 8, 5, 4, 2
 OWN = {"rank": 0, "world_size": 1}

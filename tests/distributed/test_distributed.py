@@ -11,8 +11,8 @@ from torch import nn
 
 from sslops import nt_xent
 from sslops.distributed import all_gather, all_gather_with_grad, rank, world_size
-from sslops.training.distributed import join, leave
-from sslops.training.parallel import parallelise
+from sslops.training.distributed.process import join, leave
+from sslops.training.distributed.wrap import parallelise
 
 V, B, D_IN, D = 2, 6, 5, 4
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sslops import GradCache, clip_loss
 from sslops.distributed import all_gather_with_grad
-from sslops.training.distributed import join, leave
+from sslops.training.distributed.process import join, leave
 from tests.ops.test_grad_cache import relative
 
 B, D, MICRO = 12, 4, 2

@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from sslops.training.distributed import join, leave
-from sslops.training.parallel import parallelise
+from sslops.training.distributed.process import join, leave
+from sslops.training.distributed.wrap import parallelise
 from tests.training.test_mocov3 import make, random_views
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from sslops.training import checkpoint
 from sslops.training.augment import RECIPES, SharedGenerator, make_views
+from sslops.training.storage import checkpoint
 from tests.training.test_training import records
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from sslops.training.augment.colour_bins import ab_bins
-from sslops.training.distributed import join, leave
+from sslops.training.distributed.process import join, leave
 from sslops.training.methods.pixel_target import PixelTarget
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")

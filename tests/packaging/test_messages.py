@@ -144,8 +144,8 @@ FEW = {
 }  # fmt: skip
 FEW_IN = {  # the same text may stand for many elsewhere
     "sslops/compat/_shared.py": {"' and '.join(rows)"},  # the arguments of a function
-    "training/audit.py": {"', '.join(known)"},  # methods
-    "training/folder.py": {"', '.join(ways)"},  # what to do instead
+    "training/experiments/audit.py": {"', '.join(known)"},  # methods
+    "training/storage/folder.py": {"', '.join(ways)"},  # what to do instead
     "training/models/registry.py": {"', '.join(known)"},  # parameters of a function
 }
 COLLECTS = {"sorted", "list", "set", "tuple", "map", "join", "tolist", "keys", "values", "items"}

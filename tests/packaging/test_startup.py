@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import sslops
-from sslops.training.catalogue import SUMMARIES
 from sslops.training.cli import COMMANDS
+from sslops.training.cli.catalogue import SUMMARIES
 from sslops.training.methods import METHODS
 
 HEAVY = {"torch", "numpy", "sklearn", "scipy", "PIL", "tyro", "safetensors", "sslops._api"}

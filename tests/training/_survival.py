@@ -15,11 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-from sslops.training import checkpoint, run
-from sslops.training.console import Console
+from sslops.training.loggers.console import Console
 from sslops.training.methods import Method
 from sslops.training.methods.simclr import SimCLR
-from sslops.training.saving import has_checkpoint
+from sslops.training.run import run
+from sslops.training.storage import checkpoint
+from sslops.training.storage.state import has_checkpoint
 
 SETTINGS = {
     "data": "digits", "width": 8, "proj_hidden": 32, "proj_dim": 16, "batch": 400, "steps": 300,

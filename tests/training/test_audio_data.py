@@ -14,10 +14,10 @@ from sslops.training import data
 from sslops.training.config import TrainConfig
 from sslops.training.data import Split, Waves, fsdd, split_validation, subset
 from sslops.training.data.audio_files import read_audio
+from sslops.training.data.loader import Feed, Sampler, groups_of
 from sslops.training.data.tones import TIMBRES
-from sslops.training.distributed import World
-from sslops.training.evaluation import build_method, shape_of
-from sslops.training.feed import Feed, Sampler, groups_of
+from sslops.training.distributed.process import World
+from sslops.training.engine.setup import build_method, shape_of
 
 ALONE = World(0, 1, torch.device("cpu"))
 

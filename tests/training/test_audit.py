@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from sslops.training.audit import audit, audit_splits, guards_of
-from sslops.training.audit_table import audit_table, verdicts
 from sslops.training.augment.aberration import _magnified, add_aberration
 from sslops.training.cli import main
 from sslops.training.config import make_config
-from sslops.training.console import Console
 from sslops.training.data import Split
-from sslops.training.distributed import World
+from sslops.training.distributed.process import World
+from sslops.training.experiments.audit import audit, audit_splits, guards_of
+from sslops.training.experiments.audit_table import audit_table, verdicts
+from sslops.training.loggers.console import Console
 from sslops.training.methods import METHODS
 from sslops.training.methods.base import DataShape
 from sslops.training.methods.relative_patch import RelativePatchConfig

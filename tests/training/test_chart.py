@@ -7,14 +7,14 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from sslops.training.chart import Chart, histogram
 from sslops.training.data import load
-from sslops.training.distributed import World
-from sslops.training.drawing import draw_figures
+from sslops.training.distributed.process import World
 from sslops.training.methods import find_method
 from sslops.training.methods.base import DataShape
+from sslops.training.methods.figures import Chart, histogram
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
-from sslops.training.report import write_report
+from sslops.training.report.report import write_report
+from sslops.training.run.drawing import draw_figures
 
 from .test_report import EVIL, make_run
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslops.training import checkpoint
+from sslops.training.storage import checkpoint
 
 
 def draw():

@@ -13,10 +13,11 @@ import torch
 from torch.distributed.run import get_args_parser
 
 import sslops
-from sslops.training import cli, commands
+from sslops.training.cli import command_line as cli
+from sslops.training.cli import commands
 from sslops.training.config import RunOptions
-from sslops.training.console import Console, duration, format_metrics
-from sslops.training.diagnosis import Diagnosis
+from sslops.training.engine.collapse import Diagnosis
+from sslops.training.loggers.console import Console, duration, format_metrics
 from sslops.training.methods import METHODS
 from sslops.training.methods.simclr import SimCLRConfig
 from sslops.training.recipes import RECIPES
@@ -224,7 +225,7 @@ def test_wrong_flags_end_with_2_and_a_message(flags, message, capsys):
 
 
 def test_bench_is_not_in_the_wheel(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(commands, "__file__", str(tmp_path / "sslops" / "training" / "x.py"))
+    monkeypatch.setattr(commands, "__file__", str(tmp_path / "sslops/training/cli/x.py"))
     assert cli.main(["bench"]) == 1
     assert "make bench" in capsys.readouterr().err
 
@@ -283,7 +284,7 @@ def test_diagnosis_says_each_thing_once_and_only_when_true():
 
 
 def test_repository_root_has_the_benchmarks():
-    assert (Path(commands.__file__).resolve().parents[1] / "bench" / "__init__.py").is_file()
+    assert (Path(commands.__file__).resolve().parents[2] / "bench" / "__init__.py").is_file()
 
 
 def test_another_encoder_has_its_own_options(capsys):

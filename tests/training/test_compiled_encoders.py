@@ -12,12 +12,12 @@ from torch._dynamo.backends.common import aot_autograd
 
 from sslops.training import train
 from sslops.training.config import make_config
-from sslops.training.console import Console
-from sslops.training.distributed import World
-from sslops.training.drawing import _some
-from sslops.training.evaluation import build_method, load_data, shape_of
+from sslops.training.distributed.process import World
+from sslops.training.engine.setup import build_method, load_data, shape_of
+from sslops.training.engine.step import prepare_encoder
+from sslops.training.loggers.console import Console
 from sslops.training.methods import find_method
-from sslops.training.step import prepare_encoder
+from sslops.training.run.drawing import _some
 
 from .method_cases import METHOD_CASES
 from .test_training import assert_same

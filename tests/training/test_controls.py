@@ -9,10 +9,10 @@ import torch
 
 from sslops.training import load_encoder, train
 from sslops.training.cli import main
-from sslops.training.console import Console
-from sslops.training.controls import simclr_arm
 from sslops.training.data import Split
-from sslops.training.distributed import World
+from sslops.training.distributed.process import World
+from sslops.training.evaluate.baselines import simclr_arm
+from sslops.training.loggers.console import Console
 from sslops.training.methods.base import DataShape
 from sslops.training.methods.mocov3 import MoCoV3Config
 
@@ -51,7 +51,7 @@ def test_it_has_the_recipe_of_simclr_and_the_budget_of_the_run(tmp_path, monkeyp
         def run(self):
             pass
 
-    monkeypatch.setattr("sslops.training.controls.Loop", Spy)
+    monkeypatch.setattr("sslops.training.evaluate.baselines.Loop", Spy)
     split = Split(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
     config = MoCoV3Config(data="digits", epochs=7, batch=32, lr=0.123, temperature=0.9, width=4)
     shape, world = DataShape(1, 8, 10), World(0, 1, torch.device("cpu"))

@@ -10,23 +10,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from sslops.training import load_encoder, train
-from sslops.training.ablate import ablate, parse_value
 from sslops.training.config import make_config
-from sslops.training.console import Console
-from sslops.training.controls import plain_features, supervised_arms
 from sslops.training.data import Waves, load
-from sslops.training.diagnosis import Diagnosis
-from sslops.training.distributed import World
+from sslops.training.distributed.process import World
+from sslops.training.engine.collapse import Diagnosis
+from sslops.training.engine.setup import shape_of
 from sslops.training.evaluate import extract
+from sslops.training.evaluate.baselines import plain_features, supervised_arms
 from sslops.training.evaluate.factors import factor_table, measure_factors, measure_frames
 from sslops.training.evaluate.linear import linear_probe
-from sslops.training.evaluation import forget_seen, shape_of
+from sslops.training.evaluate.run import forget_seen
+from sslops.training.experiments.ablate import ablate, parse_value
+from sslops.training.loggers.console import Console
 from sslops.training.methods.base import DataShape
 from sslops.training.methods.cpc_audio import CPCAudio, CPCAudioConfig
 from sslops.training.models import AudioEncoder, LogMel
 from sslops.training.models.audio import ChannelNorm, strides_for
 from sslops.training.recipes import RECIPES
-from sslops.training.report import write_report
+from sslops.training.report.report import write_report
 
 SHAPE = DataShape(1, 0, 6, 4000)
 TINY = {"width": 8, "context": 8, "window": 0.3, "batch": 8, "knn_every": 0, "threads": 1}

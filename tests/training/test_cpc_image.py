@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sslops.training import load_encoder, train
-from sslops.training.console import Console
+from sslops.training.loggers.console import Console
 from sslops.training.methods.base import Batch, DataShape
 from sslops.training.methods.cpc_image import CPCImage, CPCImageConfig
 from sslops.training.models import PatchEncoder

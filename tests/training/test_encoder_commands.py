@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from sslops.training import load_encoder, train
-from sslops.training.checkpoint import load
 from sslops.training.cli import main
-from sslops.training.console import Console
+from sslops.training.loggers.console import Console
 from sslops.training.methods import METHODS
 from sslops.training.models import encoder_names
+from sslops.training.storage.checkpoint import load
 
 from .method_cases import METHOD_CASES
 from .test_training import assert_same

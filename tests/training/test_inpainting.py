@@ -9,13 +9,13 @@ from torch import nn
 
 from sslops.training.augment import Draw
 from sslops.training.augment.masks import centre_hole, nearest_fill, random_regions, rim
-from sslops.training.console import Console
+from sslops.training.engine.optim import make_optimizer
+from sslops.training.loggers.console import Console
 from sslops.training.methods.base import Batch, DataShape
 from sslops.training.methods.inpainting import Inpainting, InpaintingConfig
 from sslops.training.methods.inpainting_scores import FillScores
 from sslops.training.models.discriminator import Discriminator, adversarial_losses
-from sslops.training.optim import make_optimizer
-from sslops.training.run import train
+from sslops.training.run.run import train
 
 TINY = {"arch": "cnn-tiny", "width": 8, "views": "crop-flip"}
 

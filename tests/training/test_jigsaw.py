@@ -11,10 +11,10 @@ from torch import nn
 
 from sslops.training import train
 from sslops.training.augment.permutations import permutation_set
-from sslops.training.console import Console
 from sslops.training.data import Split
-from sslops.training.distributed import World
-from sslops.training.loop import Loop
+from sslops.training.distributed.process import World
+from sslops.training.engine.loop import Loop
+from sslops.training.loggers.console import Console
 from sslops.training.methods.base import Batch, DataShape
 from sslops.training.methods.jigsaw import Jigsaw, JigsawConfig
 

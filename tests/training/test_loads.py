@@ -6,12 +6,14 @@ import json
 import pytest
 import torch
 
-from sslops.training import evaluation, train, transfer
-from sslops.training.afterwards import evaluate_again, evaluate_elsewhere, export_checkpoint
+from sslops.training import train
 from sslops.training.cli import main
-from sslops.training.console import Console
+from sslops.training.cli.afterwards import evaluate_again, evaluate_elsewhere, export_checkpoint
 from sslops.training.data import registry
-from sslops.training.loop import Loop
+from sslops.training.engine.loop import Loop
+from sslops.training.evaluate import run as evaluation
+from sslops.training.evaluate import transfer
+from sslops.training.loggers.console import Console
 from sslops.training.methods import METHODS
 
 from .method_cases import METHOD_CASES
@@ -79,7 +81,7 @@ def no_numbers(monkeypatch):
         monkeypatch.setattr(module, "evaluate_arms", nothing)
         monkeypatch.setattr(module, "evaluate_tracking", nothing)
     monkeypatch.setattr(evaluation, "supervised_arms", lambda *_: {})
-    monkeypatch.setattr("sslops.training.report.write_pictures", lambda *_, **__: None)
+    monkeypatch.setattr("sslops.training.evaluate.pictures.write_pictures", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sslops.training import load_encoder, train
-from sslops.training.console import Console
+from sslops.training.loggers.console import Console
 from sslops.training.methods import METHODS
 
 from .method_cases import METHOD_CASES

@@ -11,17 +11,17 @@ import torch
 
 from sslops.training import load_encoder, train
 from sslops.training.augment import SharedGenerator
-from sslops.training.chart import Chart
-from sslops.training.checkpoint import load
 from sslops.training.config import make_config
-from sslops.training.console import Console
-from sslops.training.distributed import World
-from sslops.training.evaluation import build_method, load_data, shape_of
-from sslops.training.feed import Feed
-from sslops.training.guard import Interrupted
+from sslops.training.data.loader import Feed
+from sslops.training.distributed.process import World
+from sslops.training.engine.setup import build_method, load_data, shape_of
+from sslops.training.engine.signals import Interrupted
+from sslops.training.loggers.console import Console
 from sslops.training.methods import METHODS, DataShape
-from sslops.training.report import write_report
+from sslops.training.methods.figures import Chart
+from sslops.training.report.report import write_report
 from sslops.training.report.views import caption
+from sslops.training.storage.checkpoint import load
 
 from .method_cases import METHOD_CASES
 from .test_training import assert_same, without_times

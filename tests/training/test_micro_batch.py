@@ -15,18 +15,18 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from sslops.training import train
-from sslops.training.checkpoint import load
 from sslops.training.config import make_config
-from sslops.training.console import Console
 from sslops.training.data import load as load_data
-from sslops.training.distributed import join, leave, seed_everything, wait
-from sslops.training.evaluation import shape_of
-from sslops.training.guard import Interrupted
+from sslops.training.distributed.process import join, leave, seed_everything, wait
+from sslops.training.distributed.wrap import parallelise
+from sslops.training.engine.setup import shape_of
+from sslops.training.engine.signals import Interrupted
+from sslops.training.engine.step import Step, blocks_of, prepare_encoder
+from sslops.training.loggers.console import Console
 from sslops.training.methods import Batch, ContrastiveMethod, Method, find_method
 from sslops.training.methods.simclr import SimCLR
 from sslops.training.models import build_encoder, encoder_names
-from sslops.training.parallel import parallelise
-from sslops.training.step import Step, blocks_of, prepare_encoder
+from sslops.training.storage.checkpoint import load
 from tests.ops.test_grad_cache import relative
 from tests.training.method_cases import METHOD_CASES
 from tests.training.test_training import assert_same, records, run

@@ -18,15 +18,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from sslops.training import train
 from sslops.training.augment import RECIPES as VIEWS
-from sslops.training.chart import Chart
 from sslops.training.config import make_config
-from sslops.training.console import Console
-from sslops.training.diagnosis import Diagnosis
-from sslops.training.distributed import World, join, leave, main_value
+from sslops.training.distributed.process import World, join, leave, main_value
+from sslops.training.distributed.wrap import parallelise
+from sslops.training.engine.collapse import Diagnosis
+from sslops.training.loggers.console import Console
 from sslops.training.methods import Batch, DataShape
+from sslops.training.methods.figures import Chart
 from sslops.training.methods.moco import MoCo, MoCoConfig
 from sslops.training.models.split_bn import SplitBatchNorm2d
-from sslops.training.parallel import parallelise
 from sslops.training.recipes import RECIPES
 
 SHAPE = DataShape(1, 8, 10)

@@ -16,12 +16,12 @@ from sslops import cosine_momentum
 from sslops.training import train
 from sslops.training.augment import RECIPES as VIEWS
 from sslops.training.config import make_config
-from sslops.training.console import Console
 from sslops.training.data import load as load_data
+from sslops.training.engine.optim import make_optimizer
+from sslops.training.loggers.console import Console
 from sslops.training.methods import Batch, DataShape
 from sslops.training.methods.mocov3 import MoCoV3, MoCoV3Config
 from sslops.training.models import ViT
-from sslops.training.optim import make_optimizer
 
 CNN = {"arch": "cnn-tiny", "width": 8}
 TINY_VIT = {"arch": "vit-tiny", "width": 12, "depth": 2, "heads": 3, "patch": 4}

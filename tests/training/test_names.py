@@ -11,14 +11,15 @@ import torch
 from sslops.training import load_encoder, train
 from sslops.training.cli import main
 from sslops.training.config import make_config
-from sslops.training.console import Console
-from sslops.training.diagnosis import feature_spread
+from sslops.training.engine.collapse import feature_spread
 from sslops.training.evaluate.features import spread
-from sslops.training.folder import read_config
+from sslops.training.loggers.console import Console
 from sslops.training.methods import METHODS
-from sslops.training.older import today_record, today_results
-from sslops.training.report import compare, write_report
+from sslops.training.report.compare import compare
+from sslops.training.report.report import write_report
 from sslops.training.report.run_folder import read_run
+from sslops.training.storage.folder import read_config
+from sslops.training.storage.older import today_record, today_results
 
 from .test_report import make_run
 from .test_training import TINY

@@ -8,15 +8,15 @@ import shlex
 import pytest
 import torch
 
-from sslops.training import ablate as ablation
-from sslops.training.afterwards import evaluate_again
 from sslops.training.cli import main
+from sslops.training.cli.afterwards import evaluate_again
 from sslops.training.config import make_config
-from sslops.training.console import Console
+from sslops.training.experiments import ablate as ablation
+from sslops.training.loggers.console import Console
+from sslops.training.loggers.words import amount, count, listed
 from sslops.training.methods import METHODS
 from sslops.training.methods.simclr import SimCLRConfig
-from sslops.training.next_steps import next_steps
-from sslops.training.words import amount, count, listed
+from sslops.training.report.next_steps import next_steps
 
 TINY = ["--steps=1", "--batch=16", "--threads=1", "--width=8", "--no-evaluate", "--knn-every=0"]
 LABELLED = {"simclr": {"dim": 4, "linear": 0.9}}
@@ -156,7 +156,9 @@ def test_an_evaluation_does_not_propose_itself(tmp_path, capsys, monkeypatch):
     assert main(["train", "simclr", *TINY, "--out", str(tmp_path / "a")]) == 0
     assert ["sslops", "eval", str(tmp_path / "a")] in proposed(capsys.readouterr().out)
     results = json.loads((tmp_path / "a" / "results.json").read_text())
-    monkeypatch.setattr("sslops.training.afterwards.evaluate_and_report", lambda *_, **__: results)
+    monkeypatch.setattr(
+        "sslops.training.cli.afterwards.evaluate_and_report", lambda *_, **__: results
+    )
     said = io.StringIO()
     evaluate_again(tmp_path / "a", "cpu", Console(said))
     assert not any(words[1] == "eval" for words in proposed(said.getvalue()))

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from sslops.training import train
-from sslops.training.checkpoint import load
-from sslops.training.console import Console
-from sslops.training.methods.simclr import SimCLR
-from sslops.training.optim import (
+from sslops.training.engine.optim import (
     LARS,
     learning_rate,
     make_optimizer,
     parameter_groups,
     scaled_lr,
 )
+from sslops.training.loggers.console import Console
+from sslops.training.methods.simclr import SimCLR
+from sslops.training.storage.checkpoint import load
 
 
 def slow_lars(w, grads, lr, momentum, decay, trust, adapt):

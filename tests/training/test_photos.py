@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from sslops.training import load_encoder, train
-from sslops.training.console import Console
 from sslops.training.data import load, photos
+from sslops.training.loggers.console import Console
 
 
 @pytest.fixture(autouse=True)

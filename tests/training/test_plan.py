@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslops.training import cli
+from sslops.training.cli import command_line as cli
 from sslops.training.config import RunOptions, make_config
-from sslops.training.distributed import World
-from sslops.training.folder import default_config
+from sslops.training.distributed.process import World
+from sslops.training.experiments.plan import propose, simulate
+from sslops.training.experiments.plan.command import PlanOptions, describe, gib
+from sslops.training.experiments.plan.probe import Updates
 from sslops.training.methods import METHODS, DataShape, find_method
-from sslops.training.plan import propose, simulate
-from sslops.training.plan.command import PlanOptions, describe, gib
-from sslops.training.plan.probe import Updates
+from sslops.training.storage.folder import default_config
 
 ROOT = Path(__file__).parents[2]
 SMALL = DataShape(3, 32, 10)
@@ -223,7 +223,7 @@ def test_time_that_cannot_be_measured_costs_no_plan(monkeypatch):
     def refuses(*_):
         raise ValueError("method: no batch will do")
 
-    monkeypatch.setattr("sslops.training.plan.command.images_per_second", refuses)
+    monkeypatch.setattr("sslops.training.experiments.plan.command.images_per_second", refuses)
     text, fits = describe("simclr", config(width=4, image_size=32), PlanOptions(), load=False)
     assert fits
     assert "time       not measured: method: no batch will do" in text

@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sslops.training import progress, train
+from sslops.training import train
 from sslops.training.config import make_config
-from sslops.training.console import Console
 from sslops.training.data import Dataset, Split
 from sslops.training.evaluate import evaluate, tsne
+from sslops.training.loggers import progress
+from sslops.training.loggers.console import Console
+from sslops.training.loggers.progress import shown_on, track, working
 from sslops.training.methods import METHODS, DataShape
-from sslops.training.progress import shown_on, track, working
 
 
 class AtOnce:
@@ -104,7 +105,7 @@ def test_the_line_goes_away_where_something_breaks(now):
 
 
 def test_evaluation_and_pictures_are_followed(now, monkeypatch):
-    monkeypatch.setattr("sslops.training.console.PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr("sslops.training.loggers.console.PLAIN_SECONDS", 0.0)
     images = torch.randint(256, (130, 1, 8, 8), dtype=torch.uint8)
     split = Split(images, torch.arange(130) % 2)
     data = Dataset("noise", split, split, ("a", "b"), "", "")

@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
-from sslops.training import checkpoint, sharding, train
+from sslops.training import train
 from sslops.training.cli import main
 from sslops.training.config import RunOptions
-from sslops.training.console import Console
-from sslops.training.distributed import World
-from sslops.training.folder import check_folder
-from sslops.training.guard import NonFiniteLoss, ProcessLost
-from sslops.training.loop import Loop
+from sslops.training.distributed import fsdp as sharding
+from sslops.training.distributed.process import World
+from sslops.training.engine.loop import Loop
+from sslops.training.engine.signals import NonFiniteLoss, ProcessLost
+from sslops.training.loggers.console import Console
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
-from sslops.training.report import write_report
+from sslops.training.report.report import write_report
+from sslops.training.storage import checkpoint
+from sslops.training.storage.folder import check_folder
 
 from .test_training import TINY
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from sslops.training.console import Console
 from sslops.training.data import Split
-from sslops.training.distributed import World
-from sslops.training.loop import Loop
+from sslops.training.distributed.process import World
+from sslops.training.engine.loop import Loop
+from sslops.training.loggers.console import Console
 from sslops.training.methods.base import Batch, DataShape
 from sslops.training.methods.relative_patch import NEIGHBOURS, RelativePatch, RelativePatchConfig
 

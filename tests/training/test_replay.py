@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from sslops.training import checkpoint, train
+from sslops.training import train
 from sslops.training.cli import main
-from sslops.training.console import Console
-from sslops.training.guard import FiniteCheck, NonFiniteLoss
+from sslops.training.engine.signals import FiniteCheck, NonFiniteLoss
+from sslops.training.loggers.console import Console
+from sslops.training.storage import checkpoint
 
 from .method_cases import METHOD_CASES
 

@@ -17,16 +17,17 @@ from torch import nn
 
 from sslops.training.cli import main
 from sslops.training.data import Dataset, Split
-from sslops.training.report import (
-    compare,
+from sslops.training.evaluate.pictures import (
+    OTHER,
+    SAME,
     neighbours_png,
     pairs_png,
-    write_comparison,
+    pick_queries,
     write_pictures,
-    write_report,
 )
+from sslops.training.report.compare import compare, write_comparison
 from sslops.training.report.page import picture, titled
-from sslops.training.report.pictures import OTHER, SAME, pick_queries
+from sslops.training.report.report import write_report
 from sslops.training.report.svg import Line, line_chart, nice_ticks, scatter
 
 EVIL = "<img src=x onerror=alert(1)>&\"'"

@@ -12,12 +12,14 @@ from torch import nn
 
 from sslops.training.data import Dataset, Split
 from sslops.training.evaluate import evaluate, table
+from sslops.training.evaluate.pictures import pairs_png
 from sslops.training.evaluate.verdict import over_seeds, verdict
-from sslops.training.report import compare, pairs_png, write_comparison, write_report
+from sslops.training.report.compare import compare, write_comparison
+from sslops.training.report.report import write_report
 from sslops.training.report.results import arm_style
 from sslops.training.report.run_folder import CONTROLS, Run
 from sslops.training.report.style import STYLE
-from sslops.training.summary import summarise, summary_table
+from sslops.training.report.summary import summarise, summary_table
 
 from .test_evaluate import tiny_data
 from .test_report import arm, make_run

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from sslops.training import checkpoint
-from sslops.training.guard import Interrupted
+from sslops.training.engine.signals import Interrupted
+from sslops.training.loggers.metrics import MetricsFile, truncate_metrics
 from sslops.training.methods.simclr import SimCLR
-from sslops.training.record import MetricsFile, truncate_metrics
+from sslops.training.storage import checkpoint
 
 from .test_training import assert_same, records, run, without_times
 
-LOOP = importlib.import_module("sslops.training.loop")
+LOOP = importlib.import_module("sslops.training.engine.loop")
 # 4 steps an epoch: measured after 4, 8 and 10, saved then too
 OPTIONS = {"batch": 250, "knn_every": 1, "checkpoint_every": 1}
 
@@ -98,7 +98,7 @@ def signals_at(monkeypatch, step, *numbers):
 def test_best_and_time_go_on(tmp_path, monkeypatch):
     """The best of the steps before counts: later ones that are worse do not take its place."""
     accuracies = iter([0.9, 0.5, 0.6])
-    module = importlib.import_module("sslops.training.run")
+    module = importlib.import_module("sslops.training.run.run")
     monkeypatch.setattr(module, "make_monitor", lambda *_: lambda encoder: next(accuracies))
     with monkeypatch.context() as inside:
         signals_at(inside, 5, signal.SIGTERM)

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from sslops.training.augment.turn import interpolated_turns, quarter_turns
-from sslops.training.console import Console
+from sslops.training.loggers.console import Console
 from sslops.training.methods.attention import attention_map, attention_pictures, heat
 from sslops.training.methods.base import Batch, DataShape
 from sslops.training.methods.rotation import Rotation, RotationConfig
 from sslops.training.models import build_encoder
-from sslops.training.run import train
+from sslops.training.run.run import train
 
 TINY = {"arch": "cnn-tiny", "width": 8, "views": "crop-flip"}
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from sslops.training import cli, load_encoder, train
-from sslops.training.console import Console
-from sslops.training.distributed import World
+from sslops.training import load_encoder, train
+from sslops.training.cli import command_line as cli
+from sslops.training.distributed.process import World
+from sslops.training.engine.setup import build_method, load_data, shape_of
 from sslops.training.evaluate import rotnet as protocol
 from sslops.training.evaluate.rotnet import (
     HalfFrozen,
@@ -18,11 +19,11 @@ from sslops.training.evaluate.rotnet import (
     rotnet,
     rotnet_table,
 )
-from sslops.training.evaluation import build_method, load_data, shape_of
-from sslops.training.folder import read_config
+from sslops.training.loggers.console import Console
 from sslops.training.methods.base import DataShape
 from sslops.training.methods.simclr import SimCLRConfig
 from sslops.training.models import build_encoder
+from sslops.training.storage.folder import read_config
 
 WORLD = World(0, 1, torch.device("cpu"))
 QUICK = RotNetOptions(freeze=1, labels=(5, 20, 5000), steps=6, batch=32)

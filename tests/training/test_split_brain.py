@@ -7,10 +7,10 @@ import torch
 
 from sslops.training.augment.colour_bins import ab_bins
 from sslops.training.augment.lab import lab_to_rgb, rgb_to_lab
+from sslops.training.engine.step import blocks_of, prepare_encoder
 from sslops.training.methods.base import Batch, DataShape
 from sslops.training.methods.split_brain import SplitBrain, SplitBrainConfig
 from sslops.training.models import build_encoder
-from sslops.training.step import blocks_of, prepare_encoder
 
 TINY = {"arch": "cnn4", "width": 16, "batch": 6, "decoder_width": 16}
 

@@ -9,7 +9,7 @@ from sslops.training.evaluate import evaluate, stage_table
 from sslops.training.evaluate.features import extract, extract_stages
 from sslops.training.evaluate.stages import MOST, measure_stages
 from sslops.training.models import Decoder, build_encoder
-from sslops.training.summary import summarise, summary_table
+from sslops.training.report.summary import summarise, summary_table
 
 ENCODERS = [
     ("cnn-tiny", {"width": 4}, 3),

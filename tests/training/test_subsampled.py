@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sslops.training import train
-from sslops.training.console import Console
+from sslops.training.loggers.console import Console
 from sslops.training.models import build_encoder, encoder_names
 from sslops.training.models.subsampled import (
     SubsampledConv2d,

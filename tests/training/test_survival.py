@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslops.training import checkpoint, train
+from sslops.training import train
 from sslops.training.cli import main
-from sslops.training.console import Console
-from sslops.training.guard import NonFiniteLoss
+from sslops.training.engine.signals import NonFiniteLoss
+from sslops.training.loggers.console import Console
 from sslops.training.methods.simclr import SimCLR
+from sslops.training.storage import checkpoint
 
 from .test_training import TINY, assert_same, records
 
@@ -59,8 +60,8 @@ def test_a_full_disk_stops_with_its_own_code(tmp_path, capsys):
              if name not in ("evaluate", "steps")]  # fmt: skip
     script = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "import sslops.training.checkpoint as c, sslops.training.cli as cli;"
-        "import sslops.training.run, sslops.training.report;"
+        "import sslops.training.storage.checkpoint as c, sslops.training.cli as cli;"
+        "import sslops.training.run.run, sslops.training.report;"
         "save = c.save\n"
         "def full(path, state):\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))\n"

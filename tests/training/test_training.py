@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from sslops.training import load_encoder, train
-from sslops.training.checkpoint import load
 from sslops.training.config import make_config
-from sslops.training.console import Console
 from sslops.training.data import Split
 from sslops.training.data import load as load_data
-from sslops.training.distributed import World
-from sslops.training.feed import Sampler
-from sslops.training.guard import EvaluationFailed, Interrupted, NonFiniteLoss
+from sslops.training.data.loader import Sampler
+from sslops.training.distributed.process import World
+from sslops.training.engine.signals import EvaluationFailed, Interrupted, NonFiniteLoss
+from sslops.training.loggers.console import Console
 from sslops.training.methods import find_method
 from sslops.training.methods.simclr import SimCLR
+from sslops.training.storage.checkpoint import load
 
 TINY = {
     "data": "digits",
@@ -180,7 +180,7 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
 
 def test_a_failing_evaluation_keeps_the_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "sslops.training.evaluation.evaluate_run",
+        "sslops.training.evaluate.run.evaluate_run",
         lambda *_: (_ for _ in ()).throw(KeyError("boom")),
     )
     with pytest.raises(EvaluationFailed, match=r"KeyError.*encoder\.safetensors.*sslops eval"):
@@ -194,7 +194,7 @@ def test_knn_during_training_sees_every_class(monkeypatch):
     digits = load_data("digits").train
     order = torch.argsort(digits.labels, stable=True)
     in_order = Split(digits.images[order], digits.labels[order])
-    module = importlib.import_module("sslops.training.monitor")
+    module = importlib.import_module("sslops.training.evaluate.knn_monitor")
     monkeypatch.setattr(module, "IMAGES", 300)
     accuracy = module.make_monitor(in_order, in_order, 0, World(0, 1, torch.device("cpu")))
     assert accuracy(torch.nn.Flatten()) > 0.9

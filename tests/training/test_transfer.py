@@ -9,9 +9,9 @@ import torch
 from sslops.training import train
 from sslops.training.augment.colour import to_grey
 from sslops.training.cli import main
-from sslops.training.console import Console
 from sslops.training.data import Dataset, Split, load
-from sslops.training.transfer import match_channels
+from sslops.training.evaluate.transfer import match_channels
+from sslops.training.loggers.console import Console
 
 SHORT = {"steps": 2, "batch": 64, "width": 4, "knn_every": 0, "threads": 1, "tsne_images": 20}
 

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sslops.training import load_encoder, train
-from sslops.training.console import Console
 from sslops.training.data import Clips, Video
 from sslops.training.data.moving_shapes import make_clip
-from sslops.training.distributed import World
+from sslops.training.distributed.process import World
 from sslops.training.evaluate.tracking import score_tracks, stand_still
+from sslops.training.evaluate.transfer import transfer
+from sslops.training.experiments.plan.command import PlanOptions, describe
+from sslops.training.loggers.console import Console
 from sslops.training.methods.base import Batch, DataShape
 from sslops.training.methods.colour_copy import (
     cluster_colours,
@@ -28,8 +30,6 @@ from sslops.training.methods.video_colorization import (
     VideoColorization,
     VideoColorizationConfig,
 )
-from sslops.training.plan.command import PlanOptions, describe
-from sslops.training.transfer import transfer
 
 QUIET = Console(io.StringIO())
 

@@ -11,11 +11,11 @@ from PIL import Image
 from sslops.training.augment.lab import rgb_to_lab
 from sslops.training.config import TrainConfig
 from sslops.training.data import Clips, Split, Video, load, split_validation, subset
+from sslops.training.data.loader import Feed
 from sslops.training.data.moving_shapes import OBJECTS, POINTS, make_clip
 from sslops.training.data.video_folder import load_video_folder, read_videos
-from sslops.training.distributed import World
-from sslops.training.evaluation import build_method, shape_of
-from sslops.training.feed import Feed
+from sslops.training.distributed.process import World
+from sslops.training.engine.setup import build_method, shape_of
 from sslops.training.methods import METHODS
 
 

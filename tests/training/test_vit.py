@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from sslops.training.config import TrainConfig
-from sslops.training.export import load_encoder, save_encoder
 from sslops.training.methods import DataShape
 from sslops.training.models import ViT, build_encoder
+from sslops.training.storage.encoder import load_encoder, save_encoder
 
 SMALL = {"width": 24, "depth": 2, "heads": 3}
 

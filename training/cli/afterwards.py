@@ -5,14 +5,15 @@ from typing import Any
 
 import torch
 
-from sslops.training import export
-from sslops.training.console import Console
-from sslops.training.distributed import World, join
-from sslops.training.evaluation import evaluate_and_report, load_data, shape_of
-from sslops.training.folder import read_config
-from sslops.training.saving import read_checkpoint
-from sslops.training.summary import print_closing
-from sslops.training.transfer import transfer
+from sslops.training.distributed.process import World, join
+from sslops.training.engine.setup import load_data, shape_of
+from sslops.training.evaluate.run import evaluate_and_report
+from sslops.training.evaluate.transfer import transfer
+from sslops.training.loggers.console import Console
+from sslops.training.report.summary import print_closing
+from sslops.training.storage import encoder as export
+from sslops.training.storage.folder import read_config
+from sslops.training.storage.state import read_checkpoint
 
 __all__ = ["evaluate_again", "evaluate_elsewhere", "export_checkpoint"]
 

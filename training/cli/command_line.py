@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import sslops
-from sslops.training import commands
-from sslops.training.catalogue import SUMMARIES
-from sslops.training.commands import columns
+from sslops.training.cli import commands
+from sslops.training.cli.catalogue import SUMMARIES
+from sslops.training.cli.commands import columns
 from sslops.training.config import RunOptions, TrainConfig, closest
-from sslops.training.console import Console
-from sslops.training.packages import PIP, missing_text, need
-from sslops.training.progress import shown_on
+from sslops.training.loggers.console import Console
+from sslops.training.loggers.progress import shown_on
+from sslops.training.run.packages import PIP, missing_text, need
 
 if TYPE_CHECKING:
     from sslops.training.methods import Entry
@@ -89,7 +89,12 @@ def _run(arguments: list[str]) -> int:
 
 def _ended(error: RuntimeError) -> int:
     """Exit code of a run that ended early; any other error is raised again."""
-    from sslops.training.guard import EvaluationFailed, Interrupted, NonFiniteLoss, ProcessLost
+    from sslops.training.engine.signals import (
+        EvaluationFailed,
+        Interrupted,
+        NonFiniteLoss,
+        ProcessLost,
+    )
 
     if isinstance(error, Interrupted):
         return _error(f"sslops: {error}", error.exit_code)
@@ -133,7 +138,7 @@ def _train(argv: list[str]) -> int:
     if options.dry_run:
         print(json.dumps({"method": method, **asdict(config)}, indent=2))
         return 0
-    from sslops.training.run import execute
+    from sslops.training.run.run import execute
 
     execute(method, config, options, Console())
     return 0
@@ -147,7 +152,7 @@ def _replay(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto")
     chosen = parser.parse_args(argv)
     need("train --replay")
-    from sslops.training.replay import replay
+    from sslops.training.experiments.replay import replay
 
     return 0 if replay(chosen.file, chosen.device, Console()) else 1
 
@@ -166,7 +171,7 @@ def _ablate(argv: list[str]) -> int:
     prog, about = f"sslops ablate {method}", "The flags of train, for every run."
     defaults = _defaults(method, flags)
     config, options = _parse(prog, about, entry.config, defaults, RunOptions(), flags)
-    from sslops.training.ablate import ablate, parse_value
+    from sslops.training.experiments.ablate import ablate, parse_value
 
     field = chosen.field.removeprefix("--").replace("-", "_")
     out = Path(options.out or f"runs/{method}-{Path(config.data).name}-{field}")
@@ -190,7 +195,7 @@ def _audit(argv: list[str]) -> int:
     chosen, flags = parser.parse_known_args(argv)
     method = chosen.method
     entry = _find("audit", method)
-    from sslops.training.audit import STEPS, audit, guards_of
+    from sslops.training.experiments.audit import STEPS, audit, guards_of
 
     guards_of(method)
     prog, about = f"sslops audit {method}", "The flags of train, for every training."
@@ -212,7 +217,7 @@ def _plan(argv: list[str]) -> int:
     # What it was called before train's name for it was taken.
     flags = [re.sub(r"^--image(?==|$)", "--image-size", flag) for flag in flags]
     entry = _find("plan", method)
-    from sslops.training.plan.command import PlanOptions, describe
+    from sslops.training.experiments.plan.command import PlanOptions, describe
 
     prog, about = f"sslops plan {method}", f"Memory and time of {method}, and what makes it fit."
     defaults = _defaults(method, flags)
@@ -237,7 +242,7 @@ def _find(command: str, method: str) -> "Entry":
 
 def _defaults(method: str, flags: list[str], options: RunOptions | None = None) -> TrainConfig:
     """The configuration that flags change: of the data set and the recipe among them."""
-    from sslops.training.folder import default_config
+    from sslops.training.storage.folder import default_config
 
     given = _early(flags)
     given.pop("size", None)
@@ -292,7 +297,3 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "measure ops against other packages (from a clone of the repository)",
     ),
 }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from sslops.training.catalogue import SUMMARIES
-from sslops.training.packages import need
+from sslops.training.cli.catalogue import SUMMARIES
+from sslops.training.run.packages import need
 
 __all__ = [
     "bench_command",
@@ -43,8 +43,8 @@ def eval_command(argv: list[str]) -> int:
     rotnet.add_argument("--steps", type=int, default=400, help="of every arm")
     chosen = parser.parse_args(argv)
     need("eval")
-    from sslops.training.afterwards import evaluate_again, evaluate_elsewhere
-    from sslops.training.console import Console
+    from sslops.training.cli.afterwards import evaluate_again, evaluate_elsewhere
+    from sslops.training.loggers.console import Console
 
     if chosen.protocol == "rotnet":
         from sslops.training.evaluate.rotnet import RotNetOptions, run_rotnet
@@ -67,7 +67,8 @@ def compare_command(argv: list[str]) -> int:
     )
     chosen = parser.parse_args(argv)
     need("compare")
-    from sslops.training.report import compare, is_run, write_comparison
+    from sslops.training.report.compare import compare, write_comparison
+    from sslops.training.report.run_folder import is_run
 
     # A pattern such as runs/* names whatever lies there; what does not exist was misspelt.
     others = [path for path in chosen.runs if path.exists() and not is_run(path)]
@@ -117,7 +118,7 @@ def doctor_command(argv: list[str]) -> int:
 
 def bench_command(argv: list[str]) -> int:
     """The benchmarks, from a clone."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / "bench" / "__init__.py").is_file():
         print(
             "sslops bench: the benchmarks are in the repository, not in the installed package:"
@@ -149,7 +150,7 @@ def export_command(argv: list[str]) -> int:
     if path.suffix != ".safetensors":
         raise ValueError(f"export: the file must end in .safetensors, the one format, got {path}")
     need("export")
-    from sslops.training.afterwards import export_checkpoint
+    from sslops.training.cli.afterwards import export_checkpoint
 
     print(export_checkpoint(chosen.run, chosen.checkpoint, path))
     return 0

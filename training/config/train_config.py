@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from sslops.training.fields import fitting_values
+from sslops.training.config.values import fitting_values
 from sslops.training.recipes import pick_recipe
 
 __all__ = ["RunOptions", "TrainConfig", "changed_fields", "closest", "make_config"]

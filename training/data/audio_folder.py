@@ -14,7 +14,7 @@ from sslops.training.data.dataset import Dataset
 from sslops.training.data.layout import assemble, divide, find_files
 from sslops.training.data.notes import summarise
 from sslops.training.data.waves import Waves
-from sslops.training.progress import track
+from sslops.training.loggers.progress import track
 
 __all__ = ["decode_waves", "from_arrays", "load_audio_folder"]
 

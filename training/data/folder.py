@@ -15,7 +15,7 @@ from sslops.training.data.dataset import Dataset
 from sslops.training.data.layout import assemble, divide, find_files, hidden, only
 from sslops.training.data.notes import summarise
 from sslops.training.data.pictures import large_pictures, open_picture, resized, to_8_bits
-from sslops.training.progress import track
+from sslops.training.loggers.progress import track
 
 __all__ = ["SUFFIXES", "load_folder"]
 

@@ -22,7 +22,7 @@ from sslops._names import shown
 from sslops.training.data.dataset import Dataset, Split
 from sslops.training.data.notes import say
 from sslops.training.data.split import split_validation
-from sslops.training.words import listed
+from sslops.training.loggers.words import listed
 
 __all__ = [
     "Division",

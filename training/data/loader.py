@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sslops._names import shown
 from sslops.training.data import Split
-from sslops.training.distributed import World
+from sslops.training.distributed.process import World
 from sslops.training.methods import Batch
 
 __all__ = ["Feed", "Sampler", "groups_of"]

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-from sslops.training.progress import make_room
+from sslops.training.loggers.progress import make_room
 
 __all__ = ["Remark", "say", "summarise"]
 

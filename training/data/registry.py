@@ -20,7 +20,7 @@ from sslops.training.data.moving_shapes import load_moving_shapes
 from sslops.training.data.photos import load_photos
 from sslops.training.data.tones import load_tones
 from sslops.training.data.video_folder import load_video_folder
-from sslops.training.progress import working
+from sslops.training.loggers.progress import working
 
 __all__ = ["load", "names"]
 

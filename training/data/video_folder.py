@@ -19,7 +19,7 @@ from sslops.training.data.layout import assemble, divide, find_files, is_part, n
 from sslops.training.data.mask_files import object_numbers, read_mask
 from sslops.training.data.notes import say, summarise
 from sslops.training.data.pictures import large_pictures, open_picture, resized, to_8_bits
-from sslops.training.progress import track
+from sslops.training.loggers.progress import track
 
 __all__ = ["load_video_folder", "read_videos"]
 

@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from sslops.training import checkpoint
-from sslops.training.distributed import World, wait
+from sslops.training.distributed.process import World, wait
+from sslops.training.storage import checkpoint
 
 __all__ = [
     "full_state",

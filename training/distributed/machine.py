@@ -73,7 +73,7 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """Commit of the working tree the package lies in, None for an installed wheel."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]

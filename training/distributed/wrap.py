@@ -5,9 +5,9 @@ from typing import Literal
 from torch import nn
 
 from sslops.training.config import TrainConfig
-from sslops.training.distributed import World
+from sslops.training.distributed.process import World
+from sslops.training.distributed.sync_bn import convert_sync_batchnorm
 from sslops.training.methods import DataShape, Method, find_method
-from sslops.training.models.sync_bn import convert_sync_batchnorm
 
 __all__ = ["parallelise", "whole"]
 
@@ -31,7 +31,7 @@ def parallelise(method: nn.Module, world: World, how: Literal["ddp", "fsdp"]) ->
     if not local:
         convert_sync_batchnorm(method, cuda=world.device.type == "cuda")
     if how == "fsdp":
-        from sslops.training.sharding import shard  # imports much that few need
+        from sslops.training.distributed.fsdp import shard
 
         return shard(method, world)
     replicated = nn.parallel.DistributedDataParallel(method)
@@ -44,7 +44,7 @@ def whole(method: Method, config: TrainConfig, shape: DataShape, world: World) -
     """The method's encoder with all its weights, on process 0; every process must call it."""
     if config.parallel != "fsdp" or world.size == 1:
         return method.encoder
-    from sslops.training.sharding import full_state
+    from sslops.training.distributed.fsdp import full_state
 
     state = full_state(method.encoder)
     encoder = find_method(method.name).build(config, shape).encoder

@@ -9,29 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from sslops.training.augment import SharedGenerator
-from sslops.training.checkpoint import StorageError
 from sslops.training.config import TrainConfig
-from sslops.training.console import Console
 from sslops.training.data import Split
-from sslops.training.diagnosis import Diagnosis, feature_spread
-from sslops.training.distributed import World, main_value
-from sslops.training.feed import Feed, Sampler, groups_of
-from sslops.training.guard import (
+from sslops.training.data.loader import Feed, Sampler, groups_of
+from sslops.training.distributed.machine import peak_memory_gb, resolve_precision
+from sslops.training.distributed.process import World, main_value
+from sslops.training.distributed.wrap import parallelise
+from sslops.training.engine.collapse import Diagnosis, feature_spread
+from sslops.training.engine.optim import clip_gradient, learning_rate, make_optimizer, scaled_lr
+from sslops.training.engine.signals import (
     FiniteCheck,
     Interrupted,
     NonFiniteLoss,
     StopRequest,
     watch_processes,
 )
-from sslops.training.machine import peak_memory_gb, resolve_precision
+from sslops.training.engine.step import Step, prepare_encoder
+from sslops.training.experiments.replay import random_state, save_failure
+from sslops.training.loggers.console import Console
+from sslops.training.loggers.metrics import Clock, MetricsFile, Window, truncate_metrics
+from sslops.training.loggers.words import BATCHED
 from sslops.training.methods import Batch, Method
-from sslops.training.optim import clip_gradient, learning_rate, make_optimizer, scaled_lr
-from sslops.training.parallel import parallelise
-from sslops.training.record import Clock, MetricsFile, Window, truncate_metrics
-from sslops.training.replay import random_state, save_failure
-from sslops.training.saving import load_run, save_run
-from sslops.training.step import Step, prepare_encoder
-from sslops.training.words import BATCHED
+from sslops.training.storage.checkpoint import StorageError
+from sslops.training.storage.state import load_run, save_run
 
 __all__ = ["Loop"]
 

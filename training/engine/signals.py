@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sslops.training.distributed import World
+from sslops.training.distributed.process import World
 
 __all__ = [
     "EvaluationFailed",

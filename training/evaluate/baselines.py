@@ -8,19 +8,19 @@ import torch
 from torch import nn
 
 from sslops._names import shown
-from sslops.training import export
 from sslops.training.config import TrainConfig, make_config
-from sslops.training.console import Console
 from sslops.training.data import Dataset, Split
 from sslops.training.data.split import take
-from sslops.training.distributed import World, seed_everything
-from sslops.training.loop import Loop
+from sslops.training.distributed.process import World, seed_everything
+from sslops.training.engine.loop import Loop
+from sslops.training.loggers.console import Console
 from sslops.training.methods import DataShape, Method
 from sslops.training.methods.cpc_audio import CPCAudioConfig
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.supervised import Supervised, supervised_config
 from sslops.training.methods.supervised_audio import SupervisedAudio
 from sslops.training.models import LogMel
+from sslops.training.storage import encoder as export
 
 # What SimCLR's recipe decides in the control; the rest is the run's.
 OWN_OF_SIMCLR = (

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslops.training.progress import working
+from sslops.training.loggers.progress import working
 
 __all__ = ["N_INIT", "POINTS", "Clustering", "agreement", "cluster"]
 

@@ -20,7 +20,7 @@ from sslops.training.evaluate.features import extract_frames
 from sslops.training.evaluate.few_labels import feasible, few_labels
 from sslops.training.evaluate.linear import linear_probe
 from sslops.training.evaluate.table import align, arms
-from sslops.training.progress import working
+from sslops.training.loggers.progress import working
 
 __all__ = ["factor_table", "factor_titles", "measure_factors", "measure_frames"]
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from sslops._names import shown
 from sslops.training.data import Waves
-from sslops.training.diagnosis import feature_spread
-from sslops.training.progress import track
+from sslops.training.engine.collapse import feature_spread
+from sslops.training.loggers.progress import track
 
 __all__ = ["extract", "extract_frames", "extract_stages", "fittable", "pixels", "spread"]
 
@@ -205,7 +205,7 @@ def spread(features: Tensor) -> dict[str, float]:
     """How much of the space features fill; a collapsed encoder has both near their least.
 
     Returns:
-        "feature_spread": see `sslops.training.diagnosis.feature_spread`, as during training.
+        "feature_spread": see `sslops.training.engine.collapse.feature_spread`, as during training.
         "rank": exp of the entropy of the covariance's eigenvalues, between 1 and dim.
     """
     unit = F.normalize(features, dim=1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sslops.training.evaluate.linear import FIXED_C, Scaler, accuracy, choose_strength
 from sslops.training.evaluate.logistic import fit
-from sslops.training.progress import working
+from sslops.training.loggers.progress import working
 
 __all__ = ["CV_FROM", "FewLabels", "draw_labels", "feasible", "few_labels"]
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslops.training.progress import working
+from sslops.training.loggers.progress import working
 
 __all__ = ["KS", "TEMPERATURE", "choose_k", "knn_accuracy", "knn_predict", "neighbours"]
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from sslops.distributed import all_gather
 from sslops.training.data import Split, subset
-from sslops.training.distributed import World, share
+from sslops.training.distributed.process import World, share
 
 __all__ = ["make_monitor"]
 

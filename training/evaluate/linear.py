@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sslops.training.data.notes import say
 from sslops.training.evaluate.logistic import MAX_ITERATIONS, TOLERANCE, Linear, fit, principal_axes
-from sslops.training.progress import working
+from sslops.training.loggers.progress import working
 
 __all__ = [
     "ALONE",

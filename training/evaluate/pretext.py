@@ -4,10 +4,10 @@ import torch
 
 from sslops.training.config import TrainConfig
 from sslops.training.data import Dataset, subset
-from sslops.training.distributed import World
-from sslops.training.feed import Feed
+from sslops.training.data.loader import Feed
+from sslops.training.distributed.process import World
+from sslops.training.loggers.progress import working
 from sslops.training.methods import Method
-from sslops.training.progress import working
 
 __all__ = ["measure_pretext"]
 

@@ -14,19 +14,19 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sslops.training import export
 from sslops.training.config import TrainConfig
-from sslops.training.console import Console
 from sslops.training.data import Split
 from sslops.training.data.split import subset, take
-from sslops.training.distributed import World, join
+from sslops.training.distributed.process import World, join
+from sslops.training.engine.loop import Loop
+from sslops.training.engine.setup import build_method, load_data, shape_of
 from sslops.training.evaluate.few_labels import draw_labels, feasible
 from sslops.training.evaluate.table import align
-from sslops.training.evaluation import build_method, load_data, shape_of
-from sslops.training.folder import read_config, write_json
-from sslops.training.loop import Loop
+from sslops.training.loggers.console import Console
 from sslops.training.methods.base import DataShape
 from sslops.training.methods.supervised import Supervised
+from sslops.training.storage import encoder as export
+from sslops.training.storage.folder import read_config, write_json
 
 __all__ = ["HalfFrozen", "RotNetOptions", "freeze_first", "rotnet", "rotnet_table", "run_rotnet"]
 
@@ -234,7 +234,7 @@ def run_rotnet(
     folder: Path, options: RotNetOptions, device: str, console: Console
 ) -> dict[str, Any]:
     """The protocol on a run folder: its table, its rotnet.json, and the report anew."""
-    from sslops.training.report import write_report
+    from sslops.training.report.report import write_report
 
     _, config = read_config(folder)
     if config.threads is not None:

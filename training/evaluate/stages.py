@@ -11,7 +11,7 @@ from sslops.training.data.notes import say
 from sslops.training.evaluate.features import STAGE_FEATURES, extract_stages, fittable
 from sslops.training.evaluate.linear import ALONE, foldable, linear_probe
 from sslops.training.evaluate.table import align, arms
-from sslops.training.progress import working
+from sslops.training.loggers.progress import working
 
 __all__ = ["MOST", "has_stages", "measure_stages", "protocol", "stage_count", "stage_table"]
 

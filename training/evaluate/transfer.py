@@ -7,25 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslops.training import export
 from sslops.training.augment.colour import LUMA
 from sslops.training.config import TrainConfig
-from sslops.training.console import Console
 from sslops.training.data import Dataset, Split
 from sslops.training.data.dataset import one_class
-from sslops.training.distributed import World
-from sslops.training.evaluation import (
-    DataSource,
-    build_method,
-    evaluate_arms,
-    load_data,
-    shape_of,
-)
-from sslops.training.folder import read_config, write_json
+from sslops.training.distributed.process import World
+from sslops.training.engine.setup import DataSource, build_method, load_data, shape_of
+from sslops.training.evaluate.run import evaluate_arms
+from sslops.training.evaluate.video import evaluate_tracking, read_set
+from sslops.training.loggers.console import Console
 from sslops.training.methods import DataShape
 from sslops.training.methods.video_colorization import VideoColorizationConfig
-from sslops.training.summary import print_tables
-from sslops.training.tracking import evaluate_tracking, read_set
+from sslops.training.report.summary import print_tables
+from sslops.training.storage import encoder as export
+from sslops.training.storage.folder import read_config, write_json
 
 __all__ = ["match_channels", "transfer"]
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslops.training.progress import working
+from sslops.training.loggers.progress import working
 
 __all__ = ["MAX_POINTS", "PERPLEXITY", "tsne"]
 

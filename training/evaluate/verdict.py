@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sslops.training.diagnosis import COLLAPSED, NEAR_CHANCE
+from sslops.training.engine.collapse import COLLAPSED, NEAR_CHANCE
 from sslops.training.evaluate.table import arms, has_labels
-from sslops.training.words import count, listed
+from sslops.training.loggers.words import count, listed
 
 __all__ = ["over_seeds", "verdict"]
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslops.training.console import Console
 from sslops.training.data import Clips, Dataset, Video
 from sslops.training.data.video_folder import read_videos
 from sslops.training.evaluate.propagate import Propagation
 from sslops.training.evaluate.tracking import follow, stand_still, track
+from sslops.training.loggers.console import Console
 from sslops.training.methods.video_colorization import VideoColorizationConfig
 
 __all__ = ["evaluate_tracking", "read_set", "video_sets"]
@@ -116,7 +116,7 @@ def _picture(
     video: Video, encoders: dict[str, nn.Module | None], how: Propagation, device: torch.device
 ) -> bytes:
     """True masks above those of every arm, over the frames."""
-    from sslops.training.report import pairs_png
+    from sslops.training.evaluate.pictures import pairs_png
 
     assert video.masks is not None
     shown = torch.linspace(0, len(video.frames) - 1, SHOWN).round().long()

@@ -9,24 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslops.training import export
 from sslops.training.config import RunOptions, TrainConfig, closest
-from sslops.training.console import Console
-from sslops.training.controls import plain_features, supervised_arms
-from sslops.training.distributed import World, join
-from sslops.training.evaluation import (
-    DataSource,
-    build_method,
-    evaluate_arms,
-    forget_seen,
-    load_data,
-    shape_of,
-)
-from sslops.training.folder import read_json, write_json
-from sslops.training.older import today_results
-from sslops.training.run import execute
-from sslops.training.summary import summarise, summary_table
-from sslops.training.words import count
+from sslops.training.distributed.process import World, join
+from sslops.training.engine.setup import DataSource, build_method, load_data, shape_of
+from sslops.training.evaluate.baselines import plain_features, supervised_arms
+from sslops.training.evaluate.run import evaluate_arms, forget_seen
+from sslops.training.loggers.console import Console
+from sslops.training.loggers.words import count
+from sslops.training.report.summary import summarise, summary_table
+from sslops.training.run.run import execute
+from sslops.training.storage import encoder as export
+from sslops.training.storage.folder import read_json, write_json
+from sslops.training.storage.older import today_results
 
 __all__ = ["ablate", "parse_value"]
 

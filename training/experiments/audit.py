@@ -14,18 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslops.training.audit_table import audit_table, verdicts
 from sslops.training.augment.aberration import add_aberration
 from sslops.training.augment.patches import TileRecipe, make_tiles
 from sslops.training.config import TrainConfig
-from sslops.training.console import Console
 from sslops.training.data import Split, subset
-from sslops.training.distributed import World, join
-from sslops.training.evaluation import build_method, load_data, shape_of
-from sslops.training.feed import Feed
-from sslops.training.folder import write_json
-from sslops.training.loop import Loop
+from sslops.training.data.loader import Feed
+from sslops.training.distributed.process import World, join
+from sslops.training.engine.loop import Loop
+from sslops.training.engine.setup import build_method, load_data, shape_of
+from sslops.training.experiments.audit_table import audit_table, verdicts
+from sslops.training.loggers.console import Console
 from sslops.training.methods import METHODS, Batch, DataShape, Method, find_method
+from sslops.training.storage.folder import write_json
 
 __all__ = ["LENS", "audit", "audit_splits", "guards_of"]
 

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from sslops._names import shown
-from sslops.training import checkpoint
 from sslops.training.augment import SharedGenerator
-from sslops.training.console import Console
-from sslops.training.distributed import World, join, leave, wait
+from sslops.training.distributed.process import World, join, leave, wait
+from sslops.training.distributed.wrap import parallelise
+from sslops.training.engine.optim import clip_gradient
+from sslops.training.engine.step import Step, prepare_encoder
+from sslops.training.loggers.console import Console
 from sslops.training.methods import Batch, DataShape, find_method
-from sslops.training.optim import clip_gradient
-from sslops.training.parallel import parallelise
-from sslops.training.step import Step, prepare_encoder
+from sslops.training.storage import checkpoint
 
 if TYPE_CHECKING:
-    from sslops.training.loop import Loop
+    from sslops.training.engine.loop import Loop
 
 __all__ = ["random_state", "replay", "save_failure"]
 
@@ -163,7 +163,7 @@ def _process(rank: int, paths: list[Path], device: str, port: int, found: Any) -
 
 def _again(path: Path, world: World) -> _Found:
     """Make the step of a file again, as the process `world` says."""
-    from sslops.training.evaluation import build_method
+    from sslops.training.engine.setup import build_method
 
     state = _read(path, world.device)
     cls = find_method(state["name"]).config

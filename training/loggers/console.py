@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from sslops.training.words import amount
+from sslops.training.loggers.words import amount
 
 __all__ = ["Console", "duration", "format_metrics"]
 

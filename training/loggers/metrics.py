@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslops.training.distributed import World, mean_over
+from sslops.training.distributed.process import World, mean_over
 
 __all__ = ["Clock", "MetricsFile", "Window", "truncate_metrics"]
 

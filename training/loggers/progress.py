@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-from sslops.training.console import Console, duration
+from sslops.training.loggers.console import Console, duration
 
 __all__ = ["make_room", "shown_on", "track", "working"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sslops.training.augment import RECIPES, ViewRecipe
-from sslops.training.chart import Chart
 from sslops.training.config import closest
+from sslops.training.methods.figures import Chart
 
 __all__ = ["Batch", "ContrastiveMethod", "DataShape", "Method", "find_views"]
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from sslops.training.augment import make_views
 from sslops.training.augment.colour_bins import ab_bins
 from sslops.training.augment.lab import lab_to_rgb, lightness, rgb_to_lab
-from sslops.training.chart import Chart, histogram
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, DataShape, Method
 from sslops.training.methods.colour import (
@@ -32,6 +31,7 @@ from sslops.training.methods.colour import (
     pixel_decoder,
     row_of,
 )
+from sslops.training.methods.figures import Chart, histogram
 from sslops.training.methods.pixel_target import PixelTarget
 from sslops.training.models import build_encoder
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from sslops import chance, cpc_loss
 from sslops.distributed import all_gather_with_grad
-from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
 from sslops.training.methods.cpc_charts import at_hand, step_charts
+from sslops.training.methods.figures import Chart
 from sslops.training.models import AudioEncoder
 
 __all__ = ["CPCAudio", "CPCAudioConfig"]

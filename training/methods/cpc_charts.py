@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslops import cpc_loss
-from sslops.training.chart import Chart
+from sslops.training.methods.figures import Chart
 
 __all__ = ["at_hand", "step_charts"]
 

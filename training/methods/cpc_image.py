@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from sslops import chance, cpc_loss
 from sslops.distributed import all_gather_with_grad
 from sslops.training.augment import Draw, make_views
-from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
 from sslops.training.methods.cpc_charts import at_hand, step_charts
+from sslops.training.methods.figures import Chart
 from sslops.training.models import PatchEncoder, build_encoder
 from sslops.training.models.context import RowContext
 

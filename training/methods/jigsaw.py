@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from sslops.training.augment.draw import Draw
 from sslops.training.augment.patches import TileRecipe, make_tiles, mosaic, plain_tiles
 from sslops.training.augment.permutations import permutation_set
-from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, DataShape, Method
+from sslops.training.methods.figures import Chart
 from sslops.training.models import Projector, build_encoder, check_side
 
 __all__ = ["Jigsaw", "JigsawConfig"]

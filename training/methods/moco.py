@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from sslops import KeyQueue, MomentumEncoder, chance, info_nce
 from sslops.distributed import all_gather, world_size
 from sslops.training.augment import make_views
-from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
+from sslops.training.methods.figures import Chart
 from sslops.training.methods.queue_report import HINTS, RISE, WHOLE_BATCH, queue_charts
 from sslops.training.models import build_encoder, plain_head
 from sslops.training.models.shuffle_bn import encode_shuffled

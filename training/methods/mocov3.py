@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from sslops import MomentumEncoder, chance, cosine_momentum, info_nce
 from sslops.distributed import all_gather, rank, world_size
 from sslops.training.augment import make_views
-from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
+from sslops.training.methods.figures import Chart
 from sslops.training.models import Projector, ViT, build_encoder
 
 __all__ = ["MoCoV3", "MoCoV3Config"]

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sslops import KeyQueue
-from sslops.training.chart import Chart, histogram
+from sslops.training.methods.figures import Chart, histogram
 
 __all__ = ["HINTS", "RISE", "WHOLE_BATCH", "queue_charts"]
 

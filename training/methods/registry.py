@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sslops.training.config import TrainConfig, closest
+from sslops.training.loggers.words import Kind
 from sslops.training.methods.base import DataShape, Method
 from sslops.training.methods.colorization import Colorization, ColorizationConfig
 from sslops.training.methods.cpc_audio import CPCAudio, CPCAudioConfig
@@ -18,7 +19,6 @@ from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.split_brain import SplitBrain, SplitBrainConfig
 from sslops.training.methods.supervised import Supervised
 from sslops.training.methods.video_colorization import VideoColorization, VideoColorizationConfig
-from sslops.training.words import Kind
 
 __all__ = ["METHODS", "Entry", "find_method"]
 
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
         return self.config.kind
 
 
-# In the order in which they are listed; what they are is said in training/catalogue.py.
+# In the order in which they are listed; what they are is said in training/cli/catalogue.py.
 METHODS: dict[str, Entry] = {
     "simclr": Entry(SimCLRConfig, SimCLR),
     "moco": Entry(MoCoConfig, MoCo),

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslops.training.augment.patches import TileRecipe, make_tiles, mosaic, plain_tiles
-from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, DataShape, Method
+from sslops.training.methods.figures import Chart
 from sslops.training.models import Projector, build_encoder, check_side
 
 __all__ = ["RelativePatch", "RelativePatchConfig"]

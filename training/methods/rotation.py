@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from sslops.training.augment import make_views
 from sslops.training.augment.turn import TURNS, interpolated_turns, quarter_turns
-from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.attention import attention_pictures
 from sslops.training.methods.base import Batch, DataShape, Method, find_views
+from sslops.training.methods.figures import Chart
 from sslops.training.models import build_encoder
 
 __all__ = ["Rotation", "RotationConfig"]

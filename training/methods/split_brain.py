@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from sslops.training.augment import make_views
 from sslops.training.augment.colour_bins import ab_bins, lightness_bins, soft_encode
 from sslops.training.augment.lab import lab_to_rgb, rgb_to_lab
-from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, DataShape, Method
 from sslops.training.methods.colour import LIGHTNESS_ROWS, colour_recipe, pixel_decoder, row_of
+from sslops.training.methods.figures import Chart
 from sslops.training.methods.pixel_target import PixelTarget
 from sslops.training.models import build_encoder
 from sslops.training.models.colour_inputs import ChannelEncoder, SplitEncoder

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from sslops.training.augment import Draw
 from sslops.training.augment.lab import lab_to_rgb, rgb_to_lab
-from sslops.training.chart import Chart
 from sslops.training.config import TrainConfig
 from sslops.training.data import Clips
 from sslops.training.methods.base import Batch, DataShape, Method
@@ -35,6 +34,7 @@ from sslops.training.methods.colour_copy import (
     fit_colours,
     one_hot,
 )
+from sslops.training.methods.figures import Chart
 from sslops.training.models import FrameCNN, build_encoder
 
 __all__ = ["VideoColorization", "VideoColorizationConfig"]

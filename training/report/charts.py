@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sslops.training.chart import Chart
+from sslops.training.methods.figures import Chart
 from sslops.training.report.page import figure, legend, section, titled
 from sslops.training.report.run_folder import Run
 from sslops.training.report.svg import Line, line_chart, scatter

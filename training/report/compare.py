@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from sslops.training.evaluate.table import align, has_labels
 from sslops.training.evaluate.tracking import score_names
+from sslops.training.loggers.words import BATCHED, count
 from sslops.training.report.page import cell_table, figure, legend, page, section
 from sslops.training.report.run_folder import Run, read_run
 from sslops.training.report.svg import Line, line_chart
 from sslops.training.report.views import pictures_beside
-from sslops.training.words import BATCHED, count
 
 __all__ = ["compare", "write_comparison"]
 

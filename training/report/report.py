@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sslops import __version__
-from sslops.training.progress import working
+from sslops.training.loggers.progress import working
+from sslops.training.loggers.words import BATCHED, amount, count, listed
 from sslops.training.report.charts import method_charts
 from sslops.training.report.factors import factor_numbers
 from sslops.training.report.page import definitions, missing, page, section
@@ -20,7 +21,6 @@ from sslops.training.report.stages import pretext_scores, stage_section
 from sslops.training.report.tracking import followed, tracking_scores
 from sslops.training.report.training_curves import cost, curves, setting_entries
 from sslops.training.report.views import feature_space, method_pictures, neighbours
-from sslops.training.words import BATCHED, amount, count, listed
 
 __all__ = ["render", "write_report"]
 

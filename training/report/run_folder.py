@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslops.training.evaluate.table import arms, has_labels
+from sslops.training.loggers.words import SAMPLES, Kind
 from sslops.training.methods import METHODS
-from sslops.training.older import today_record, today_results
-from sslops.training.saving import has_checkpoint
-from sslops.training.words import SAMPLES, Kind
+from sslops.training.storage.older import today_record, today_results
+from sslops.training.storage.state import has_checkpoint
 
 __all__ = ["CONTROLS", "Run", "is_run", "read_run"]
 

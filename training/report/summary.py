@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from sslops.training.config import TrainConfig
-from sslops.training.console import Console, duration
 from sslops.training.data import Clips, Dataset, Split, Waves
+from sslops.training.engine.loop import Loop
 from sslops.training.evaluate.factors import factor_table, factor_titles
 from sslops.training.evaluate.stages import stage_table
 from sslops.training.evaluate.table import align, arms, score_text, table
 from sslops.training.evaluate.tracking import SCORES, tracking_table
-from sslops.training.loop import Loop
+from sslops.training.loggers.console import Console, duration
+from sslops.training.loggers.words import BATCHED, SAMPLES, amount, count
 from sslops.training.methods import Method
-from sslops.training.next_steps import next_steps
-from sslops.training.words import BATCHED, SAMPLES, amount, count
+from sslops.training.report.next_steps import next_steps
 
 __all__ = [
     "count_parameters",

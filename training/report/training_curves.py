@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sslops.training.diagnosis import COLLAPSED
+from sslops.training.engine.collapse import COLLAPSED
+from sslops.training.loggers.words import BATCHED
 from sslops.training.report.page import definitions, figure, missing, section
 from sslops.training.report.run_folder import Run
 from sslops.training.report.svg import Line, Rule, line_chart
-from sslops.training.words import BATCHED
 
 __all__ = ["cost", "curves"]
 

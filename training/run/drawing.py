@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sslops.training.chart import Chart
 from sslops.training.data import Split, subset
-from sslops.training.distributed import World
-from sslops.training.feed import Feed
-from sslops.training.folder import write_json
+from sslops.training.data.loader import Feed
+from sslops.training.distributed.process import World
+from sslops.training.loggers.progress import working
 from sslops.training.methods import Batch, Method
-from sslops.training.progress import working
+from sslops.training.methods.figures import Chart
+from sslops.training.storage.folder import write_json
 
 __all__ = ["draw_figures", "draw_pictures"]
 
@@ -41,7 +41,7 @@ def draw_figures(method: Method, split: Split, folder: Path, world: World) -> No
 
 
 def _write_grids(grids: dict[str, Tensor], folder: Path) -> None:
-    from sslops.training.report import pairs_png
+    from sslops.training.evaluate.pictures import pairs_png
 
     (folder / "pictures").mkdir(exist_ok=True)
     for name, grid in grids.items():

@@ -7,40 +7,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslops.training import export
 from sslops.training.config import RunOptions, TrainConfig, closest, default_out
-from sslops.training.console import Console
-from sslops.training.distributed import World, join, leave, restarted, wait
-from sslops.training.drawing import draw_figures, draw_pictures
+from sslops.training.distributed.machine import environment, peak_memory_gb
+from sslops.training.distributed.process import World, join, leave, restarted, wait
+from sslops.training.distributed.wrap import whole
+from sslops.training.engine.loop import Loop
+from sslops.training.engine.setup import DataSource, build_method, load_data, shape_of
+from sslops.training.engine.signals import Interrupted, NonFiniteLoss, ProcessLost
+from sslops.training.engine.step import restore_encoder
+from sslops.training.evaluate.knn_monitor import make_monitor
+from sslops.training.evaluate.pretext import measure_pretext
+from sslops.training.evaluate.run import evaluate_and_report
+from sslops.training.evaluate.transfer import transfer
 from sslops.training.evaluate.verdict import over_seeds
-from sslops.training.evaluation import (
-    DataSource,
-    build_method,
-    evaluate_and_report,
-    load_data,
-    shape_of,
-)
-from sslops.training.folder import (
-    check_folder,
-    default_config,
-    discard_folder,
-    open_folder,
-    write_json,
-)
-from sslops.training.guard import Interrupted, NonFiniteLoss, ProcessLost
-from sslops.training.loop import Loop
-from sslops.training.machine import environment, peak_memory_gb
+from sslops.training.loggers.console import Console
+from sslops.training.loggers.progress import shown_on
 from sslops.training.methods import Method, find_method
 from sslops.training.models.subsampled import SAFE_CHANNELS, subsampled
-from sslops.training.monitor import make_monitor
-from sslops.training.next_steps import next_steps
-from sslops.training.packages import need
-from sslops.training.parallel import whole
-from sslops.training.pretext import measure_pretext
-from sslops.training.progress import shown_on
-from sslops.training.saving import has_checkpoint
-from sslops.training.step import restore_encoder
-from sslops.training.summary import (
+from sslops.training.report.next_steps import next_steps
+from sslops.training.report.summary import (
     count_parameters,
     print_banner,
     print_closing,
@@ -48,7 +33,17 @@ from sslops.training.summary import (
     summarise,
     summary_table,
 )
-from sslops.training.transfer import transfer
+from sslops.training.run.drawing import draw_figures, draw_pictures
+from sslops.training.run.packages import need
+from sslops.training.storage import encoder as export
+from sslops.training.storage.folder import (
+    check_folder,
+    default_config,
+    discard_folder,
+    open_folder,
+    write_json,
+)
+from sslops.training.storage.state import has_checkpoint
 
 __all__ = [
     "Result",

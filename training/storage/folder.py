@@ -9,16 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sslops._names import shown
-from sslops.training.config import (
-    RunOptions,
-    TrainConfig,
-    changed_fields,
-    default_out,
-    make_config,
-)
-from sslops.training.fields import fitting_values
+from sslops.training.config import RunOptions, TrainConfig, changed_fields, default_out, make_config
+from sslops.training.config.values import fitting_values
 from sslops.training.methods import find_method
-from sslops.training.saving import has_checkpoint
+from sslops.training.storage.state import has_checkpoint
 
 __all__ = [
     "check_folder",

@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sslops.training import checkpoint
 from sslops.training.methods import DataShape
+from sslops.training.storage import checkpoint
 
 if TYPE_CHECKING:
-    from sslops.training.loop import Loop
+    from sslops.training.engine.loop import Loop
 
 __all__ = ["Saved", "has_checkpoint", "load_run", "read_checkpoint", "save_run"]
 
@@ -33,7 +33,7 @@ def save_run(path: Path, loop: "Loop") -> None:
     """Write PATH.pt, or the folder PATH if the run is sharded; every process must call it."""
     rest = _rest(loop)
     if loop.sharded:
-        from sslops.training.sharding import save_sharded
+        from sslops.training.distributed.fsdp import save_sharded
 
         save_sharded(path, loop.method, loop.optimizer, rest, loop.world)
     elif loop.world.main:
@@ -49,7 +49,7 @@ def load_run(path: Path, loop: "Loop") -> None:
         ValueError: it is damaged, or of other networks.
     """
     if loop.sharded:
-        from sslops.training.sharding import load_sharded
+        from sslops.training.distributed.fsdp import load_sharded
 
         state = load_sharded(path, loop.method, loop.optimizer, loop.world)
     else:
@@ -91,7 +91,7 @@ class Saved(NamedTuple):
         if "method" in self.state:
             networks = self.state["method"]
         else:
-            from sslops.training.sharding import load_networks
+            from sslops.training.distributed.fsdp import load_networks
 
             own = {ENCODER + name: value for name, value in encoder.state_dict().items()}
             networks = load_networks(self.path, own)
@@ -107,7 +107,7 @@ def read_checkpoint(path: Path) -> Saved:
         ValueError: it is damaged.
     """
     if path.exists() or path.with_name(f"{path.name}.old").exists():
-        from sslops.training.sharding import load_rest
+        from sslops.training.distributed.fsdp import load_rest
 
         state = load_rest(path)
     else:

@@ -1,6 +1,6 @@
 """`sslops plan`: memory and time of a configuration before it is run."""
 
-from sslops.training.plan.propose import Option, propose
-from sslops.training.plan.simulate import Memory, simulate
+from sslops.training.experiments.plan.propose import Option, propose
+from sslops.training.experiments.plan.simulate import Memory, simulate
 
 __all__ = ["Memory", "Option", "propose", "simulate"]

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import torch
 
 from sslops.training.config import TrainConfig
-from sslops.training.distributed import World, join
+from sslops.training.distributed.machine import resolve_precision
+from sslops.training.distributed.process import World, join
 from sslops.training.evaluate.table import align
-from sslops.training.machine import resolve_precision
+from sslops.training.experiments.plan.probe import images_per_second
+from sslops.training.experiments.plan.propose import Option, propose
+from sslops.training.loggers.words import count
 from sslops.training.methods import DataShape
-from sslops.training.packages import need
-from sslops.training.plan.probe import images_per_second
-from sslops.training.plan.propose import Option, propose
-from sslops.training.words import count
+from sslops.training.run.packages import need
 
 __all__ = ["PlanOptions", "describe", "gib"]
 
@@ -67,7 +67,7 @@ def describe(
         shape = DataShape(options.channels, config.image_size, options.classes)
     else:
         need("plan of a data set")
-        from sslops.training.evaluation import load_data, shape_of
+        from sslops.training.engine.setup import load_data, shape_of
 
         data, split, _ = load_data(config)
         shape, images = shape_of(data), images or len(split)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from sslops.training.config import TrainConfig
-from sslops.training.distributed import World
-from sslops.training.evaluation import build_method
-from sslops.training.machine import resolve_precision
+from sslops.training.distributed.machine import resolve_precision
+from sslops.training.distributed.process import World
+from sslops.training.engine.optim import make_optimizer
+from sslops.training.engine.setup import build_method
+from sslops.training.engine.step import Step, prepare_encoder
+from sslops.training.experiments.plan.simulate import make_batch
+from sslops.training.loggers.progress import working
 from sslops.training.methods import DataShape
-from sslops.training.optim import make_optimizer
-from sslops.training.plan.simulate import make_batch
-from sslops.training.progress import working
-from sslops.training.step import Step, prepare_encoder
 
 __all__ = ["Updates", "images_per_second"]
 

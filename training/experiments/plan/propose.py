@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sslops.training.config import TrainConfig
+from sslops.training.experiments.plan.simulate import Memory, simulate
+from sslops.training.loggers.progress import working
 from sslops.training.methods import ContrastiveMethod, DataShape, find_method
-from sslops.training.plan.simulate import Memory, simulate
-from sslops.training.progress import working
 
 __all__ = ["Option", "propose"]
 

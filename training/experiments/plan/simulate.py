@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sslops import KeyQueue
 from sslops.training.config import TrainConfig
 from sslops.training.data import Clips, Video, Waves
+from sslops.training.engine.optim import make_optimizer
+from sslops.training.engine.step import Step, prepare_encoder
 from sslops.training.methods import Batch, ContrastiveMethod, DataShape, Method, find_method
-from sslops.training.optim import make_optimizer
-from sslops.training.step import Step, prepare_encoder
 
 __all__ = ["Memory", "make_batch", "simulate"]
 

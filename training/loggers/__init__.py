@@ -1,0 +1,1 @@
+"""What a run says and records: the console, progress lines, metrics.jsonl, TensorBoard."""
