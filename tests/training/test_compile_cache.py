@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from sslops._compile_cache import separate_by_processor
+from sslops.training.engine.step import prepare_encoder
 from sslops.training.methods.simclr import SimCLRConfig
-from sslops.training.step import prepare_encoder
 
 VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 LOWER = {"AVX512": "avx2", "AVX2": "default"}  # a level below that of this machine
@@ -22,7 +22,7 @@ COMPILED = """
 import sys, torch
 from torch import nn
 from sslops.training.methods.simclr import SimCLRConfig
-from sslops.training.step import prepare_encoder
+from sslops.training.engine.step import prepare_encoder
 
 def differs(compiled, images):
     try:
