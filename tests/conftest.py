@@ -20,7 +20,33 @@ separate_by_processor()  # a suite at another ATEN_CPU_CAPABILITY leaves no code
 if sslops.HAS_EXTENSION:
     from sslops import _C
 
-LEVELS = _C.levels() if sslops.HAS_EXTENSION else []
+# What can run behind an op on the CPU; the instruction sets from the least to the best.
+ISAS = _C.levels() if sslops.HAS_EXTENSION else []
+BACKENDS = ["reference", *ISAS]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--isa",
+        choices=("best", "all"),
+        default="best",
+        help="instruction sets of the CPU kernels: the best one of this machine, and the others"
+        " only in tests marked every_isa; or all in every test",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test once for each backend that it should see.
+
+    `backend` is set up around the test; `backend_name` is for a test that sets it up itself, as
+    hypothesis has to for every example.
+    """
+    every = metafunc.config.getoption("isa") == "all"
+    every = every or metafunc.definition.get_closest_marker("every_isa") is not None
+    backends = BACKENDS if every else ["reference", *ISAS[-1:]]
+    for name in {"backend", "backend_name"} & set(metafunc.fixturenames):
+        metafunc.parametrize(name, backends, indirect=name == "backend")
+
 
 # the same examples on every run of the suite; `make fuzz` looks for new ones
 settings.register_profile("suite", max_examples=100, deadline=None, derandomize=True)
@@ -56,8 +82,8 @@ def running(name: str) -> Iterator[str]:
         _C.set_level("auto")
 
 
-@pytest.fixture(params=["reference", *LEVELS])
+@pytest.fixture
 def backend(request):
-    """Each implementation that this machine can run behind an op on the CPU."""
+    """Each implementation of BACKENDS behind every op on the CPU; see pytest_generate_tests."""
     with running(request.param) as name:
         yield name

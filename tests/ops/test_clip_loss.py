@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sslops
-from tests.conftest import LEVELS, running
+from tests.conftest import running
 from tests.layouts import LAYOUTS
 from tests.naive import naive_clip
 from tests.numerics import assert_as_accurate_as
@@ -79,7 +79,6 @@ def test_rows_that_are_not_normalised(backend, size):
     check(image * size, text * size, 3.0, normalize=False, label_smoothing=0.1)
 
 
-@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
 @given(
     N=st.integers(1, 50),
     D=st.integers(2, 40),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sslops
-from tests.conftest import LEVELS, running
+from tests.conftest import running
 from tests.layouts import LAYOUTS
 from tests.naive import naive_cpc
 from tests.numerics import assert_as_accurate_as
@@ -90,7 +90,6 @@ def test_the_paper_s_score(backend, negatives):
     check(0.7 * predictions, targets, negatives, temperature=1.0, normalize=False)
 
 
-@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
 @given(
     K=st.integers(1, 3),
     B=st.integers(1, 5),

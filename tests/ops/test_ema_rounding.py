@@ -65,6 +65,7 @@ def test_rounding_to_nearest_is_pytorchs(backend, dtype):
     assert torch.equal(out.signbit(), x.signbit())
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_every_backend_has_the_bits_of_the_reference(backend, dtype):
     x = torch.cat([torch.randn(5000) * 10.0**e for e in range(-9, 5)])

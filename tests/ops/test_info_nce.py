@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import sslops
 from sslops.reference import _rows
 from sslops.reference import info_nce as reference
-from tests.conftest import LEVELS, running
+from tests.conftest import running
 from tests.layouts import LAYOUTS
 from tests.naive import info_nce_logits, loop_info_nce
 
@@ -22,6 +22,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1, 1), (1, 2, 3), (33, 65, 7), (5, 300, 32), (270, 531, 130), (40, 67, 600)]
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("M", "N", "D"), SHAPES)
 def test_keys_as_negatives(backend, M, N, D, dtype):
@@ -29,6 +30,7 @@ def test_keys_as_negatives(backend, M, N, D, dtype):
     check(make_case(M, N, D, dtype, targets=True), trained=("queries", "scale"))  # single pass
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("M", "N", "D"), [(1, 1, 1), (1, 3, 2), *SHAPES[2:]])
 def test_queue(backend, M, N, D, dtype):
@@ -42,6 +44,7 @@ def test_queue_of_another_dtype(backend, dtype, queue):
     check(make_case(20, 300, 40, dtype, queue=queue))
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("M", "D"), [(1, 1), (2, 3), (33, 7), (270, 130), (300, 33), (40, 600)])
 def test_symmetric(backend, M, D, dtype):
@@ -88,7 +91,6 @@ def test_very_uneven_weights(backend, dtype):
         assert all(each.isfinite().all() for each in grads.values())
 
 
-@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
 @given(
     M=st.integers(1, 40),
     more=st.integers(0, 40),

@@ -13,7 +13,7 @@ import sslops
 from sslops.ops import _info_nce_joint, _info_nce_rows
 from sslops.ops._info_nce_joint import multiple_of
 from sslops.ops._info_nce_rows import rows_of_info_nce
-from tests.conftest import LEVELS, running
+from tests.conftest import running
 from tests.numerics import assert_as_accurate_as
 
 from .info_nce_checks import ALL, check, make_case, ours
@@ -123,6 +123,7 @@ def test_multiples():
     assert multiple_of(torch.ones(4), torch.zeros(4)) is None
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -317,7 +318,6 @@ def test_opcheck(negatives, dtype, permuted):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])  # known before, and kept
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
 def test_fullgraph_compile(backend_name, symmetric, reduction):
     def loss(q, k):
         rows = sslops.info_nce(q, k, symmetric=symmetric, reduction=reduction)
@@ -351,23 +351,17 @@ def test_inputs_that_are_not_finite(backend):
         assert dk.isnan().any()
 
 
-@pytest.mark.parametrize("backend_name", LEVELS)
-def test_refuses_weights_of_another_length(backend_name):
+@compiled
+def test_refuses_weights_of_another_length():
     q = torch.randn(6, 4)
-    with (
-        running(backend_name),
-        pytest.raises(ValueError, match=r"weights must be \[M\] with M = 6, got \[5\]"),
-    ):
+    with pytest.raises(ValueError, match=r"weights must be \[M\] with M = 6, got \[5\]"):
         OPS.info_nce_joint(
             q, q, None, None, None, None, torch.ones(5), None, 1.0, False, False, True, False
         )
 
 
-@pytest.mark.parametrize("backend_name", LEVELS)
-def test_refuses_columns_of_other_keys_than_the_queries_own(backend_name):
+@compiled
+def test_refuses_columns_of_other_keys_than_the_queries_own():
     q, k = torch.randn(6, 4), torch.randn(7, 4)
-    with (
-        running(backend_name),
-        pytest.raises(ValueError, match="as many keys as queries, got 7 and 6"),
-    ):
+    with pytest.raises(ValueError, match="as many keys as queries, got 7 and 6"):
         OPS.info_nce_joint(q, k, *[None] * 6, 1.0, False, True, True, False)

@@ -31,6 +31,7 @@ def test_ids(backend, M, N, D, within, kinds, dtype):
     check(case, trained=("queries",))
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kinds", [1, 7, 1000])
 @pytest.mark.parametrize("M", [3, 40, 290])
@@ -41,6 +42,7 @@ def test_ids_of_both_sides(backend, M, kinds, dtype):
     check(case)
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_blocks_of_ids(backend, dtype):
     """Whole tiles are left out, or alone are seen: sequences that lie together."""

@@ -13,7 +13,7 @@ import sslops
 from sslops._library import op
 from sslops.reference import _rows
 from sslops.reference import nt_xent as reference
-from tests.conftest import LEVELS, running
+from tests.conftest import running
 from tests.layouts import LAYOUTS
 from tests.numerics import assert_as_accurate_as, loop_nt_xent, naive_nt_xent
 
@@ -80,6 +80,7 @@ def check_hits(z, num_views, normalize, hit, largest):
     assert torch.equal(hit[clear], margin[clear] > 0)
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("M", "D", "num_views"), SHAPES)
 @pytest.mark.parametrize("temperature", [0.5, 0.1])
@@ -88,6 +89,7 @@ def test_matches_float64(backend, M, D, num_views, dtype, temperature):
     check_accuracy(z, temperature, num_views, True, torch.rand(M) + 0.1)
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("temperature", [0.02, 0.005])
 def test_small_temperature_keeps_a_maximum(backend, dtype, temperature):
@@ -101,7 +103,6 @@ def test_dot_products_of_any_size(backend, size):
     check_accuracy(z, 0.3, 2, False, torch.rand(130) + 0.1)
 
 
-@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
 @given(
     samples=st.integers(1, 60),
     num_views=st.integers(2, 4),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sslops
-from tests.conftest import LEVELS, running
+from tests.conftest import running
 from tests.layouts import LAYOUTS
 from tests.numerics import assert_as_accurate_as, naive_nt_xent
 
@@ -49,6 +49,7 @@ def check(z, ids, num_views=2, temperature=0.1, normalize=True):
     return stats
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kinds", [1, 4, 1000])
 @pytest.mark.parametrize(
@@ -59,7 +60,6 @@ def test_matches_float64(backend, B, D, num_views, kinds, dtype):
     check(z, torch.randint(-1, kinds, (B,)), num_views)
 
 
-@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
 @given(
     B=st.integers(1, 20),
     D=st.integers(2, 20),

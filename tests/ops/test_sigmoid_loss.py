@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import sslops
 from sslops.reference import _rows
 from sslops.reference import sigmoid_loss as reference
-from tests.conftest import LEVELS, running
+from tests.conftest import running
 from tests.layouts import LAYOUTS
 from tests.naive import naive_sigmoid, unit
 from tests.numerics import assert_as_accurate_as
@@ -84,6 +84,7 @@ def check(image, text, scale=10.0, bias=-5.0, normalize=True, **kwargs):
         )
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("M", "N", "D"), SHAPES)
 def test_matches_float64(backend, M, N, D, dtype):
@@ -104,6 +105,7 @@ def test_dot_products_of_any_size(backend, size):
     check(image * size, text * size, 0.5, -2.0, normalize=False)
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kinds", [1, 5, 1000])
 def test_ids(backend, kinds, dtype):
@@ -115,7 +117,6 @@ def test_ids(backend, kinds, dtype):
         check(*pairs(M, N, 16, dtype), **ids)
 
 
-@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
 @given(
     M=st.integers(1, 40),
     more=st.integers(0, 40),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import sslops
 from sslops.reference import _rows
 from sslops.reference import sup_con as reference
-from tests.conftest import LEVELS, running
+from tests.conftest import running
 from tests.layouts import LAYOUTS
 from tests.naive import naive_sup_con
 from tests.numerics import assert_as_accurate_as
@@ -71,6 +71,7 @@ def check(z, labels, temperature=0.1, mean="outside", normalize=True, grad=None)
     assert not found["ours"]["loss"][~has_positive].any()
 
 
+@pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mean", MEANS)
 @pytest.mark.parametrize(("M", "D", "classes"), SHAPES)
@@ -98,7 +99,6 @@ def test_very_uneven_weights(backend, mean):
     check(*make_input(90, 20, 6), mean=mean, grad=grad)
 
 
-@pytest.mark.parametrize("backend_name", ["reference", *LEVELS])
 @given(
     M=st.integers(2, 60),
     D=st.integers(2, 40),
