@@ -28,10 +28,10 @@ BACKENDS = ["reference", *ISAS]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--isa",
-        choices=("best", "all"),
-        default="best",
-        help="instruction sets of the CPU kernels: the best one of this machine, and the others"
-        " only in tests marked every_isa; or all in every test",
+        choices=("best", "some", "all"),
+        default="some",
+        help="instruction sets of the CPU kernels: the best one of this machine; the others too in"
+        " tests marked every_isa (default); or all in every test",
     )
 
 
@@ -41,15 +41,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     `backend` is set up around the test; `backend_name` is for a test that sets it up itself, as
     hypothesis has to for every example.
     """
-    every = metafunc.config.getoption("isa") == "all"
-    every = every or metafunc.definition.get_closest_marker("every_isa") is not None
+    which = metafunc.config.getoption("isa")
+    marked = metafunc.definition.get_closest_marker("every_isa") is not None
+    every = which == "all" or (which == "some" and marked)
     backends = BACKENDS if every else ["reference", *ISAS[-1:]]
-    for name in {"backend", "backend_name"} & set(metafunc.fixturenames):
-        metafunc.parametrize(name, backends, indirect=name == "backend")
+    for name in ("backend", "backend_name"):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, backends, indirect=name == "backend")
 
 
-# the same examples on every run of the suite; `make fuzz` looks for new ones
+# the same examples on every run of the suite, the first of them for `make quick`; `make fuzz` looks
+# for new ones
 settings.register_profile("suite", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile("quick", max_examples=10, deadline=None, derandomize=True)
 settings.register_profile("fuzz", max_examples=2000, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 

@@ -30,6 +30,8 @@ from bench.providers.eager import LOSSES as EAGER_LOSSES
 from bench.timing import measure, summary
 from sslops.training.cli import command_line as cli
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NEW = {"moco": "enqueue_", "enqueue_": "enqueue_", "ema_update_": "ema_update_"}
 CPU = torch.device("cpu")

@@ -7,6 +7,8 @@ from bench.cases import OPS
 from bench.grid import Options
 from bench.timing import MODES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77"])
 @pytest.mark.parametrize("flags", ["--list", "--op enqueue_ --quick"])

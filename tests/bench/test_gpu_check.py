@@ -19,6 +19,8 @@ from bench.gpu_check import GRID, SHARES, STEPS, TOTAL, WITHOUT_GPU, Check, NotH
 from bench.grid import Options, plan
 from bench.grid import run as measure
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 # what is worth most comes first
 ORDER = [

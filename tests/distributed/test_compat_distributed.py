@@ -15,6 +15,8 @@ from sslops.compat import sentence_transformers as st
 from sslops.compat._ranking import DIRECTIONS
 from sslops.training.distributed.process import join, leave
 
+pytestmark = pytest.mark.slow
+
 B, D_IN, D, PROCESSES = 8, 5, 4, 2
 OWN = {"rank": 0, "world_size": 1}
 

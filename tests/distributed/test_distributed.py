@@ -14,6 +14,8 @@ from sslops.distributed import all_gather, all_gather_with_grad, rank, world_siz
 from sslops.training.distributed.process import join, leave
 from sslops.training.distributed.wrap import parallelise
 
+pytestmark = pytest.mark.slow
+
 V, B, D_IN, D = 2, 6, 5, 4
 
 

@@ -15,6 +15,8 @@ from sslops.distributed import all_gather_with_grad
 from sslops.training.distributed.process import join, leave
 from tests.ops.test_grad_cache import relative
 
+pytestmark = pytest.mark.slow
+
 B, D, MICRO = 12, 4, 2
 
 

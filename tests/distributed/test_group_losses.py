@@ -9,7 +9,10 @@ import torch.distributed as dist
 import sslops
 from tests.distributed.group_cases import CASES, inputs_of, part, run, spawned
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+]
 
 WAYS = {"gather": sslops.Gather, "ring": sslops.Ring}
 # samples of each rank, and in which dtypes they are compared

@@ -14,7 +14,10 @@ from bench.scale import Job, table
 from sslops import Gather, Ring, clip_loss, cpc_loss, info_nce, nt_xent, sigmoid_loss, sup_con
 from tests.distributed.group_cases import spawned
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="torch without distributed"),
+]
 
 WAYS = {"gather": Gather, "ring": Ring}
 D = 6

@@ -13,6 +13,8 @@ from sslops.training.distributed.process import join, leave
 from sslops.training.distributed.wrap import parallelise
 from tests.training.test_mocov3 import make, random_views
 
+pytestmark = pytest.mark.slow
+
 
 class Plain(nn.Module):
     """Without batch norm, whose statistics are per process."""

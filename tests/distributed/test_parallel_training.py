@@ -24,7 +24,10 @@ TINY = {
     "log-every": 1, "knn-every": 2, "checkpoint-every": 1, "threads": 1,
     "optimizer": "sgd", "lr": 0.003,
 }  # fmt: skip
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed"),
+]
 
 
 RECURRENT = {

@@ -12,7 +12,10 @@ from sslops.training.augment.colour_bins import ab_bins
 from sslops.training.distributed.process import join, leave
 from sslops.training.methods.pixel_target import PixelTarget
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed"),
+]
 
 
 def gradient(rows):

@@ -84,16 +84,16 @@ def test_what_runs(gpu, recwarn):
         assert "got" in str(note.message)
 
 
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_what_runs_if_it_is_asked_for_by_name(gpu, backend, monkeypatch, recwarn):
+@pytest.mark.parametrize("asked", ["triton", "cuda"])
+def test_what_runs_if_it_is_asked_for_by_name(gpu, asked, monkeypatch, recwarn):
     pytest.importorskip("triton")
     monkeypatch.setattr(_library, "load_cuda_extension", lambda: True)
     *_, chosen = gpu
     if chosen == "refused":
-        with sslops.use_backend(backend), pytest.raises(RuntimeError, match=r"8\.0 or newer, got"):
+        with sslops.use_backend(asked), pytest.raises(RuntimeError, match=r"8\.0 or newer, got"):
             kernel()
         return
-    with sslops.use_backend(backend):
+    with sslops.use_backend(asked):
         assert kernel() is not None
     assert not recwarn.list
 

@@ -10,7 +10,7 @@ import torch
 from ._cuda import OPS, ROOT, SOURCES, TORCH, built_once, run_all, setup, tool
 
 NVCC = setup().find_nvcc()
-pytestmark = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="there is no nvcc")]
 ARCHS = ("sm_80", "sm_90a", "sm_100")
 
 

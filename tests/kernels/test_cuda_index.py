@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from ._cuda import ROOT
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++"),
+]
 WRAPPERS = {
     "part_begin": ("int64_t", "int64_t items, int64_t parts, int64_t part"),
     "choose_parts": ("int64_t", "int64_t blocks, int64_t tiles, int64_t processors"),

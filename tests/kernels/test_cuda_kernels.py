@@ -12,6 +12,8 @@ from tests.ops.info_nce_checks import check, make_case, ours
 
 from ._cuda import PLACES, running_cuda
 
+pytestmark = pytest.mark.slow
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

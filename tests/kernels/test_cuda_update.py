@@ -7,6 +7,8 @@ from tests.numerics import assert_as_accurate_as
 
 from ._cuda import PLACES, running_cuda
 
+pytestmark = pytest.mark.slow
+
 ema = pytest.importorskip("sslops.reference.ema", reason="ema_update_ is not there")
 queue = pytest.importorskip("sslops.reference.queue", reason="enqueue_ is not there")
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

@@ -14,7 +14,7 @@ pytest.importorskip("triton.language")
 from sslops.kernels import ema as kernels
 
 # the interpreter's words wrap, and it works on lanes that are masked; numpy would warn of each
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SIZES = [(), (0,), (1,), (4096,), (3, 5, 7), (2, 4097)]

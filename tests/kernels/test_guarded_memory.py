@@ -9,6 +9,8 @@ import torch
 
 from ._guarded import SOURCE, guarded_memory
 
+pytestmark = pytest.mark.slow
+
 WRITES = """
 import ctypes, os, signal, torch
 from tests.kernels._guarded import guarded_memory

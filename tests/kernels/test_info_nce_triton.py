@@ -17,7 +17,7 @@ from sslops.kernels import info_nce as kernels
 from sslops.reference import info_nce as reference
 
 # The interpreter works on padding and on rows of nothing; numpy would warn of each.
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # M, N, K or None, D, temperature, normalize: smallest; one row without negatives; every size odd;

@@ -17,7 +17,7 @@ from sslops.kernels import nt_xent as kernels
 from sslops.reference import nt_xent as reference
 
 # The interpreter works on padding and on rows of nothing; numpy would warn of each.
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")]
 
 # M, D, V, temperature, normalize: smallest; every size odd; two blocks, one ragged; a last block
 # of one row, which has only itself there; wider than rows that stay whole; rows of norm 5, whose

@@ -22,7 +22,10 @@ EXTREME = [-(2**63), -(2**32), -1, 0, 3, 2**32 + 3, 2**62, 2**63 - 1]
 PLACES = ["reference", "triton", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # of no rows
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning"),
+]  # of no rows
 
 
 @pytest.fixture(scope="module", params=PLACES)

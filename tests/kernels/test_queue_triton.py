@@ -11,7 +11,7 @@ from sslops.reference import queue as reference
 from tests.numerics import assert_same_in_another_order
 
 # The interpreter works on padding; numpy would warn of each.
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # K, D, B, start: smallest; ragged everything and a wrap-around; B > K; wider than one sweep

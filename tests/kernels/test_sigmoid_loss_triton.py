@@ -12,7 +12,7 @@ from sslops.kernels import sigmoid_loss as kernels
 from sslops.reference import sigmoid_loss as reference
 
 # The interpreter works on padding and on rows of nothing; numpy would warn of each.
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")]
 
 # M, N, D, scale, bias, normalize: smallest; every size odd; blocks, ragged; a last block of one
 # row; wider than rows that stay whole; rows of norm 5; a start far from balance as SigLIP's

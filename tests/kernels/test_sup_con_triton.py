@@ -16,7 +16,7 @@ from sslops.kernels import sup_con as kernels
 from sslops.reference import sup_con as reference
 
 # The interpreter works on padding and on rows of nothing; numpy would warn of each.
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")]
 
 # M, D, classes, temperature, normalize: smallest; every size odd; a last block of one row; wider
 # than rows that stay whole; rows of norm 5, whose logits reach 1250; cosines that need a maximum

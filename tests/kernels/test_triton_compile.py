@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip("triton")
 from sslops.kernels._architectures import AMD, NVIDIA
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 # target -> its matrix instruction, and the shared memory a program may have. sm_80's rows also
 # serve sm_86, sm_89 and sm_120, which have 99 KiB

@@ -134,6 +134,7 @@ def test_without_autocast_two_dtypes_are_refused(name):
                 entry.call(*sides_of(entry, (a, b)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["info_nce", "clip_loss", "NTXentLoss", "cpc_loss"])
 @pytest.mark.parametrize("low", LOW, ids=str)
 def test_fullgraph(name, low):

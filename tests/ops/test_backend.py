@@ -59,6 +59,7 @@ def test_compiled_kernels_stand_in_for_triton(monkeypatch):
     assert _library.gpu_kernel("info_nce_fwd", None, True, ones) is None
 
 
+@pytest.mark.slow
 def test_the_environment_sets_the_start_value():
     env = os.environ | {"SSLOPS_BACKEND": "reference"}
     code = "import sslops; print(sslops.backend())"

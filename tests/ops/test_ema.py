@@ -194,6 +194,7 @@ def test_autograd_sees_the_write(backend):
         loss.backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck(backend, requires_grad):
     for target, source in [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float64)]:
@@ -205,6 +206,7 @@ def test_opcheck(backend, requires_grad):
                 torch.library.opcheck(op, (t, s, momentum, value, seed))
 
 
+@pytest.mark.slow
 def test_fullgraph_compile_with_dynamic_shapes(backend):
     torch._dynamo.reset()
 

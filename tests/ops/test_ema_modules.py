@@ -88,6 +88,7 @@ def test_nothing_is_differentiated(backend):
         ema_update_([torch.ones(2)], [b.weight[0]], 0.5)
 
 
+@pytest.mark.slow
 def test_fullgraph_compile_of_modules():
     torch._dynamo.reset()
 

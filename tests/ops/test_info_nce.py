@@ -289,44 +289,6 @@ def test_solved_pairs(backend, dtype, temperature):
             assert error < rtol
 
 
-def test_same_bits_on_every_run(backend):
-    for dtype in (torch.float32, torch.bfloat16):
-        for case in (
-            make_case(300, 600, 33, dtype),
-            make_case(200, 900, 33, dtype, queue=dtype),
-            make_case(600, 600, 33, dtype, symmetric=True),
-        ):
-            grad = torch.rand(len(case.queries))
-            loss, stats, grads = ours(case, ALL, grad)
-            for _ in range(3):
-                again, found, dagain = ours(case, ALL, grad)
-                assert torch.equal(again, loss)
-                assert all(map(torch.equal, found, stats))
-                assert all(torch.equal(dagain[name], grads[name]) for name in ALL)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", ["keys", "queue", "symmetric"])
-def test_any_number_of_threads(backend, dtype, kind):
-    """Up to more threads than cores, and than rows have blocks."""
-    N = 500 if kind == "symmetric" else 1030
-    kwargs = {"keys": {}, "queue": {"queue": dtype}, "symmetric": {"symmetric": True}}
-    case = make_case(500, N, 20, dtype, **kwargs[kind])
-    grad, before = torch.rand(500), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        loss, stats, grads = ours(case, ALL, grad)
-        for threads in (2, 3, 7):
-            torch.set_num_threads(threads)
-            again, found, dagain = ours(case, ALL, grad)
-            rtol = 1e-5 if dtype is torch.float32 else 2e-2
-            torch.testing.assert_close(again, loss, rtol=rtol, atol=rtol)
-            torch.testing.assert_close(found.lse, stats.lse, rtol=rtol, atol=rtol)
-            torch.testing.assert_close(dagain, grads, rtol=rtol, atol=rtol)
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_row_order_does_not_matter(backend):
     case = make_case(40, 90, 8, torch.float32, targets=True)
     rows, columns = torch.randperm(40), torch.randperm(90)

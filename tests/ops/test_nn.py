@@ -156,6 +156,7 @@ def test_a_scale_that_is_a_parameter_is_refused(kind):
         kind(torch.nn.Parameter(torch.tensor(10.0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [sslops.ClipLoss, sslops.SigmoidLoss, sslops.InfoNCELoss])
 def test_modules_compile(kind):
     torch._dynamo.reset()

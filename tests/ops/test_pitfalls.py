@@ -248,6 +248,7 @@ def test_13_the_mean_over_ranks_is_the_global_gradient(backend):
         torch.testing.assert_close(mean, whole[n], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_14_one_graph_for_all_losses():
     """Each op alone, with dynamic shapes and permuted inputs: the tests of that op."""
     torch._dynamo.reset()
@@ -264,6 +265,7 @@ def test_14_one_graph_for_all_losses():
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not shutil.which(os.environ.get("CXX", "g++")), reason="inductor needs a C++ compiler"
 )

@@ -212,6 +212,7 @@ def test_large_batches_on_several_threads(backend):
     torch.testing.assert_close(queues[0].roll(-900, 0), F.normalize(keys[1000:], dim=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("with_ids", [False, True])
 def test_opcheck(backend, stored, with_ids):
@@ -221,6 +222,7 @@ def test_opcheck(backend, stored, with_ids):
         torch.library.opcheck(op, args)
 
 
+@pytest.mark.slow
 def test_fullgraph_compile_with_dynamic_shapes(backend):
     torch._dynamo.reset()
 

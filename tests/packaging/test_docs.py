@@ -12,6 +12,8 @@ import torch.nn.functional as F
 import sslops
 from tests.compat import _migration
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 

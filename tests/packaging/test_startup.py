@@ -12,6 +12,8 @@ from sslops.training.cli import COMMANDS
 from sslops.training.cli.catalogue import SUMMARIES
 from sslops.training.methods import METHODS
 
+pytestmark = pytest.mark.slow
+
 HEAVY = {"torch", "numpy", "sklearn", "scipy", "PIL", "tyro", "safetensors", "sslops._api"}
 SCRIPT = "import sys\nfrom sslops.training.cli import main\nsys.exit(main())\n"
 

@@ -19,6 +19,8 @@ from sslops.training.methods import METHODS
 from sslops.training.methods.base import DataShape
 from sslops.training.methods.relative_patch import RelativePatchConfig
 
+pytestmark = pytest.mark.slow
+
 TINY = {"arch": "cnn-tiny", "width": 8, "hidden": 32, "batch": 64, "lr": 5e-3, "knn_every": 0}
 GUARDS = {
     "all guards on",

@@ -43,6 +43,7 @@ def start(*arguments, module="sslops.training", **options):
     )
 
 
+@pytest.mark.slow
 def test_smoke_through_a_process(tmp_path):
     process = start("simclr", *TINY, "--out", tmp_path / "run")
     out, err = process.communicate(timeout=120)
@@ -63,6 +64,7 @@ def test_runs_as_a_module(module):
     assert (out, err) == (f"sslops {sslops.__version__}\n", "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     long = [*TINY, "--steps", "100000"]

@@ -323,6 +323,7 @@ def shapes(n, seed):
     return Batch(lab_to_rgb(lab).clamp(0, 1).mul(255).round().to(torch.uint8), label)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classes", "regression"])
 def test_learns_the_colours_of_shapes(kind):
     model = method(stride=2, target=kind, rebalance=False)

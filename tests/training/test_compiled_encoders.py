@@ -22,6 +22,8 @@ from sslops.training.run.drawing import _some
 from .method_cases import METHOD_CASES
 from .test_training import assert_same
 
+pytestmark = pytest.mark.slow
+
 WORLD = World(0, 1, torch.device("cpu"))
 CASES = {name: fields for name, fields in reversed(METHOD_CASES)}  # the first of each method
 

@@ -16,6 +16,8 @@ from sslops.training.loggers.console import Console
 from sslops.training.methods.base import DataShape
 from sslops.training.methods.mocov3 import MoCoV3Config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _keep_threads():
@@ -26,6 +28,7 @@ def _keep_threads():
 
 def test_the_control_is_an_arm_and_is_trained_once(tmp_path, capsys):
     fields = {"steps": 2, "batch": 64, "width": 4, "knn_every": 0, "threads": 1, "tsne_images": 9}
+    fields |= {"train_images": 128, "eval_train": 60, "eval_test": 30}
     train("mocov3", out=tmp_path, simclr_control=True, supervised_epochs=1, proj_hidden=16,
           console=Console(io.StringIO()), **fields)  # fmt: skip
     first = json.loads((tmp_path / "results.json").read_text())

@@ -29,6 +29,8 @@ from sslops.training.models.audio import ChannelNorm, strides_for
 from sslops.training.recipes import RECIPES
 from sslops.training.report.report import write_report
 
+pytestmark = pytest.mark.slow
+
 SHAPE = DataShape(1, 0, 6, 4000)
 TINY = {"width": 8, "context": 8, "window": 0.3, "batch": 8, "knn_every": 0, "threads": 1}
 QUIET = Console(io.StringIO())
@@ -301,7 +303,9 @@ def test_controls(tmp_path):
 
 
 def test_ablation_of_the_steps_is_one_table(tmp_path):
-    config = CPCAudioConfig(**{**TINY, "data": "tones", "steps": 2, "supervised_epochs": 1})
+    config = CPCAudioConfig(
+        **{**TINY, "data": "tones", "steps": 2, "supervised_epochs": 1, "eval_train": 96}
+    )
     stream = io.StringIO()
     content = ablate("cpc-audio", "pred_steps", [2, 4], config, tmp_path, 1, Console(stream))
     arms = ["pred_steps=2", "pred_steps=4", "random-init", "log-mel", "supervised"]

@@ -183,6 +183,7 @@ def test_refused(changes, message):
         method(**changes)
 
 
+@pytest.mark.slow
 def test_learns_which_rows_belong_together(tmp_path):
     """Digits of 8 x 8 pixels: strokes go on below."""
     result = train(

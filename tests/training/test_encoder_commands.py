@@ -17,6 +17,8 @@ from sslops.training.storage.checkpoint import load
 from .method_cases import METHOD_CASES
 from .test_training import assert_same
 
+pytestmark = pytest.mark.slow
+
 FIRST = {name: fields for name, fields in reversed(METHOD_CASES)}  # of a method, its first case
 MADE_FOR = {arch for entry in METHODS.values() for arch in entry.config.archs}
 # The smallest of each; a new encoder is tried at 8.

@@ -152,6 +152,7 @@ def test_logistic_regression_reads_an_axis_of_little_variance():
     assert (found.predict(Scaler.of(x)(x))[0] == y).float().mean() > 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "C"), [(3000, 1e4), (200, 10.0)])
 def test_logistic_regression_of_correlated_features_reaches_the_optimum(rows, C):
     """300 features of 12 numbers, as cells of a map are; more of them than rows, too."""

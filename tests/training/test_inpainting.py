@@ -354,6 +354,7 @@ def stripes(n, seed, size=16):
     return Batch((images * 255).round().to(torch.uint8), None)
 
 
+@pytest.mark.slow
 def test_learns_to_continue_what_is_around_the_hole():
     """Below every fill that looks at the mean or at the nearest pixel only."""
     inpainting = method(channels=1, arch="cnn4", width=16, cells=4)
@@ -375,6 +376,7 @@ def test_learns_to_continue_what_is_around_the_hole():
         assert scores["psnr"] > scores[f"psnr{name}"] + 2
 
 
+@pytest.mark.slow
 def test_trains_on_digits(tmp_path):
     scores = train(
         "inpainting", data="digits", out=tmp_path / "a", console=Console(io.StringIO()), steps=80,

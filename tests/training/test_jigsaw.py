@@ -221,6 +221,7 @@ def learn(data, **changes):
     return scores
 
 
+@pytest.mark.slow
 def test_learns_what_tiles_tell_of_their_place():
     data = quarters(512, 0)
     untrained, trained = learn(data)
@@ -229,6 +230,7 @@ def test_learns_what_tiles_tell_of_their_place():
     assert trained["guessing"] == pytest.approx(1 / 24)
 
 
+@pytest.mark.slow
 def test_nothing_is_learnt_of_noise():
     """No place looks different and no edge goes on: the shortcuts are closed by construction."""
     images = torch.randint(0, 256, (512, 1, 24, 24), dtype=torch.uint8, generator=generator(3))

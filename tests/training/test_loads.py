@@ -19,6 +19,8 @@ from sslops.training.methods import METHODS
 from .method_cases import METHOD_CASES
 from .test_methods import SHORT
 
+pytestmark = pytest.mark.slow
+
 CASES = {name: fields for name, fields in reversed(METHOD_CASES)}  # the first of each
 QUIET = Console(io.StringIO())
 LOADED = {}
@@ -110,7 +112,7 @@ def test_all_that_follows_training_at_once(tmp_path, counts, no_numbers):
 
 
 def test_several_seeds_and_values_read_the_same_data_once(tmp_path, counts, no_numbers):
-    fields = {**SHORT, **CASES["simclr"], "steps": 1}
+    fields = {**SHORT, **CASES["simclr"], "steps": 1, "train_images": 128}
     spent = counts.spent(train, "simclr", out=tmp_path / "a", seeds=2, console=QUIET, **fields)
     assert spent == (1, 2)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items()

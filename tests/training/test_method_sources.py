@@ -15,6 +15,8 @@ from sslops.training.methods import METHODS
 from .method_cases import METHOD_CASES
 from .test_training import assert_same
 
+pytestmark = pytest.mark.slow
+
 FIRST = {name: fields for name, fields in reversed(METHOD_CASES)}
 COUNT = 20  # files, of which a tenth is set apart as a test part
 FEW = {"batch": 8, "steps": 2, "knn_every": 0, "evaluate": False, "threads": 1}

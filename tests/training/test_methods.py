@@ -46,6 +46,7 @@ def test_every_method_has_a_case():
     assert {name for name, _ in METHOD_CASES} == set(METHODS)
 
 
+@pytest.mark.slow
 @methods
 def test_resumes_to_the_bit(tmp_path, name, fields, monkeypatch):
     """Stopped in step 5 of 8: weights, target networks, queues, generators, metrics."""

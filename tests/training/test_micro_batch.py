@@ -31,6 +31,8 @@ from tests.ops.test_grad_cache import relative
 from tests.training.method_cases import METHOD_CASES
 from tests.training.test_training import assert_same, records, run
 
+pytestmark = pytest.mark.slow
+
 B, MICRO = 24, 5
 GROUPS = 8  # a micro-batch that MoCo's divided batch norm can divide
 CPU = torch.device("cpu")
@@ -182,16 +184,16 @@ def saved_bytes(encoder, images):
 @pytest.mark.parametrize("arch", encoder_names())
 def test_checkpointing_holds_less_and_gives_the_same(arch):
     size = 8 if arch == "cnn-tiny" else 32
-    encoder = build_encoder(arch, 3, size, seed=0, **({"width": 8} if "vit" not in arch else {}))
-    other = copy.deepcopy(encoder)
+    options = {"width": 24, "depth": 3} if arch.startswith("vit") else {"width": 8}
+    encoder = build_encoder(arch, 3, size, seed=0, **options)
+    other, start = copy.deepcopy(encoder), copy.deepcopy(encoder.state_dict())
     config = make_config(find_method("simclr").config, "simclr", {"checkpointing": True})
     prepare_encoder(other, config)
     assert len(blocks_of(encoder)) >= 3
     images = torch.rand(16, 3, size, size)
     assert saved_bytes(other, images) < 0.7 * saved_bytes(encoder, images)
     for each in (encoder, other):
-        each.load_state_dict(build_encoder(arch, 3, size, seed=0, **(
-            {"width": 8} if "vit" not in arch else {})).state_dict())  # fmt: skip
+        each.load_state_dict(start)
         each(images).square().mean().backward()
     assert_same(dict(encoder.state_dict()), dict(other.state_dict()))
     for a, b in zip(encoder.parameters(), other.parameters(), strict=True):

@@ -269,6 +269,7 @@ def test_figures_show_similarities_and_ages():
     assert "oldest of 20 keys is 2 steps old" in drawn["age-of-the-queue"].caption
 
 
+@pytest.mark.slow
 def test_learns_digits(tmp_path):
     fields = {"width": 16, "proj_hidden": 64, "batch": 128, "steps": 120, "queue": 512}
     fields |= {"epochs": 12, "warmup_epochs": 1.0, "temperature": 0.1}
@@ -304,6 +305,7 @@ def worker(process, port, folder):
     leave()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 def test_two_processes_are_one_with_two_groups(tmp_path):
     """Shuffle-BN over processes and SplitBN on one device are the same computation."""

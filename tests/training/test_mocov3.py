@@ -292,6 +292,7 @@ def test_small_recipes_build(recipe, channels, size):
     assert isinstance(method.encoder, ViT) == recipe.endswith("vit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [CNN, TINY_VIT])
 @pytest.mark.parametrize("pred_bn", [True, False])
 def test_trains_in_bfloat16_channels_last_and_compiled(tmp_path, fields, pred_bn, monkeypatch):
@@ -308,6 +309,7 @@ def _compile(module):
     module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
 
 
+@pytest.mark.slow
 def test_learns_digits(tmp_path):
     fields = {"width": 16, "steps": 80, "batch": 128, "lr": 5e-3, "key_momentum": 0.9}
     result, text = run(tmp_path / "a", **fields, temperature=0.2, log_every=20, knn_every=100)

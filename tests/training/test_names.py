@@ -24,6 +24,8 @@ from sslops.training.storage.older import today_record, today_results
 from .test_report import make_run
 from .test_training import TINY
 
+pytestmark = pytest.mark.slow
+
 OLD = {
     "simclr": {"dim": 64, "feature_std": 0.9, "rank": 20.0, "linear": 0.9, "seconds": 1.0},
     "pixels": {"dim": 3, "feature_std": 0.5, "rank": 2.0, "linear": 0.8, "seconds": 1.0},

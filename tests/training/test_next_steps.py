@@ -18,6 +18,8 @@ from sslops.training.methods import METHODS
 from sslops.training.methods.simclr import SimCLRConfig
 from sslops.training.report.next_steps import next_steps
 
+pytestmark = pytest.mark.slow
+
 TINY = ["--steps=1", "--batch=16", "--threads=1", "--width=8", "--no-evaluate", "--knn-every=0"]
 LABELLED = {"simclr": {"dim": 4, "linear": 0.9}}
 PLAIN = {"simclr": {"dim": 4, "feature_spread": 0.9}}

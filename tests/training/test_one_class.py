@@ -9,6 +9,8 @@ from PIL import Image
 from sslops.training import load_encoder
 from sslops.training.cli import main
 
+pytestmark = pytest.mark.slow
+
 SHORT = "--steps 2 --batch 16 --width 8 --threads 1 --tsne-images 10 --image-size 8".split()
 
 

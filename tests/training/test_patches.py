@@ -279,6 +279,7 @@ def nearest(found):
     return int((distances(found) + 99 * torch.eye(len(found), dtype=torch.int64)).min())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "least"), [(9, 9), (24, 7), (64, 7), (100, 6), (1000, 5)])
 def test_distances_beat_those_of_random_sets(large, size, least):
     found = large[:size]

@@ -93,8 +93,10 @@ def test_sizes_of_the_lecture(size):
         assert load("photos", size=size).image_size == size
 
 
+@pytest.mark.slow
 def test_trains_without_labels(tmp_path):
     result = train("simclr", data="photos", out=tmp_path, steps=2, batch=32, width=4, threads=1,
+                   eval_train=60, eval_test=30, tsne_images=9,
                    console=Console(quiet=True))  # fmt: skip
     assert load_encoder(result.dir).dim == 32
     assert "feature_spread" in result.results["simclr"]

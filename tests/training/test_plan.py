@@ -18,6 +18,8 @@ from sslops.training.experiments.plan.probe import Updates
 from sslops.training.methods import METHODS, DataShape, find_method
 from sslops.training.storage.folder import default_config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SMALL = DataShape(3, 32, 10)
 LARGE = DataShape(3, 224, 1000)

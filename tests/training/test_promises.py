@@ -23,6 +23,8 @@ from sslops.training.storage.folder import check_folder
 
 from .test_training import TINY
 
+pytestmark = pytest.mark.slow
+
 
 def run(out, **changes):
     return train("simclr", out=out, console=Console(io.StringIO()), **{**TINY, **changes})

@@ -28,7 +28,10 @@ CASES = {
     "cpc-audio": "fsdp",  # no images to draw views from; weights in parts
 }
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed"),
+]
 
 
 def worker(rank, port, folder):

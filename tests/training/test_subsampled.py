@@ -20,6 +20,8 @@ from sslops.training.models.subsampled import (
     subsampled,
 )
 
+pytestmark = pytest.mark.slow
+
 # glibc's malloc checks every block that is freed when this is loaded first and the tunable is set.
 CHECKER = "libc_malloc_debug.so.0"
 BACKWARD = """

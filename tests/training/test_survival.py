@@ -20,6 +20,8 @@ from sslops.training.storage import checkpoint
 
 from .test_training import TINY, assert_same, records
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 KILLS = 25
 

@@ -13,6 +13,8 @@ from sslops.training.data import Dataset, Split, load
 from sslops.training.evaluate.transfer import match_channels
 from sslops.training.loggers.console import Console
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"steps": 2, "batch": 64, "width": 4, "knn_every": 0, "threads": 1, "tsne_images": 20}
 
 
