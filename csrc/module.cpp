@@ -10,10 +10,10 @@ namespace py = pybind11;
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled CPU kernels of sslops.";
   m.def(
-      "level", [] { return sslops::level_name(sslops::level()); },
+      "level", [] { return sslops::isa_name(sslops::isa()); },
       "The instruction-set level in use: portable, avx2, avx512 or amx.");
-  m.def("levels", &sslops::levels, "The levels that this machine can run, slowest first.");
-  m.def("set_level", &sslops::set_level, py::arg("name"),
+  m.def("levels", &sslops::isas, "The levels that this machine can run, slowest first.");
+  m.def("set_level", &sslops::set_isa, py::arg("name"),
         "Force a level for the whole process, or \"auto\"; ValueError if it cannot run here.");
   m.def(
       "build_info",

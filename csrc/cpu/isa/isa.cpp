@@ -1,8 +1,7 @@
 #include "isa/isa.h"
 
-#include <c10/util/Exception.h>
-
 #include <atomic>
+#include <stdexcept>
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -13,7 +12,7 @@
 namespace sslops {
 namespace {
 
-// AMX state must be asked of the kernel once a process; a refusal means no AMX.
+// A process must ask the operating system for AMX once; a refusal means no AMX.
 bool amx_usable() {
 #ifdef SSLOPS_EMULATE_AMX
   return true;
@@ -29,78 +28,69 @@ bool amx_usable() {
 #endif
 }
 
-Level best_level() {
+Isa best_isa() {
 #ifdef __x86_64__
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   if (avx512 && __builtin_cpu_supports("avx512bf16"))
-    return amx_usable() ? Level::kAmx : Level::kBf16;
-  if (avx512) return Level::kAvx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::kAvx2;
+    return amx_usable() ? Isa::kAmx : Isa::kAvx512Bf16;
+  if (avx512) return Isa::kAvx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
 #endif
-  return Level::kPortable;
+  return Isa::kPortable;
 }
 
-Level machine_level() {
-  static const Level best = best_level();
+Isa machine_isa() {
+  static const Isa best = best_isa();
   return best;
 }
 
-std::atomic<Level>& chosen() {
-  static std::atomic<Level> value{machine_level()};
+std::atomic<Isa>& chosen() {
+  static std::atomic<Isa> value{machine_isa()};
   return value;
 }
 
 }  // namespace
 
-Level level() { return chosen().load(std::memory_order_relaxed); }
+Isa isa() { return chosen().load(std::memory_order_relaxed); }
 
-std::string level_name(Level level) {
+std::string isa_name(Isa isa) {
   static const char* names[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
-  return names[static_cast<int>(level)];
+  return names[static_cast<int>(isa)];
 }
 
-std::vector<std::string> levels() {
+std::vector<std::string> isas() {
   std::vector<std::string> names;
-  for (int n = 0; n <= static_cast<int>(machine_level()); ++n)
-    names.push_back(level_name(static_cast<Level>(n)));
+  for (int n = 0; n <= static_cast<int>(machine_isa()); ++n)
+    names.push_back(isa_name(static_cast<Isa>(n)));
   return names;
 }
 
-void set_level(const std::string& name) {
-  const auto names = levels();
+void set_isa(const std::string& name) {
+  const auto names = isas();
   if (name == "auto") {
-    chosen() = machine_level();
+    chosen() = machine_isa();
     return;
   }
   for (size_t n = 0; n < names.size(); ++n) {
     if (names[n] == name) {
-      chosen() = static_cast<Level>(n);
+      chosen() = static_cast<Isa>(n);
       return;
     }
   }
-  std::string known = "auto";
-  for (const auto& each : names) known += ", " + each;
-  TORCH_CHECK_VALUE(false, "set_level: level must be one of ", known, ", got ", name);
+  std::string choices = "auto";
+  for (const auto& each : names) choices += ", " + each;
+  throw std::invalid_argument("set_level: level must be one of " + choices + ", got " + name);
 }
 
-const TileKernels& tiles([[maybe_unused]] bool bf16) {
+const IsaKernels& kernels([[maybe_unused]] bool bf16) {
 #ifdef __x86_64__
-  if (bf16) return level() == Level::kAmx ? tiles_amx() : tiles_dot();
-  if (level() >= Level::kAvx512) return tiles_avx512();
-  if (level() == Level::kAvx2) return tiles_avx2();
+  if (bf16) return isa() == Isa::kAmx ? amx_kernels() : avx512_bf16_kernels();
+  if (isa() >= Isa::kAvx512) return avx512_kernels();
+  if (isa() == Isa::kAvx2) return avx2_kernels();
 #endif
-  return tiles_portable();
-}
-
-const CrossKernels& cross([[maybe_unused]] bool bf16) {
-#ifdef __x86_64__
-  if (bf16) return level() == Level::kAmx ? cross_amx() : cross_dot();
-  if (level() >= Level::kAvx512) return cross_avx512();
-  if (level() == Level::kAvx2) return cross_avx2();
-#endif
-  return cross_portable();
+  return portable_kernels();
 }
 
 }  // namespace sslops

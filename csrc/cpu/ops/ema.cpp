@@ -21,14 +21,6 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 15;  // elements below which a second thread is not woken
 
-const EmaKernels& kernels() {
-#ifdef __x86_64__
-  if (level() >= Level::kAvx512) return ema_avx512();
-  if (level() == Level::kAvx2) return ema_avx2();
-#endif
-  return ema_portable();
-}
-
 constexpr int64_t kLine = 64;  // elements, a cache line or more of any dtype
 
 struct Pair {
@@ -70,7 +62,7 @@ Pair make_pair(const at::Tensor& target, const at::Tensor& source, const EmaStep
   const bool same = target.scalar_type() == source.scalar_type();
   TORCH_CHECK_TYPE(same || (t && s), "ema_update_: a pair must be floating or of one dtype, got ",
                    target.scalar_type(), " and ", source.scalar_type());
-  if (t && s && !(same && step.momentum == 0.0)) pair.average = kernels().span[*t][*s];
+  if (t && s && !(same && step.momentum == 0.0)) pair.average = kernels().ema.span[*t][*s];
   return pair;
 }
 

@@ -25,10 +25,6 @@ struct EmaKernels {
   EmaSpan span[kEmaTypes][kEmaTypes];  // [target][source]
 };
 
-const EmaKernels& ema_portable();
-const EmaKernels& ema_avx2();
-const EmaKernels& ema_avx512();
-
 inline uint32_t ema_mix(uint32_t x) {
   x = (x ^ x >> 16) * 0x7feb352du;
   x = (x ^ x >> 15) * 0x846ca68bu;

@@ -58,14 +58,14 @@ struct EmaLanes {
 
   static SSLOPS_INLINE F load(const float* p) { return read<F>(p); }
   static SSLOPS_INLINE F load(const BFloat16* p) {
-#ifdef SSLOPS_INTRINSICS
+#ifdef SSLOPS_F16C
     if constexpr (W == 8)  // where the compiler's own conversion takes several instructions
       return (F)(_mm256_slli_epi32(_mm256_cvtepu16_epi32(read<__m128i>(p)), 16));
 #endif
     return (F)(__builtin_convertvector(read<H>(p), U) << 16);
   }
   static SSLOPS_INLINE F load(const Half* p) {
-#ifdef SSLOPS_INTRINSICS
+#ifdef SSLOPS_F16C
     if constexpr (W == 16) return (F)_mm512_cvtph_ps(read<__m256i>(p));
     if constexpr (W == 8) return (F)_mm256_cvtph_ps(read<__m128i>(p));
 #endif
@@ -79,7 +79,7 @@ struct EmaLanes {
 
   // The low half of each word.
   static SSLOPS_INLINE void store_low(void* p, U words) {
-#ifdef SSLOPS_INTRINSICS
+#ifdef SSLOPS_F16C
     if constexpr (W == 8) {
       const __m256i v = (__m256i)words;
       const __m128i low = _mm256_castsi256_si128(v), high = _mm256_extracti128_si256(v, 1);
@@ -116,7 +116,7 @@ struct EmaLanes {
       const U cut = (U)((F)magnitude < kSmallestHalf ? small : large);
       v = (F)(sign | (v == v ? cut : magnitude));
     }
-#ifdef SSLOPS_INTRINSICS
+#ifdef SSLOPS_F16C
     constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     if constexpr (W == 16) {
       const __m256i narrow = _mm512_cvtps_ph((__m512)v, kNearest);

@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "ops/info_nce_problem.h"
-#include "tiles/squares.h"
+#include "tiles/schedule.h"
 
 namespace sslops {
 namespace {

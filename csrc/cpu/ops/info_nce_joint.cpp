@@ -14,7 +14,7 @@
 
 #include "isa/isa.h"
 #include "ops/info_nce_problem.h"
-#include "tiles/strips.h"
+#include "tiles/schedule.h"
 
 namespace sslops {
 namespace {
@@ -27,7 +27,7 @@ using Plain = Joint(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
                     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                     const OptionalTensor&, const OptionalTensor&, double, bool, bool, bool, bool);
 
-void run_strips(const InfoNceProblem& all, const Strips& strips, double inverse, float* over) {
+void run_strips(const InfoNceProblem& all, const RowStrips& strips, double inverse, float* over) {
   const CrossProblem& p = all.p;
   const CrossKernels& kernels = cross(all.x.bf16);
   const int64_t tile = strips.size * kTileStride, kept = strips.tiles * tile;
@@ -37,23 +37,24 @@ void run_strips(const InfoNceProblem& all, const Strips& strips, double inverse,
     return data + thread * (kept + kCrossScratch) + n * tile;
   };
   std::vector<float> query(all.apart ? all.x.D * strips.threads : 0);
-  for_each_strip(
+  for_each_tile(
       strips,
       [&](Range i, Range j, int64_t thread, int64_t n) {
-        kernels.gather(p, i, j, exponentials(thread, n), exponentials(thread, strips.tiles));
+        kernels.row_pass(p, i, j, exponentials(thread, n), exponentials(thread, strips.tiles));
       },
       [&](Range i, int64_t thread) {
         for (int64_t m = i.begin; m < std::min(i.end, all.x.M); ++m) {
           if (all.apart) {
             const float* row = all.x.row(m, query.data() + thread * all.x.D);
-            p.row_own[m] = static_cast<float>(dot(row, all.keys.row(all.own[m], nullptr), all.x.D));
+            p.target_similarity[m] =
+                static_cast<float>(dot(row, all.keys.row(all.own[m], nullptr), all.x.D));
           }
-          const double own = p.row_own[m] * inverse;
+          const double own = p.target_similarity[m] * inverse;
           over[m] = static_cast<float>(1.0 / (p.row_sum[m] + std::exp(own)));
         }
       },
       [&](Range i, Range j, int64_t thread, int64_t n) {
-        kernels.spread(p, i, j, exponentials(thread, n), exponentials(thread, strips.tiles));
+        kernels.column_pass(p, i, j, exponentials(thread, n), exponentials(thread, strips.tiles));
       });
 }
 
@@ -86,7 +87,7 @@ Joint info_nce_joint(const at::Tensor& queries, const at::Tensor& keys,
   const double own = inverse * std::sqrt(all.x.largest) * std::sqrt(all.positives().largest);
   const int64_t rows = all.x.rows, cols = all.y.rows, ld = all.x.ld, D = all.x.D;
   const int64_t room = std::max(kRoom, 2 * (rows + cols) * ld);
-  const auto strips = make_strips(rows, cols, D, room);
+  const auto strips = row_strips(rows, cols, D, room);
   if (columns || p.online || !(own <= kLargestLogit) || !strips) {
     at::Tensor kept = at::empty({rows * cols <= room ? rows * cols : 0}, f32);
     float* similarities = kept.numel() > 0 ? kept.mutable_data_ptr<float>() : nullptr;
@@ -100,14 +101,14 @@ Joint info_nce_joint(const at::Tensor& queries, const at::Tensor& keys,
 
   at::Tensor vectors = at::zeros({5 * rows}, f32), best;
   p.row_sum = vectors.mutable_data_ptr<float>();
-  p.row_own = p.row_sum + rows;
-  float *over = p.row_own + rows, *weight = over + rows, *maximum = weight + rows;
+  p.target_similarity = p.row_sum + rows;
+  float *over = p.target_similarity + rows, *weight = over + rows, *maximum = weight + rows;
   if (stats) {
     best = at::full({rows}, -std::numeric_limits<float>::infinity(), f32);
     p.row_best = best.mutable_data_ptr<float>();
   }
-  const float unit = relative_weights(w, M, weight);
-  p.row_over = over;
+  const float grad_max = relative_weights(w, M, weight);
+  p.inverse_sum = over;
   p.row_weight = weight;
   at::Tensor dx = at::zeros({rows, ld}, f32), dy = at::zeros({cols, ld}, f32);
   p.to_rows.dx = dx.mutable_data_ptr<float>();
@@ -117,7 +118,7 @@ Joint info_nce_joint(const at::Tensor& queries, const at::Tensor& keys,
   const auto none = [&](const at::TensorOptions& of) { return at::empty({0}, of); };
   at::Tensor loss = at::empty({M}, f32), lse = at::empty({M}, f32);
   at::Tensor hit = at::empty({stats ? M : 0}, f32.dtype(at::kBool));
-  finish_losses(M, maximum, p.row_sum, p.row_own, p.row_best, inverse, loss, lse, hit);
+  finish_losses(M, maximum, p.row_sum, p.target_similarity, p.row_best, inverse, loss, lse, hit);
   const float* each = loss.const_data_ptr<float>();
   std::vector<float> pull(M);  // minus (1 - p) of the positive
   for (int64_t m = 0; m < M; ++m) {
@@ -126,8 +127,8 @@ Joint info_nce_joint(const at::Tensor& queries, const at::Tensor& keys,
   }
   at::Tensor dk = apart ? at::zeros({all.keys.rows, ld}, f32) : dy;
   const Sums sums{p.to_rows.dx, dk.mutable_data_ptr<float>(), apart ? p.to_cols.dx : nullptr, over};
-  const double inside = finish_gradients(all, sums, pull, inverse * unit, normalize, found);
-  std::get<3>(found).fill_(unit * inside);
+  const double inside = finish_gradients(all, sums, pull, inverse * grad_max, normalize, found);
+  std::get<3>(found).fill_(grad_max * inside);
   return std::tuple_cat(
       Statistics{loss, lse, none(f32), none(f32), hit, none(f32.dtype(at::kBool))}, found);
 }

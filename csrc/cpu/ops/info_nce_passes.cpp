@@ -9,7 +9,7 @@
 
 #include "isa/isa.h"
 #include "ops/info_nce_problem.h"
-#include "tiles/squares.h"
+#include "tiles/schedule.h"
 
 namespace sslops {
 
@@ -18,15 +18,15 @@ Statistics info_nce_statistics(const InfoNceProblem& all, double inverse, bool c
   CrossProblem p = all.p;
   const int64_t M = all.x.M, N = columns ? all.y.M : 0;
   const int64_t rows = all.x.rows, cols = columns ? all.y.rows : 0;
-  p.columns = columns;
-  p.kept = kept;
-  p.kept_ld = all.y.rows;
+  p.symmetric = columns;
+  p.saved = kept;
+  p.saved_ld = all.y.rows;
   const auto f32 = at::TensorOptions(at::kFloat), flags = f32.dtype(at::kBool);
   at::Tensor sums = at::zeros({3 * rows + 2 * cols}, f32), best;
   p.row_sum = sums.mutable_data_ptr<float>();
   p.row_max = p.row_sum + rows;
-  p.row_own = p.row_max + rows;
-  p.col_sum = p.row_own + rows;
+  p.target_similarity = p.row_max + rows;
+  p.col_sum = p.target_similarity + rows;
   p.col_max = p.col_sum + cols;
   std::fill(p.row_max, p.row_max + rows, p.online ? kMasked : 0.0f);
   std::fill(p.col_max, p.col_max + cols, p.online ? kMasked : 0.0f);
@@ -38,7 +38,7 @@ Statistics info_nce_statistics(const InfoNceProblem& all, double inverse, bool c
   all.run(p, cross(all.x.bf16).forward);
   std::vector<float> query(all.x.D);
   for (int64_t m = 0; all.apart && m < M; ++m)
-    p.row_own[m] = static_cast<float>(
+    p.target_similarity[m] = static_cast<float>(
         dot(all.x.row(m, query.data()), all.keys.row(all.own[m], nullptr), all.x.D));
 
   Statistics out{at::empty({M}, f32),
@@ -48,10 +48,10 @@ Statistics info_nce_statistics(const InfoNceProblem& all, double inverse, bool c
                  at::empty({stats ? M : 0}, flags),
                  at::empty({stats ? N : 0}, flags)};
   auto& [loss, lse, key_loss, key_lse, hit, key_hit] = out;
-  finish_losses(M, p.row_max, p.row_sum, p.row_own, p.row_best, inverse, loss, lse, hit);
+  finish_losses(M, p.row_max, p.row_sum, p.target_similarity, p.row_best, inverse, loss, lse, hit);
   if (columns)
-    finish_losses(N, p.col_max, p.col_sum, p.row_own, p.col_best, inverse, key_loss, key_lse,
-                  key_hit);
+    finish_losses(N, p.col_max, p.col_sum, p.target_similarity, p.col_best, inverse, key_loss,
+                  key_lse, key_hit);
   return out;
 }
 
@@ -67,21 +67,21 @@ Gradients info_nce_gradients(const InfoNceProblem& all, const at::Tensor& grad_l
   TORCH_CHECK_VALUE(grad_loss.numel() == M && loss.numel() == M && lse.numel() == M,
                     "info_nce: grad_loss, loss and lse must be [M] with M = ", M, ", got ",
                     grad_loss.sizes(), ", ", loss.sizes(), " and ", lse.sizes());
-  p.columns = columns;
-  p.kept = const_cast<float*>(kept);  // which `backward` only reads
-  p.kept_ld = all.y.rows;
-  p.want_rows = want_queries;
-  p.want_cols = (apart ? dnegatives : dkeys).numel() > 0;
+  p.symmetric = columns;
+  p.saved = const_cast<float*>(kept);  // which `backward` only reads
+  p.saved_ld = all.y.rows;
+  p.grad_rows = want_queries;
+  p.grad_cols = (apart ? dnegatives : dkeys).numel() > 0;
 
-  // one unit for both directions
+  // relative to the larger maximum of both directions
   std::vector<float> w(rows, 0.0f), v(columns ? cols : 0, 0.0f);
-  float unit = relative_weights(grad_loss, M, w.data());
+  float grad_max = relative_weights(grad_loss, M, w.data());
   if (columns) {
     const float other = relative_weights(*grad_key_loss, M, v.data());
-    const float larger = std::max(unit, other);
-    for (auto& each : w) each *= unit / larger;
+    const float larger = std::max(grad_max, other);
+    for (auto& each : w) each *= grad_max / larger;
     for (auto& each : v) each *= other / larger;
-    unit = larger;
+    grad_max = larger;
   }
   const auto f32 = at::TensorOptions(at::kFloat);
   at::Tensor sides = at::zeros({2 * rows + 2 * cols}, f32);
@@ -101,11 +101,11 @@ Gradients info_nce_gradients(const InfoNceProblem& all, const at::Tensor& grad_l
   p.col_weight = columns ? col_weight : nullptr;
   p.col_lse2 = col_lse2;
 
-  at::Tensor dx = at::zeros({p.want_rows ? rows : 0, ld}, f32);
-  at::Tensor dy = at::zeros({p.want_cols ? cols : 0, ld}, f32);
+  at::Tensor dx = at::zeros({p.grad_rows ? rows : 0, ld}, f32);
+  at::Tensor dy = at::zeros({p.grad_cols ? cols : 0, ld}, f32);
   p.to_rows.dx = dx.mutable_data_ptr<float>();
   p.to_cols.dx = dy.mutable_data_ptr<float>();
-  if (p.want_rows || p.want_cols) all.run(p, cross(all.x.bf16).backward);
+  if (p.grad_rows || p.grad_cols) all.run(p, cross(all.x.bf16).backward);
 
   std::vector<float> pull(M);  // minus (1 - p) of the positive
   const float* row_loss = loss.const_data_ptr<float>();
@@ -117,9 +117,9 @@ Gradients info_nce_gradients(const InfoNceProblem& all, const at::Tensor& grad_l
   at::Tensor dk = apart && want_keys ? at::zeros({all.keys.rows, ld}, f32) : dy;
   const Sums sums{want_queries ? p.to_rows.dx : nullptr,
                   want_keys ? dk.mutable_data_ptr<float>() : nullptr,
-                  apart && p.want_cols ? p.to_cols.dx : nullptr, nullptr};
-  const double inside = finish_gradients(all, sums, pull, inverse * unit, normalize, out);
-  if (want_queries) dscale.fill_(unit * inside);
+                  apart && p.grad_cols ? p.to_cols.dx : nullptr, nullptr};
+  const double inside = finish_gradients(all, sums, pull, inverse * grad_max, normalize, out);
+  if (want_queries) dscale.fill_(grad_max * inside);
   return out;
 }
 

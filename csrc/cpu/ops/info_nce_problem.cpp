@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "tiles/squares.h"
+#include "tiles/schedule.h"
 
 namespace sslops {
 
@@ -28,17 +28,17 @@ InfoNceProblem::InfoNceProblem(const at::Tensor& q, const at::Tensor& k,
   p = make_cross(x, y, scale);
   ids = make_ids(query_ids, key_ids, x.rows, y.rows);
   ids.point(p);
-  p.within = within;
-  own = make_own(targets, x.M, k.size(0), x.rows);
-  if (!apart) p.own = own.data();
+  p.same_id_only = within;
+  own = make_targets(targets, x.M, k.size(0), x.rows);
+  if (!apart) p.targets = own.data();
 }
 
 void InfoNceProblem::run(const CrossProblem& problem,
                          void (*tile)(const CrossProblem&, Range, Range, float*)) const {
-  const Squares squares = make_squares(x.rows, y.rows, x.D);
+  const LatinSquare squares = latin_square(x.rows, y.rows, x.D);
   at::Tensor scratch = at::empty({squares.threads, kCrossScratch}, at::kFloat);
   float* data = scratch.mutable_data_ptr<float>();
-  for_each_square_tile(squares, [&](Range i, Range j, int64_t thread, int64_t) {
+  for_each_tile(squares, [&](Range i, Range j, int64_t thread, int64_t) {
     tile(problem, i, j, data + thread * kCrossScratch);
   });
 }

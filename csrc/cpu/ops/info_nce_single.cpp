@@ -13,8 +13,7 @@
 
 #include "isa/isa.h"
 #include "tiles/cross_problem.h"
-#include "tiles/pack_bf16.h"
-#include "tiles/squares.h"
+#include "tiles/schedule.h"
 
 namespace sslops {
 namespace {
@@ -50,7 +49,7 @@ class Stage {
   void load(int64_t first, int64_t count, CrossProblem& p) {
     const int64_t rows = round_to_panel(count);
     p.M = count;
-    p.base = first;
+    p.first_key = first;
     p.similar.ld = p.to_cols.ld = ld;
     if (direct_ && rows == count) {
       p.similar.x = p.to_cols.x = keys_.const_data_ptr<float>() + first * ld;
@@ -66,8 +65,8 @@ class Stage {
     if (!bf16_) return;
     const auto words = [](at::Tensor& t) { return static_cast<uint16_t*>(t.mutable_data_ptr()); };
     for (int64_t panel = 0; panel < rows / kPanel; ++panel)
-      pack_panel_bf16(out + panel * kPanel * ld, ld, ld16_, panel, words(x16_), words(panels16_),
-                      words(pairs16_));
+      kernels(true).pack(out + panel * kPanel * ld, ld, ld16_, panel, words(x16_), words(panels16_),
+                         words(pairs16_));
     p.similar.x16 = words(x16_);
     p.to_cols.pairs16 = words(pairs16_);
   }
@@ -114,9 +113,9 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
   Found out{at::empty({M}, f32), at::empty({M}, f32),
             at::empty({stats ? M : 0}, f32.dtype(at::kBool)), at::empty({M, D}, f32),
             at::empty({M}, f32)};
-  auto& [loss, lse, hit, dqueries, slope] = out;
+  auto& [loss, lse, hit, dqueries, dscale_rows] = out;
   if (!usable(inverse)) {
-    for (auto* each : {&loss, &lse, &dqueries, &slope})
+    for (auto* each : {&loss, &lse, &dqueries, &dscale_rows})
       each->fill_(std::numeric_limits<double>::quiet_NaN());
     hit.fill_(false);
     return out;
@@ -126,7 +125,7 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
       multiplies_bf16(queries.scalar_type()) || (apart && multiplies_bf16(y.scalar_type()));
   const Rows x = make_rows(queries, normalize, bf16);
   const Ids ids = make_ids(key_ids, query_ids, N + kTile, x.rows);
-  const std::vector<int32_t> own = make_own(targets, M, keys.size(0), x.rows);
+  const std::vector<int32_t> own = make_targets(targets, M, keys.size(0), x.rows);
   CrossProblem base = make_cross(x, x, inverse);
   base.N = M;
   base.within = within;
@@ -152,7 +151,7 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
       p.col_max = sums.mutable_data_ptr<float>() + strip * 2 * x.rows;
       p.col_sum = p.col_max + x.rows;
       p.col_best = stats ? best.mutable_data_ptr<float>() + strip * x.rows : nullptr;
-      p.row_own = positive.mutable_data_ptr<float>();
+      p.target_similarity = positive.mutable_data_ptr<float>();
       p.to_cols.dx = means.mutable_data_ptr<float>() + strip * x.rows * ld;
       std::fill(p.col_max + j.begin, p.col_max + j.end, kMasked);
       const int64_t last = std::min(N, (strip + 1) * plan.strip);
@@ -169,7 +168,8 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
   const float* all_means = means.const_data_ptr<float>();
   float* own_similarity = positive.mutable_data_ptr<float>();
   float *loss_out = loss.mutable_data_ptr<float>(), *lse_out = lse.mutable_data_ptr<float>();
-  float *slope_out = slope.mutable_data_ptr<float>(), *d_out = dqueries.mutable_data_ptr<float>();
+  float *dscale_rows_out = dscale_rows.mutable_data_ptr<float>(),
+        *d_out = dqueries.mutable_data_ptr<float>();
   bool* hit_out = stats ? hit.mutable_data_ptr<bool>() : nullptr;
   at::parallel_for(0, M, row_grain(D), [&](int64_t begin, int64_t end) {
     std::vector<float> mean(D), query(D), key(D);
@@ -199,7 +199,7 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
       const float weight = static_cast<float>(std::exp(top * kLn2 - (at + each)));
       const float pull = static_cast<float>(std::expm1(-each));
       for (int64_t d = 0; d < D; ++d) mean[d] = weight * mean[d] + pull * key[d];
-      slope_out[m] = static_cast<float>(
+      dscale_rows_out[m] = static_cast<float>(
           through_norm(q, mean.data(), D, x.norm[m], inverse, normalize, d_out + m * D));
     }
   });

@@ -17,8 +17,8 @@
 
 #include "isa/isa.h"
 #include "tiles/cross_problem.h"
-#include "tiles/pairs.h"
 #include "tiles/rows.h"
+#include "tiles/schedule.h"
 
 namespace sslops {
 namespace {
@@ -52,10 +52,10 @@ TileProblem make_problem(const Rows& rows, double scale, int64_t num_views) {
 void run(const Rows& rows, const TileProblem& problem, bool backward) {
   const TileKernels& kernels = tiles(rows.bf16);
   const auto tile = backward ? kernels.backward : kernels.forward;
-  const Blocks blocks = make_blocks(rows.rows, rows.D);
+  const BlockPairs blocks = block_pairs(rows.rows, rows.D);
   at::Tensor scratch = at::empty({blocks.threads, kScratch}, at::kFloat);
   float* data = scratch.mutable_data_ptr<float>();
-  for_each_pair(blocks, [&](Range i, Range j, int64_t thread) {
+  for_each_tile(blocks, [&](Range i, Range j, int64_t thread) {
     tile(problem, i, j, data + thread * kScratch);
   });
 }
@@ -116,7 +116,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nt_xent_fwd(const at::Tensor& z,
 struct RowGradient {
   const Rows& rows;
   const TileProblem& p;
-  double scale;  // inverse temperature times the unit of the weights
+  double scale;  // inverse temperature times grad_max
   bool normalize;
   std::vector<float> buffer;  // [D]
 
@@ -164,14 +164,14 @@ std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, cons
   const float* log_sum = l.const_data_ptr<float>();
   float largest = 0.0f;  // weights are taken relative to it, so that a small 1/M costs no range
   for (int64_t m = 0; m < M; ++m) largest = std::max(largest, std::abs(weight[m]));
-  const float unit = largest > 0.0f && std::isfinite(largest) ? largest : 1.0f;
+  const float grad_max = largest > 0.0f && std::isfinite(largest) ? largest : 1.0f;
   at::Tensor dx = at::zeros({rows.rows, rows.ld}, f32), vectors = at::zeros({4, rows.rows}, f32);
   float* tile_weight = vectors.mutable_data_ptr<float>();
   float* lse2 = tile_weight + rows.rows;
   float* relative = lse2 + rows.rows;
   float* pull = relative + rows.rows;
   for (int64_t m = 0; m < M; ++m) {
-    relative[m] = weight[m] / unit;
+    relative[m] = weight[m] / grad_max;
     pull[m] = relative[m] / static_cast<float>(num_views - 1);
     lse2[m] = static_cast<float>(log_sum[m] / kLn2);
     tile_weight[m] = relative[m] * std::exp(-log_sum[m]);
@@ -191,13 +191,13 @@ std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, cons
     scalar_t* out = dz.mutable_data_ptr<scalar_t>();
     const int64_t grain = row_grain(D);
     at::parallel_for(0, M, grain, [&](int64_t begin, int64_t end) {
-      RowGradient gradient{rows, p, inverse * unit, normalize, std::vector<float>(D)};
+      RowGradient gradient{rows, p, inverse * grad_max, normalize, std::vector<float>(D)};
       for (int64_t m = begin; m < end; ++m) inside[m] = gradient(m, out + m * D);
     });
   });
   double total = 0.0;  // in order: the same bits whatever the threads did
   for (double each : inside) total += each;
-  return {dz, at::full({}, 0.5 * unit * total, f32)};
+  return {dz, at::full({}, 0.5 * grad_max * total, f32)};
 }
 
 }  // namespace

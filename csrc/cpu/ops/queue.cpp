@@ -22,14 +22,6 @@ constexpr int64_t kSerial = 1 << 17;  // numbers; below it waking a second threa
 using Enqueue = void(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                      const std::optional<at::Tensor>&, const std::optional<at::Tensor>&, bool);
 
-StoreRow store_row(Stored in, Stored out) {
-#ifdef __x86_64__
-  if (level() >= Level::kAvx512) return store_row_avx512(in, out);
-  if (level() == Level::kAvx2) return store_row_avx2(in, out);
-#endif
-  return store_row_portable(in, out);
-}
-
 Stored stored(at::ScalarType dtype) {
   if (dtype == at::kFloat) return Stored::kF32;
   return dtype == at::kBFloat16 ? Stored::kBf16 : Stored::kF16;
@@ -65,7 +57,8 @@ void store_rows(const at::Tensor& queue, const at::Tensor& keys, int64_t first, 
   const int64_t K = queue.size(0), D = queue.size(1), row_step = keys.stride(0);
   const int64_t in_size = static_cast<int64_t>(keys.element_size());
   const int64_t out_size = static_cast<int64_t>(queue.element_size());
-  const StoreRow store = store_row(stored(keys.scalar_type()), stored(queue.scalar_type()));
+  const StoreRow store =
+      kernels().store_row(stored(keys.scalar_type()), stored(queue.scalar_type()));
   const char* from = static_cast<const char*>(keys.const_data_ptr()) + first * row_step * in_size;
   char* to = static_cast<char*>(queue.mutable_data_ptr());
   const bool dense = keys.stride(1) == 1 || D == 1;

@@ -11,8 +11,4 @@ enum class Stored { kF32, kBf16, kF16 };
 // rounded to the element type of `out`.
 using StoreRow = void (*)(const void* key, int64_t D, bool normalize, void* out);
 
-StoreRow store_row_portable(Stored in, Stored out);
-StoreRow store_row_avx2(Stored in, Stored out);  // these two on x86-64 only
-StoreRow store_row_avx512(Stored in, Stored out);
-
 }  // namespace sslops

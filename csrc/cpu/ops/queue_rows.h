@@ -28,7 +28,7 @@ struct QueueRows {
   using U = typename Bits<W>::U;
   using H = typename Bits<W>::H;
 
-  static StoreRow find(Stored in, Stored out) {
+  static StoreRow store_row(Stored in, Stored out) {
     switch (in) {
       case Stored::kF32:
         return to<float>(out);

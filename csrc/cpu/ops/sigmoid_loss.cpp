@@ -11,7 +11,7 @@
 
 #include "isa/isa.h"
 #include "tiles/cross_problem.h"
-#include "tiles/squares.h"
+#include "tiles/schedule.h"
 
 namespace sslops {
 namespace {
@@ -57,18 +57,18 @@ Found sigmoid_loss_fwd(const at::Tensor& queries, const at::Tensor& keys,
   ids.rows.resize(x.rows, -1);
   ids.cols.resize(y.rows, -1);
   ids.point(p);
-  p.want_rows = p.want_cols = grads;
+  p.grad_rows = p.grad_cols = grads;
   at::Tensor dx = at::zeros({grads ? x.rows : 0, x.ld}, f32);
   at::Tensor dy = at::zeros({grads ? y.rows : 0, x.ld}, f32);
   p.to_rows.dx = dx.mutable_data_ptr<float>();
   p.to_cols.dx = dy.mutable_data_ptr<float>();
 
-  const Squares squares = make_squares(x.rows, y.rows, x.D);
+  const LatinSquare squares = latin_square(x.rows, y.rows, x.D);
   at::Tensor scratch = at::empty({squares.threads, kCrossScratch}, at::kFloat);
   float* data = scratch.mutable_data_ptr<float>();
   std::vector<double> losses(squares.count * squares.count, 0.0), sums = losses;
   const auto tile = cross(bf16).sigmoid;
-  for_each_square_tile(squares, [&](Range i, Range j, int64_t thread, int64_t square) {
+  for_each_tile(squares, [&](Range i, Range j, int64_t thread, int64_t square) {
     tile(p, i, j, data + thread * kCrossScratch, &losses[square], &sums[square]);
   });
   double total = 0.0, total_g = 0.0;  // in order: the same bits whatever the threads did

@@ -14,8 +14,7 @@
 
 #include "isa/isa.h"
 #include "tiles/cross_problem.h"
-#include "tiles/pairs.h"
-#include "tiles/squares.h"
+#include "tiles/schedule.h"
 
 namespace sslops {
 namespace {
@@ -65,17 +64,17 @@ struct Problem {
     }
     for (int64_t n = M - 1; n >= 0; --n)
       last[n] = n + 1 < M && first[n + 1] == first[n] ? last[n + 1] : n + 1;
-    p.own = itself.data();
-    p.columns = p.shared = true;
+    p.targets = itself.data();
+    p.symmetric = p.shared = true;
   }
   int64_t positives(int64_t n) const { return last[n] - first[n] - 1; }
 
   // Every unordered pair of tiles.
   void run(void (*tile)(const CrossProblem&, Range, Range, float*)) const {
-    const Blocks blocks = make_blocks(x.rows, x.D);
+    const BlockPairs blocks = block_pairs(x.rows, x.D);
     at::Tensor scratch = at::empty({blocks.threads, kCrossScratch}, at::kFloat);
     float* data = scratch.mutable_data_ptr<float>();
-    for_each_pair(blocks, [&](Range i, Range j, int64_t thread) {
+    for_each_tile(blocks, [&](Range i, Range j, int64_t thread) {
       tile(p, i, j, data + thread * kCrossScratch);
     });
   }
@@ -86,7 +85,7 @@ struct Problem {
     p.row_sum = p.col_sum = sums.mutable_data_ptr<float>();
     p.row_max = p.col_max = p.row_sum + x.rows;
     std::fill(p.row_max, p.row_max + x.rows, p.online ? kMasked : 0.0f);
-    p.within = within;
+    p.same_id_only = within;
     p.row_id = p.col_id = within ? label.data() : nullptr;
     run(cross(x.bf16).forward);
     for (int64_t n = 0; n < x.M; ++n)
@@ -184,7 +183,7 @@ Gradients sup_con_bwd(const at::Tensor& grad_loss, const at::Tensor& z, const at
       "sup_con: grad_loss and lse must be [M] with M = ", M, ", got ", grad_loss.sizes(), " and ",
       lse.sizes());
   std::vector<float> given(M), w(rows, 0.0f), sorted(M), share(rows, 0.0f), share_lse2(rows, 0.0f);
-  const double unit = relative_weights(grad_loss, M, given.data());
+  const double grad_max = relative_weights(grad_loss, M, given.data());
   const float* sum = lse.const_data_ptr<float>();
   const float* of_positives = inside ? positive_lse.const_data_ptr<float>() : nullptr;
   for (int64_t n = 0; n < M; ++n) {
@@ -202,19 +201,19 @@ Gradients sup_con_bwd(const at::Tensor& grad_loss, const at::Tensor& z, const at
   p.row_weight = p.col_weight = weight.data();
   p.row_lse2 = p.col_lse2 = lse2.data();
   p.label = all.label.data();
-  p.share = share.data();
-  p.share_lse2 = inside ? share_lse2.data() : nullptr;
-  p.want_rows = p.want_cols = true;
+  p.positive_weight = share.data();
+  p.positive_lse2 = inside ? share_lse2.data() : nullptr;
+  p.grad_rows = p.grad_cols = true;
   at::Tensor dx = at::zeros({rows, ld}, f32);
   p.to_rows.dx = p.to_cols.dx = dx.mutable_data_ptr<float>();
   all.run(cross(all.x.bf16).backward);
 
   at::Tensor by_order = at::empty({M, D}, z.options()), index = at::empty({M}, at::kLong);
   const double total =
-      finish_gradient(all.x, p.to_rows.dx, ld, inverse * unit, normalize, by_order);
+      finish_gradient(all.x, p.to_rows.dx, ld, inverse * grad_max, normalize, by_order);
   std::copy(all.order.begin(), all.order.end(), index.mutable_data_ptr<int64_t>());
   dz.index_copy_(0, index, by_order);
-  return {dz, at::full({}, 0.5 * unit * total, f32)};
+  return {dz, at::full({}, 0.5 * grad_max * total, f32)};
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ struct CrossAttend : Cross<E> {
       Base::or_zero;
 
   static void attend(const CrossProblem& p, Range i, Range j, float* scratch) {
-    if (empty(p, i, j, j, {p.base, p.base + p.M})) return;
+    if (empty(p, i, j, j, {p.first_key, p.first_key + p.M})) return;
     float* s = scratch;
     float* top = scratch + kTile * kTileStride + kTile * kHalfStride;  // [kTile]
     E::similarity(p, i, j, s);
@@ -47,30 +47,30 @@ struct CrossAttend : Cross<E> {
     }
     E::accumulate(p, i, j, s, scratch + kTile * kTileStride, false, true);
   }
-  // Calls use(row, column) for every column whose own row is in the tile.
+  // Calls use(row, column) for every column whose target is in the tile.
   template <class Use>
-  static SSLOPS_INLINE void for_own(const CrossProblem& p, Range j, Use&& use) {
-    for (int64_t c = 0; p.own && c < j.size(); ++c) {
-      const int64_t r = p.own[j.begin + c] - p.base;
+  static SSLOPS_INLINE void for_targets(const CrossProblem& p, Range j, Use&& use) {
+    for (int64_t c = 0; p.targets && c < j.size(); ++c) {
+      const int64_t r = p.targets[j.begin + c] - p.first_key;
       if (r >= 0 && r < p.M) use(r, c);
     }
   }
   static void mask_columns(const CrossProblem& p, Range i, Range j, float* s) {
-    for_own(p, j, [&](int64_t r, int64_t c) {
-      if (p.row_own) p.row_own[j.begin + c] = s[r * kTileStride + c];
+    for_targets(p, j, [&](int64_t r, int64_t c) {
+      if (p.target_similarity) p.target_similarity[j.begin + c] = s[r * kTileStride + c];
     });
     const F out = V::fill(p.masked);
-    if (p.within || has_ids(p, i, j))
+    if (p.same_id_only || has_ids(p, i, j))
       for (int64_t r = 0; r < i.size(); ++r) {
         const int32_t id = p.row_id[i.begin + r];
         float* row = s + r * kTileStride;
         for (int64_t c = 0; c < j.size(); c += W) {
           const I same = id < 0 ? I{} : (load_ids(p.col_id + j.begin + c) == fill_ids(id));
           const F v = V::load(row + c);
-          V::store(row + c, p.within ? select(same, v, out) : select(same, out, v));
+          V::store(row + c, p.same_id_only ? select(same, v, out) : select(same, out, v));
         }
       }
-    for_own(p, j, [&](int64_t r, int64_t c) { s[r * kTileStride + c] = p.masked; });
+    for_targets(p, j, [&](int64_t r, int64_t c) { s[r * kTileStride + c] = p.masked; });
     for (int64_t r = p.M; r < i.size(); ++r)
       for (int64_t c = 0; c < j.size(); ++c) s[r * kTileStride + c] = p.masked;
   }

@@ -1,5 +1,5 @@
-// Tiles that are computed once and used twice: by the rows' sums and gradients, and, when the sums
-// are known, by the columns' gradients; docs/math/info_nce.md has the formulas.
+// Tiles that are computed once and used twice: for the sums and gradients of rows, then, once the
+// sums are known, for the gradients of columns; docs/math/info_nce.md has the formulas.
 #pragma once
 #include "tiles/cross_tiles.h"
 
@@ -13,19 +13,19 @@ struct CrossJoint : Cross<E> {
   using F = typename Base::F;
   using Base::W, Base::mask, Base::for_parts, Base::best;
 
-  // e [i, kTileStride]: written by `gather`, read by `spread`, which find the same parts
-  static void gather(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
+  // e [i, kTileStride]: written by row_pass, read by column_pass, which visit the same parts
+  static void row_pass(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
     for_parts(p, i, j, [&](Range a, Range b) {
-      gather_part(p, a, b, e + (a.begin - i.begin) * kTileStride, scratch);
+      row_part(p, a, b, e + (a.begin - i.begin) * kTileStride, scratch);
     });
   }
-  static void spread(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
+  static void column_pass(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
     for_parts(p, i, j, [&](Range a, Range b) {
-      spread_part(p, a, b, e + (a.begin - i.begin) * kTileStride, scratch);
+      column_part(p, a, b, e + (a.begin - i.begin) * kTileStride, scratch);
     });
   }
 
-  static void gather_part(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
+  static void row_part(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
     E::similarity(p, i, j, e);
     const bool masked = mask(p, i, j, e, /*collect=*/true);
     if (p.row_best) best(p, i, j, e, false, nullptr);
@@ -44,12 +44,13 @@ struct CrossJoint : Cross<E> {
     E::accumulate(p, i, j, e, scratch, true, false);
   }
 
-  static void spread_part(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
+  static void column_part(const CrossProblem& p, Range i, Range j, float* e, float* scratch) {
     for (int64_t r = 0; r < i.size(); ++r) {
       float* row = e + r * kTileStride;
       // one after the other: of a light row with a large sum their product would be flushed
-      const float over = p.row_over[i.begin + r], weight = p.row_weight[i.begin + r];
-      for (int64_t c = 0; c < j.size(); c += W) V::store(row + c, V::load(row + c) * over * weight);
+      const float inverse = p.inverse_sum[i.begin + r], weight = p.row_weight[i.begin + r];
+      for (int64_t c = 0; c < j.size(); c += W)
+        V::store(row + c, V::load(row + c) * inverse * weight);
     }
     E::accumulate(p, i, j, e, scratch, false, true);
   }

@@ -11,7 +11,7 @@ template <class E>
 const CrossKernels& cross_kernels() {
   static const CrossKernels all{Cross<E>::forward,        Cross<E>::backward,
                                 CrossSigmoid<E>::sigmoid, CrossAttend<E>::attend,
-                                CrossJoint<E>::gather,    CrossJoint<E>::spread};
+                                CrossJoint<E>::row_pass,  CrossJoint<E>::column_pass};
   return all;
 }
 

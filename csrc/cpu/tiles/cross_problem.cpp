@@ -60,13 +60,14 @@ Ids make_ids(const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64
   return ids;
 }
 
-std::vector<int32_t> make_own(const OptionalTensor& targets, int64_t M, int64_t N, int64_t rows) {
-  std::vector<int32_t> own(rows, -1);
+std::vector<int32_t> make_targets(const OptionalTensor& targets, int64_t M, int64_t N,
+                                  int64_t rows) {
+  std::vector<int32_t> column(rows, -1);
   if (!targets.has_value()) {
     TORCH_CHECK_VALUE(M <= N, "info_nce: without targets every query needs its key, got ", M,
                       " and ", N);
-    for (int64_t m = 0; m < M; ++m) own[m] = static_cast<int32_t>(m);
-    return own;
+    for (int64_t m = 0; m < M; ++m) column[m] = static_cast<int32_t>(m);
+    return column;
   }
   TORCH_CHECK_VALUE(targets->numel() == M, "info_nce: targets must be [M] with M = ", M, ", got ",
                     targets->sizes());
@@ -75,17 +76,17 @@ std::vector<int32_t> make_own(const OptionalTensor& targets, int64_t M, int64_t 
   for (int64_t m = 0; m < M; ++m) {
     TORCH_CHECK_VALUE(list[m] >= 0 && list[m] < N, "info_nce: targets must be in [0, ", N,
                       "), got ", list[m]);
-    own[m] = static_cast<int32_t>(list[m]);
+    column[m] = static_cast<int32_t>(list[m]);
   }
-  return own;
+  return column;
 }
 
-ByTarget by_target(const std::vector<int32_t>& own, int64_t M, int64_t N) {
+ByTarget by_target(const std::vector<int32_t>& targets, int64_t M, int64_t N) {
   ByTarget t{std::vector<int64_t>(M), std::vector<int64_t>(N + 1, 0)};
-  for (int64_t m = 0; m < M; ++m) ++t.first[own[m] + 1];
+  for (int64_t m = 0; m < M; ++m) ++t.first[targets[m] + 1];
   for (int64_t n = 0; n < N; ++n) t.first[n + 1] += t.first[n];
   std::vector<int64_t> next(t.first.begin(), t.first.end() - 1);
-  for (int64_t m = 0; m < M; ++m) t.order[next[own[m]]++] = m;
+  for (int64_t m = 0; m < M; ++m) t.order[next[targets[m]]++] = m;
   return t;
 }
 
@@ -94,9 +95,9 @@ float relative_weights(const at::Tensor& grad, int64_t M, float* out) {
   const float* weight = w.const_data_ptr<float>();
   float largest = 0.0f;
   for (int64_t m = 0; m < M; ++m) largest = std::max(largest, std::abs(weight[m]));
-  const float unit = largest > 0.0f && std::isfinite(largest) ? largest : 1.0f;
-  for (int64_t m = 0; m < M; ++m) out[m] = weight[m] / unit;
-  return unit;
+  const float grad_max = largest > 0.0f && std::isfinite(largest) ? largest : 1.0f;
+  for (int64_t m = 0; m < M; ++m) out[m] = weight[m] / grad_max;
+  return grad_max;
 }
 
 bool fill_gradient_side(const float* weight, const float* lse, int64_t M, bool fold, float* out,

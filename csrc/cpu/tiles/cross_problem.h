@@ -48,16 +48,17 @@ struct Ids {
 Ids make_ids(const OptionalTensor& row_ids, const OptionalTensor& col_ids, int64_t rows,
              int64_t cols);
 
-// Each row's own column, padded with -1; row n's is n without targets.
-std::vector<int32_t> make_own(const OptionalTensor& targets, int64_t M, int64_t N, int64_t rows);
+// The column of each row's positive, padded with -1; n for row n without targets.
+std::vector<int32_t> make_targets(const OptionalTensor& targets, int64_t M, int64_t N,
+                                  int64_t rows);
 
 // Rows in the order of their targets: those of key k are order[first[k]] .. order[first[k + 1]].
 struct ByTarget {
   std::vector<int64_t> order, first;
 };
-ByTarget by_target(const std::vector<int32_t>& own, int64_t M, int64_t N);
+ByTarget by_target(const std::vector<int32_t>& targets, int64_t M, int64_t N);
 
-// w over its largest magnitude, which is returned: a small 1/M then costs no range.
+// `grad` over its largest magnitude, which is returned: a small 1/M then costs no range.
 float relative_weights(const at::Tensor& grad, int64_t M, float* out);
 
 // Weight and lse of rows or columns for the tiles of a gradient; true if a factor would be flushed.

@@ -26,36 +26,36 @@ struct CrossSigmoid : Cross<E> {
       const int64_t n = i.begin + r;
       F losses = {}, gs = {};
       for (int64_t c = 0; c < j.size(); c += W) {
-        const I column = load_ids(p.col_id + j.begin + c);
-        sigmoid_vector(p, n, j.begin + c, row + c, ids ? column : fill_ids(-1), losses, gs);
+        const I col_ids = load_ids(p.col_id + j.begin + c);
+        sigmoid_vector(p, n, j.begin + c, row + c, ids ? col_ids : fill_ids(-1), losses, gs);
       }
       sum_loss += static_cast<double>(V::sum(losses));
       sum_g += static_cast<double>(V::sum(gs));
     }
     *loss += sum_loss;
     *total += sum_g;
-    if (p.want_rows || p.want_cols)
-      E::accumulate(p, i, j, s, scratch + kTile * kTileStride, p.want_rows, p.want_cols);
+    if (p.grad_rows || p.grad_cols)
+      E::accumulate(p, i, j, s, scratch + kTile * kTileStride, p.grad_rows, p.grad_cols);
   }
   static SSLOPS_INLINE void sigmoid_vector(const CrossProblem& p, int64_t n, int64_t col, float* at,
                                            I ids, F& losses, F& gs) {
-    const I place = Tiles::iota() + fill_ids(static_cast<int32_t>(col));
-    const I own = place == fill_ids(static_cast<int32_t>(n));
-    const I edge = place >= fill_ids(static_cast<int32_t>(p.N));
+    const I column = Tiles::iota() + fill_ids(static_cast<int32_t>(col));
+    const I positive = column == fill_ids(static_cast<int32_t>(n));
+    const I edge = column >= fill_ids(static_cast<int32_t>(p.N));
     const int32_t id = p.row_id[n];
-    const I twin = id < 0 ? I{} : (ids == fill_ids(id));
-    const I none = n >= p.M ? fill_ids(-1) : (edge | (twin & ~own));
+    const I same_id = id < 0 ? I{} : (ids == fill_ids(id));
+    const I masked = n >= p.M ? fill_ids(-1) : (edge | (same_id & ~positive));
     F l = V::load(at) * p.scale + p.bias;
-    l = select(own, -l, l);
+    l = select(positive, -l, l);
     const F size = select(l < F{}, -l, l);
     const F t = V::template exp2<5>(size * -1.44269504f);  // exp(-|l|)
     const F inverse = 1.0f / (1.0f + t);
     const F loss = V::max(l, F{}) + V::log1p(t);  // NaN if l is
     F g = select(l < F{}, t * inverse, inverse);
     g = select(l == l, g, l);  // NaN is not compared away
-    g = select(own, -g, g);
-    losses += select(none, F{}, loss);
-    g = select(none, F{}, g);
+    g = select(positive, -g, g);
+    losses += select(masked, F{}, loss);
+    g = select(masked, F{}, g);
     gs += g;
     V::store(at, g);
   }

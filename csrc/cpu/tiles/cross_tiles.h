@@ -1,12 +1,12 @@
 // Tiles of similarities between two sets of rows; docs/math/info_nce.md has the formulas.
 //
-// Included by isa/cross_<level>.cpp with an engine E that says
+// Included by a file of isa/ with an engine E that has
 //   Tiles                      vectors and row helpers of its width
 //   kDegree                    of the polynomial of 2^f
 //   similarity(p, i, j, s)     s [i, kTileStride] = <x_i, y_j>
 //   accumulate(p, i, j, s, work, rows, cols)   dx_i += S y_j, dy_j += S^T x_i
-// Reading order: mask, forward, backward. What else runs on such tiles: cross_sigmoid.h,
-// cross_attend.h; cross_kernels.h puts all together.
+// Reading order: mask, forward, backward. cross_joint.h, cross_sigmoid.h and cross_attend.h have
+// what else runs on such tiles, cross_kernels.h the table of all.
 #pragma once
 #include "tiles/cross.h"
 #include "tiles/tiles_f32.h"
@@ -45,20 +45,20 @@ struct Cross {
   static bool has_ids(const CrossProblem& p, Range i, Range j) {
     return p.row_id && overlap(p.row_id, i, p.col_id, j);
   }
-  // `within`, and no id of the rows is one of the columns: every pair is left out,
-  // and nothing is to be collected.
+  // `same_id_only`, and no id of the rows is one of the columns nor any target there: every pair is
+  // masked.
   static bool empty(const CrossProblem& p, Range i, Range j, Range owners, Range others) {
-    if (!p.within || has_ids(p, i, j)) return false;
-    for (int64_t n = owners.begin; p.own && n < owners.end; ++n)
-      if (p.own[n] >= others.begin && p.own[n] < others.end) return false;
+    if (!p.same_id_only || has_ids(p, i, j)) return false;
+    for (int64_t n = owners.begin; p.targets && n < owners.end; ++n)
+      if (p.targets[n] >= others.begin && p.targets[n] < others.end) return false;
     return true;
   }
 
-  // Calls part(rows, columns) for the rectangles of a tile that `within` does not leave out whole:
+  // Calls part(rows, columns) for the rectangles of a tile in which `same_id_only` leaves a pair:
   // sequences are shorter than a tile.
   template <class Part>
   static SSLOPS_INLINE void for_parts(const CrossProblem& p, Range i, Range j, Part&& part) {
-    if (!p.within) return part(i, j);
+    if (!p.same_id_only) return part(i, j);
     constexpr int64_t kPart = 2 * kPanel;
     Range rows{i.begin, i.begin}, cols{j.end, j.end};  // rows so far that see the same columns
     for (int64_t r = i.begin; r < i.end; r += kPart) {
@@ -79,36 +79,36 @@ struct Cross {
     if (rows.size() > 0 && cols.size() > 0) part(rows, cols);
   }
 
-  // Marks what is left out of a tile; true if there is anything. `collect`: note the own columns.
+  // Masks the pairs of a tile; true if there are any. `collect`: write target_similarity.
   static bool mask(const CrossProblem& p, Range i, Range j, float* s, bool collect) {
     bool any = false;
     const F out = V::fill(p.masked);
-    const bool ids = p.within || has_ids(p, i, j);
+    const bool ids = p.same_id_only || has_ids(p, i, j);
     const int64_t edge = p.N < j.end ? p.N - j.begin : j.size();
     for (int64_t r = 0; r < i.size(); ++r) {
       float* row = s + r * kTileStride;
-      const int64_t own = p.own ? p.own[i.begin + r] - j.begin : -1;
-      const bool in_tile = own >= 0 && own < edge;
-      if (collect && in_tile && p.row_own) p.row_own[i.begin + r] = row[own];
+      const int64_t target = p.targets ? p.targets[i.begin + r] - j.begin : -1;
+      const bool in_tile = target >= 0 && target < edge;
+      if (collect && in_tile && p.target_similarity) p.target_similarity[i.begin + r] = row[target];
       if (ids) {
         const int32_t id = p.row_id[i.begin + r];
         for (int64_t c = 0; c < j.size(); c += W) {
           const I same = load_ids(p.col_id + j.begin + c) == fill_ids(id);
           const F v = V::load(row + c);
           const bool never = id < 0;
-          V::store(row + c, p.within ? (never ? out : select(same, v, out))
-                                     : (never ? v : select(same, out, v)));
+          V::store(row + c, p.same_id_only ? (never ? out : select(same, v, out))
+                                           : (never ? v : select(same, out, v)));
         }
         any = true;
       }
-      if (in_tile) row[own] = p.masked, any = true;
-      const int64_t first = p.columns && i.begin + r >= p.M ? 0 : edge;
+      if (in_tile) row[target] = p.masked, any = true;
+      const int64_t first = p.symmetric && i.begin + r >= p.M ? 0 : edge;
       for (int64_t c = first > 0 ? first : 0; c < j.size(); ++c) row[c] = p.masked, any = true;
     }
     return any;
   }
 
-  // A maximum of nothing but what is left out: the terms relative to zero vanish.
+  // The maximum of masked pairs alone: the terms relative to zero vanish.
   static SSLOPS_INLINE float or_zero(float top) { return top < 0.5f * kMasked ? 0.0f : top; }
 
   static void forward(const CrossProblem& p, Range i, Range j, float* scratch) {
@@ -119,12 +119,12 @@ struct Cross {
     float* col_max = scratch + kTile * kTileStride;
     float* col_sum = col_max + kTile;
     E::similarity(p, i, j, s);
-    if (p.kept) copy_tile(i, j, s, kTileStride, kept(p, i, j), p.kept_ld);
+    if (p.saved) copy_tile(i, j, s, kTileStride, saved_tile(p, i, j), p.saved_ld);
     const bool masked = mask(p, i, j, s, /*collect=*/true);
-    const bool columns = p.columns && !(p.shared && i.begin == j.begin);
-    if (p.row_best) best(p, i, j, s, columns, col_max);
+    const bool symmetric = p.symmetric && !(p.shared && i.begin == j.begin);
+    if (p.row_best) best(p, i, j, s, symmetric, col_max);
     for (int64_t c = 0; c < j.size(); ++c) col_max[c] = col_sum[c] = 0.0f;
-    if (p.online && columns) {
+    if (p.online && symmetric) {
       Tiles::column_maxima(i, j, s, col_max);
       for (int64_t c = 0; c < j.size(); ++c) col_max[c] = or_zero(col_max[c] * p.scale2);
     }
@@ -137,24 +137,24 @@ struct Cross {
         const F e = masked || p.online ? V::template exp2<E::kDegree>(v * p.scale2 - top)
                                        : V::template exp2_product<E::kDegree>(v, p.scale2);
         sum += e;
-        if (!columns) continue;
+        if (!symmetric) continue;
         const F down =
             p.online ? V::template exp2<E::kDegree>(v * p.scale2 - V::load(col_max + c)) : e;
         V::store(col_sum + c, V::load(col_sum + c) + down);
       }
       merge(p.online, p.row_max[i.begin + r], p.row_sum[i.begin + r], top, V::sum(sum));
     }
-    if (!columns) return;
+    if (!symmetric) return;
     for (int64_t c = 0; c < j.size(); ++c)
       merge(p.online, p.col_max[j.begin + c], p.col_sum[j.begin + c], col_max[c], col_sum[c]);
   }
-  static void best(const CrossProblem& p, Range i, Range j, const float* s, bool columns,
+  static void best(const CrossProblem& p, Range i, Range j, const float* s, bool symmetric,
                    float* work) {
     for (int64_t r = 0; r < i.size(); ++r) {
       const float each = Tiles::row_maximum(s + r * kTileStride, j.size());
       if (each > p.row_best[i.begin + r]) p.row_best[i.begin + r] = each;
     }
-    if (!columns) return;
+    if (!symmetric) return;
     Tiles::column_maxima(i, j, s, work);
     for (int64_t c = 0; c < j.size(); ++c)
       if (work[c] > p.col_best[j.begin + c]) p.col_best[j.begin + c] = work[c];
@@ -165,14 +165,14 @@ struct Cross {
       sum += more;
       return;
     }
-    if (more == 0.0f) return;  // everything was left out: there is no maximum
+    if (more == 0.0f) return;  // every pair is masked: there is no maximum
     const float now = maximum < top ? top : maximum;
     sum = sum * __builtin_exp2f(maximum - now) + more * __builtin_exp2f(top - now);
     maximum = now;
   }
 
-  static float* kept(const CrossProblem& p, Range i, Range j) {
-    return p.kept + i.begin * p.kept_ld + j.begin;
+  static float* saved_tile(const CrossProblem& p, Range i, Range j) {
+    return p.saved + i.begin * p.saved_ld + j.begin;
   }
   static void copy_tile(Range i, Range j, const float* from, int64_t step, float* to, int64_t ld) {
     for (int64_t r = 0; r < i.size(); ++r)
@@ -185,24 +185,24 @@ struct Cross {
   }
   static void backward_part(const CrossProblem& p, Range i, Range j, float* scratch) {
     float* s = scratch;
-    if (p.kept)
-      copy_tile(i, j, kept(p, i, j), p.kept_ld, s, kTileStride);
+    if (p.saved)
+      copy_tile(i, j, saved_tile(p, i, j), p.saved_ld, s, kTileStride);
     else
       E::similarity(p, i, j, s);
     const bool diagonal = p.shared && i.begin == j.begin;
     const bool masked = mask(p, i, j, s, /*collect=*/false);
-    const bool shares = p.label && overlap(p.label, i, p.label, j);
+    const bool positives = p.label && overlap(p.label, i, p.label, j);
     for (int64_t r = 0; r < i.size(); ++r) {
       float* row = s + r * kTileStride;
       const int64_t n = i.begin + r;
-      if (shares)
+      if (positives)
         gradient_row<true>(p, n, j, row, masked);
       else
         gradient_row<false>(p, n, j, row, masked);
     }
-    E::accumulate(p, i, j, s, scratch + kTile * kTileStride, p.want_rows, p.want_cols && !diagonal);
+    E::accumulate(p, i, j, s, scratch + kTile * kTileStride, p.grad_rows, p.grad_cols && !diagonal);
   }
-  template <bool Shares>
+  template <bool Positives>
   static SSLOPS_INLINE void gradient_row(const CrossProblem& p, int64_t n, Range j, float* row,
                                          bool masked) {
     constexpr int D = E::kDegree;
@@ -212,7 +212,7 @@ struct Cross {
       const F v = V::load(row + c);
       const F logit = v * p.scale2;
       F g;
-      if (!p.columns) {
+      if (!p.symmetric) {
         g = wi * V::template exp2<D>(logit - li);
       } else if (p.online) {
         g = wi * V::template exp2<D>(logit - li) +
@@ -222,18 +222,18 @@ struct Cross {
         const F e = masked ? V::template exp2<D>(logit) : V::template exp2_product<D>(v, p.scale2);
         g = e * (wi + V::load(p.col_weight + j.begin + c));
       }
-      if constexpr (Shares) {
+      if constexpr (Positives) {
         const I same = load_ids(p.label + j.begin + c) == fill_ids(p.label[n]);
-        F share;
-        if (p.share_lse2)
-          share = p.share[n] * V::template exp2<D>(logit - p.share_lse2[n]) +
-                  V::load(p.share + j.begin + c) *
-                      V::template exp2<D>(logit - V::load(p.share_lse2 + j.begin + c));
+        F pull;
+        if (p.positive_lse2)
+          pull = p.positive_weight[n] * V::template exp2<D>(logit - p.positive_lse2[n]) +
+                 V::load(p.positive_weight + j.begin + c) *
+                     V::template exp2<D>(logit - V::load(p.positive_lse2 + j.begin + c));
         else
-          share = p.share[n] + V::load(p.share + j.begin + c);
-        // what is masked is no pair: its own, or past the edge
+          pull = p.positive_weight[n] + V::load(p.positive_weight + j.begin + c);
+        // masked: the row itself, or past the edge
         const I real = same & (v > V::fill(0.5f * p.masked));
-        if (p.label[n] >= 0) g = select(real, g - share, g);
+        if (p.label[n] >= 0) g = select(real, g - pull, g);
       }
       V::store(row + c, g);
     }

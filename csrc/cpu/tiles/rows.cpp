@@ -10,7 +10,6 @@
 #include <limits>
 
 #include "isa/isa.h"
-#include "tiles/pack_bf16.h"
 #include "tiles/threads.h"
 
 namespace sslops {
@@ -117,7 +116,7 @@ void unit_row(const at::Tensor& z, int64_t n, bool normalize, float* out) {
 }
 
 bool multiplies_bf16(at::ScalarType dtype) {
-  return level() >= Level::kBf16 && dtype == at::kBFloat16;
+  return isa() >= Isa::kAvx512Bf16 && dtype == at::kBFloat16;
 }
 
 namespace {
@@ -161,9 +160,9 @@ double fill_panel(const at::Tensor& z, bool normalize, int64_t panel, Rows& r,
     }
   });
   if (r.bf16)
-    pack_panel_bf16(rows, r.ld, r.ld16, panel, static_cast<uint16_t*>(r.x16.mutable_data_ptr()),
-                    static_cast<uint16_t*>(r.panels16.mutable_data_ptr()),
-                    static_cast<uint16_t*>(r.pairs16.mutable_data_ptr()));
+    kernels(true).pack(rows, r.ld, r.ld16, panel, static_cast<uint16_t*>(r.x16.mutable_data_ptr()),
+                       static_cast<uint16_t*>(r.panels16.mutable_data_ptr()),
+                       static_cast<uint16_t*>(r.pairs16.mutable_data_ptr()));
   else
     transpose_panel(rows, r.ld, r.D, r.panels.mutable_data_ptr<float>() + panel * kPanel * r.D);
   return largest;

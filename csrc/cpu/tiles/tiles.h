@@ -24,7 +24,7 @@ struct TileProblem {
   float scale2;     // log2(e) / temperature
   float masked;     // the similarity whose logit is kMasked, finite
   bool online;      // logits may pass +-80: keep a maximum for each row
-  bool stats;       // best_positive and best_negative are wanted
+  bool stats;       // also compute best_positive and best_negative
 
   const float* x;       // [rows, ld], zero outside [M, D]
   const float* panels;  // [rows / kPanel, D, kPanel]: the rows of a panel as columns
@@ -45,9 +45,9 @@ struct TileProblem {
   // Backward.
   const float* weight;  // [rows] upstream gradient; times 2^-lse2 unless online; zero past M
   const float* lse2;    // [rows] log-sum-exp in base 2, used if online
-  // [rows] upstream gradient over the number of positives. The bfloat16 tiles subtract the
-  // positives' share, pull_i + pull_j, before they round: afterwards a pair that is solved would
-  // be left with the rounding of two large numbers.
+  // [rows] upstream gradient over the number of positives. The bfloat16 tiles subtract
+  // pull_i + pull_j of a positive pair before they round: afterwards, where both are nearly equal,
+  // only the rounding of two large numbers would be left.
   const float* pull;
   float* dx;  // [rows, ld], accumulated by `backward`: sum over j of G_ij x_j
 };
@@ -66,10 +66,9 @@ constexpr int64_t kScratchF32 = kTile * kTileStride + 2 * kTile * 16;
 constexpr int64_t kScratchAmx = 32 * kTileStride + kTile * kHalfStride;
 constexpr int64_t kScratch = kScratchF32 > kScratchAmx ? kScratchF32 : kScratchAmx;
 
-const TileKernels& tiles_portable();
-const TileKernels& tiles_avx2();  // these four on x86-64 only
-const TileKernels& tiles_avx512();
-const TileKernels& tiles_dot();
-const TileKernels& tiles_amx();
+// Rounds kPanel rows [kPanel, ld] float32 to bfloat16 and writes their part of the three layouts
+// of TileProblem.
+using PackPanel = void (*)(const float* rows, int64_t ld, int64_t ld16, int64_t panel,
+                           uint16_t* x16, uint16_t* panels16, uint16_t* pairs16);
 
 }  // namespace sslops

@@ -1,6 +1,6 @@
 // Tiles of similarities in float32 for one width of vectors; docs/math/nt_xent.md has the formulas.
 //
-// Included by isa/tiles_<level>.cpp, which sets the instruction set and says
+// Included by a file of isa/, which sets the instruction set and chooses
 //   W     floats in a vector
 //   MR    rows of the register block
 //   NV    vectors in a row of it; NV * W divides kPanel
