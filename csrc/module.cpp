@@ -1,5 +1,4 @@
 // sslops._C: importing it registers the CPU kernels; what is not an op is a function here.
-#include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -5,8 +5,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstring>
@@ -15,6 +13,8 @@
 #include <vector>
 
 #include "isa/isa.h"
+#include "ops/ops.h"
+#include "tiles/tensors.h"
 
 namespace sslops {
 namespace {
@@ -81,9 +81,10 @@ void update(const Pair& pair, int64_t begin, int64_t end, const EmaStep& step) {
                 (end - begin) * pair.size);
 }
 
+}  // namespace
+
 void ema_update_(at::TensorList targets, at::TensorList sources,
-                 const std::optional<at::Tensor>& momentum_tensor, double momentum_value,
-                 int64_t seed) {
+                 const OptionalTensor& momentum_tensor, double momentum_value, int64_t seed) {
   TORCH_CHECK_VALUE(targets.size() == sources.size(),
                     "ema_update_: needs as many sources as targets, got ", sources.size(), " and ",
                     targets.size());
@@ -110,7 +111,7 @@ void ema_update_(at::TensorList targets, at::TensorList sources,
       write_back.emplace_back(targets[n], target);
     }
     if (source.strides() != target.strides() && !(in_order && source.is_contiguous())) {
-      source = at::empty_like(target, source.options()).copy_(source);
+      source = empty_like(target, source.scalar_type()).copy_(source);
       dense.push_back(source);
     }
     Pair pair = make_pair(target, source, step);
@@ -132,7 +133,4 @@ void ema_update_(at::TensorList targets, at::TensorList sources,
     if (!target.is_inference()) target.unsafeGetTensorImpl()->bump_version();
 }
 
-}  // namespace
 }  // namespace sslops
-
-TORCH_LIBRARY_IMPL(sslops, CPU, m) { m.impl("ema_update_", &sslops::ema_update_); }

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "ops/info_nce_problem.h"
+#include "ops/reference.h"
 #include "tiles/schedule.h"
 
 namespace sslops {

@@ -14,6 +14,7 @@
 
 #include "isa/isa.h"
 #include "ops/info_nce_problem.h"
+#include "ops/reference.h"
 #include "tiles/schedule.h"
 
 namespace sslops {

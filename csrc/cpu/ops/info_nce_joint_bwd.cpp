@@ -1,5 +1,6 @@
 // The gradients that info_nce_joint found, times what its losses are differentiated by; computed
 // anew if that is no multiple of what was guessed.
+#include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -9,6 +10,7 @@
 #include <optional>
 
 #include "ops/info_nce_problem.h"
+#include "ops/reference.h"
 #include "tiles/threads.h"
 
 namespace sslops {

@@ -1,5 +1,6 @@
 #include "ops/info_nce_problem.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>

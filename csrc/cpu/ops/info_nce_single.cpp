@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "isa/isa.h"
+#include "ops/reference.h"
 #include "tiles/cross_problem.h"
 #include "tiles/schedule.h"
 
@@ -128,9 +129,9 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
   const std::vector<int32_t> own = make_targets(targets, M, keys.size(0), x.rows);
   CrossProblem base = make_cross(x, x, inverse);
   base.N = M;
-  base.within = within;
+  base.same_id_only = within;
   base.col_id = ids.cols.empty() ? nullptr : ids.cols.data();
-  if (!apart) base.own = own.data();
+  if (!apart) base.targets = own.data();
 
   const Plan plan(x.rows, N, D);
   const bool keep_norm = !apart && normalize;

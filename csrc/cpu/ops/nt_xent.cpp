@@ -3,10 +3,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -16,20 +12,14 @@
 #include <vector>
 
 #include "isa/isa.h"
+#include "ops/ops.h"
 #include "tiles/cross_problem.h"
 #include "tiles/rows.h"
 #include "tiles/schedule.h"
+#include "tiles/tensors.h"
 
 namespace sslops {
 namespace {
-
-using Forward = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&,
-                                                               const std::optional<at::Tensor>&,
-                                                               double, int64_t, bool, bool);
-using Backward = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&,
-                                                    const at::Tensor&,
-                                                    const std::optional<at::Tensor>&, double,
-                                                    int64_t, bool);
 
 void check(const at::Tensor& z, int64_t num_views) {
   TORCH_CHECK_VALUE(z.dim() == 2 && z.numel() > 0, "nt_xent: z must be [M, D], got ", z.sizes());
@@ -53,26 +43,23 @@ void run(const Rows& rows, const TileProblem& problem, bool backward) {
   const TileKernels& kernels = tiles(rows.bf16);
   const auto tile = backward ? kernels.backward : kernels.forward;
   const BlockPairs blocks = block_pairs(rows.rows, rows.D);
-  at::Tensor scratch = at::empty({blocks.threads, kScratch}, at::kFloat);
+  at::Tensor scratch = empty({blocks.threads, kScratch}, at::kFloat);
   float* data = scratch.mutable_data_ptr<float>();
   for_each_tile(blocks, [&](Range i, Range j, int64_t thread) {
     tile(problem, i, j, data + thread * kScratch);
   });
 }
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor> nt_xent_fwd(const at::Tensor& z,
-                                                           const std::optional<at::Tensor>& scale,
+                                                           const OptionalTensor& scale,
                                                            double scale_factor, int64_t num_views,
                                                            bool normalize, bool stats) {
-  if (z.scalar_type() == at::kDouble) {
-    static const auto plain = reference<Forward>("sslops::nt_xent_fwd_reference");
-    return plain.call(z, scale, scale_factor, num_views, normalize, stats);
-  }
   check(z, num_views);
   const int64_t M = z.size(0);
-  const auto f32 = z.options().dtype(at::kFloat);
-  at::Tensor loss = at::empty({M}, f32), lse = at::empty({M}, f32);
-  at::Tensor hit = at::empty({stats ? M : 0}, z.options().dtype(at::kBool));
+  at::Tensor loss = empty({M}, at::kFloat), lse = empty({M}, at::kFloat);
+  at::Tensor hit = empty({stats ? M : 0}, at::kBool);
   const double inverse = inverse_temperature(scale, scale_factor);
   if (!usable(inverse)) {
     loss.fill_(std::numeric_limits<double>::quiet_NaN());
@@ -85,13 +72,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nt_xent_fwd(const at::Tensor& z,
   TileProblem p = make_problem(rows, inverse, num_views);
   p.stats = stats;
   constexpr float kLow = -std::numeric_limits<float>::infinity();
-  at::Tensor sums = at::zeros({3, rows.rows}, f32), best;  // row_sum, positive, row_max
+  at::Tensor sums = zeros({3, rows.rows}, at::kFloat), best;  // row_sum, positive, row_max
   p.row_sum = sums.mutable_data_ptr<float>();
   p.positive = p.row_sum + rows.rows;
   p.row_max = p.positive + rows.rows;
   std::fill(p.row_max, p.row_max + rows.rows, p.online ? kMasked : 0.0f);
   if (stats) {
-    best = at::full({2, rows.rows}, kLow, f32);
+    best = full({2, rows.rows}, kLow, at::kFloat);
     p.best_positive = best.mutable_data_ptr<float>();
     p.best_negative = p.best_positive + rows.rows;
   }
@@ -110,6 +97,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> nt_xent_fwd(const at::Tensor& z,
   }
   return {loss, lse, hit};
 }
+
+namespace {
 
 // What is left of the gradient of one row once the tiles have summed `dx` = sum over j of G_ij x_j:
 // the pull of the positives (float32 tiles), temperature, normalisation. Returns <x, dL/dx>/scale.
@@ -135,26 +124,22 @@ struct RowGradient {
   }
 };
 
+}  // namespace
+
 std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, const at::Tensor& z,
-                                               const at::Tensor& lse,
-                                               const std::optional<at::Tensor>& scale,
+                                               const at::Tensor& lse, const OptionalTensor& scale,
                                                double scale_factor, int64_t num_views,
                                                bool normalize) {
-  if (z.scalar_type() == at::kDouble) {
-    static const auto plain = reference<Backward>("sslops::nt_xent_bwd_reference");
-    return plain.call(grad_loss, z, lse, scale, scale_factor, num_views, normalize);
-  }
   check(z, num_views);
   const int64_t M = z.size(0), D = z.size(1);
   TORCH_CHECK_VALUE(grad_loss.numel() == M && lse.numel() == M,
                     "nt_xent: grad_loss and lse must be", " [M] with M = ", M, ", got ",
                     grad_loss.sizes(), " and ", lse.sizes());
-  const auto f32 = z.options().dtype(at::kFloat);
-  at::Tensor dz = at::empty({M, D}, z.options());
+  at::Tensor dz = empty({M, D}, z.scalar_type());
   const double inverse = inverse_temperature(scale, scale_factor);
   if (!usable(inverse)) {
     dz.fill_(std::numeric_limits<double>::quiet_NaN());
-    return {dz, at::full({}, std::numeric_limits<double>::quiet_NaN(), f32)};
+    return {dz, full({}, std::numeric_limits<double>::quiet_NaN(), at::kFloat)};
   }
 
   const Rows rows = make_rows(z, normalize, multiplies_bf16(z.scalar_type()));
@@ -165,7 +150,8 @@ std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, cons
   float largest = 0.0f;  // weights are taken relative to it, so that a small 1/M costs no range
   for (int64_t m = 0; m < M; ++m) largest = std::max(largest, std::abs(weight[m]));
   const float grad_max = largest > 0.0f && std::isfinite(largest) ? largest : 1.0f;
-  at::Tensor dx = at::zeros({rows.rows, rows.ld}, f32), vectors = at::zeros({4, rows.rows}, f32);
+  at::Tensor dx = zeros({rows.rows, rows.ld}, at::kFloat),
+             vectors = zeros({4, rows.rows}, at::kFloat);
   float* tile_weight = vectors.mutable_data_ptr<float>();
   float* lse2 = tile_weight + rows.rows;
   float* relative = lse2 + rows.rows;
@@ -197,13 +183,7 @@ std::tuple<at::Tensor, at::Tensor> nt_xent_bwd(const at::Tensor& grad_loss, cons
   });
   double total = 0.0;  // in order: the same bits whatever the threads did
   for (double each : inside) total += each;
-  return {dz, at::full({}, 0.5 * grad_max * total, f32)};
+  return {dz, full({}, 0.5 * grad_max * total, at::kFloat)};
 }
 
-}  // namespace
 }  // namespace sslops
-
-TORCH_LIBRARY_IMPL(sslops, CPU, m) {
-  m.impl("nt_xent_fwd", &sslops::nt_xent_fwd);
-  m.impl("nt_xent_bwd", &sslops::nt_xent_bwd);
-}

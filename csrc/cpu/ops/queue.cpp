@@ -1,10 +1,7 @@
-// enqueue_ on the CPU: each kept row is read once, and written once where it belongs.
-// docs/math/queue.md has the arithmetic of the slots.
-#include <ATen/Dispatch.h>
+// enqueue_ on the CPU: each row that stays in the queue is read once, and written once where it
+// belongs. docs/math/queue.md has the arithmetic of the slots.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cstring>
@@ -12,6 +9,7 @@
 #include <vector>
 
 #include "isa/isa.h"
+#include "ops/ops.h"
 #include "ops/queue.h"
 
 namespace sslops {
@@ -19,16 +17,13 @@ namespace {
 
 constexpr int64_t kSerial = 1 << 17;  // numbers; below it waking a second thread costs more
 
-using Enqueue = void(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                     const std::optional<at::Tensor>&, const std::optional<at::Tensor>&, bool);
-
 Stored stored(at::ScalarType dtype) {
   if (dtype == at::kFloat) return Stored::kF32;
   return dtype == at::kBFloat16 ? Stored::kBf16 : Stored::kF16;
 }
 
 void check(const at::Tensor& queue, const at::Tensor& pointer, const at::Tensor& keys,
-           const std::optional<at::Tensor>& queue_ids, const std::optional<at::Tensor>& ids) {
+           const OptionalTensor& queue_ids, const OptionalTensor& ids) {
   TORCH_CHECK_VALUE(queue.dim() == 2 && queue.numel() > 0 && queue.is_contiguous(),
                     "enqueue_: queue must be [K, D] and contiguous, got ", queue.sizes());
   TORCH_CHECK_VALUE(pointer.numel() == 1 && pointer.scalar_type() == at::kLong,
@@ -97,16 +92,10 @@ void store_rows(const at::Tensor& queue, const at::Tensor& keys, int64_t first, 
   });
 }
 
+}  // namespace
+
 void enqueue_(const at::Tensor& queue, const at::Tensor& pointer, const at::Tensor& keys,
-              const std::optional<at::Tensor>& queue_ids, const std::optional<at::Tensor>& ids,
-              bool normalize) {
-  if (queue.scalar_type() == at::kDouble || keys.scalar_type() == at::kDouble) {
-    static const auto reference = c10::Dispatcher::singleton()
-                                      .findSchemaOrThrow("sslops::enqueue__reference", "")
-                                      .typed<Enqueue>();
-    reference.call(queue, pointer, keys, queue_ids, ids, normalize);
-    return;
-  }
+              const OptionalTensor& queue_ids, const OptionalTensor& ids, bool normalize) {
   check(queue, pointer, keys, queue_ids, ids);
   mark_written(queue);
   mark_written(pointer);
@@ -124,7 +113,4 @@ void enqueue_(const at::Tensor& queue, const at::Tensor& pointer, const at::Tens
   *total += B;
 }
 
-}  // namespace
 }  // namespace sslops
-
-TORCH_LIBRARY_IMPL(sslops, CPU, m) { m.impl("enqueue_", &sslops::enqueue_); }

@@ -1,46 +1,35 @@
 // Pairwise sigmoid loss on the CPU: no statistics join the pairs, so one pass gives the loss and
 // all gradients; docs/math/sigmoid_loss.md has the formulas.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <limits>
 #include <tuple>
 #include <vector>
 
 #include "isa/isa.h"
+#include "ops/ops.h"
 #include "tiles/cross_problem.h"
 #include "tiles/schedule.h"
+#include "tiles/tensors.h"
 
 namespace sslops {
-namespace {
+using Results = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-using Found = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-using Forward = Found(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                      const OptionalTensor&, const OptionalTensor&, double, const OptionalTensor&,
-                      double, bool, bool);
-
-Found sigmoid_loss_fwd(const at::Tensor& queries, const at::Tensor& keys,
-                       const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-                       const OptionalTensor& scale, double scale_factor, const OptionalTensor& bias,
-                       double bias_value, bool normalize, bool grads) {
-  if (queries.scalar_type() == at::kDouble) {
-    static const auto plain = reference<Forward>("sslops::sigmoid_loss_fwd_reference");
-    return plain.call(queries, keys, query_ids, key_ids, scale, scale_factor, bias, bias_value,
-                      normalize, grads);
-  }
+Results sigmoid_loss_fwd(const at::Tensor& queries, const at::Tensor& keys,
+                         const OptionalTensor& query_ids, const OptionalTensor& key_ids,
+                         const OptionalTensor& scale, double scale_factor,
+                         const OptionalTensor& bias, double bias_value, bool normalize,
+                         bool grads) {
   TORCH_CHECK_VALUE(queries.dim() == 2 && keys.dim() == 2 && queries.numel() > 0 &&
                         keys.size(1) == queries.size(1) && queries.size(0) <= keys.size(0),
                     "sigmoid_loss: queries and keys must be [rows, D] with a key for each query, "
                     "got ",
                     queries.sizes(), " and ", keys.sizes());
-  const auto f32 = queries.options().dtype(at::kFloat);
   const double inverse = inverse_temperature(scale, scale_factor);
   const auto shape = [&](at::IntArrayRef sizes) {
-    return at::empty(grads ? sizes : at::IntArrayRef{0}, f32);
+    return empty(grads ? sizes : at::IntArrayRef{0}, at::kFloat);
   };
-  Found out{at::empty({}, f32), shape(queries.sizes()), shape(keys.sizes()), shape({}), shape({})};
+  Results out{empty({}, at::kFloat), shape(queries.sizes()), shape(keys.sizes()), shape({}),
+              shape({})};
   auto& [loss, dqueries, dkeys, dscale, dbias] = out;
   if (!usable(inverse)) {
     for (auto* each : {&loss, &dqueries, &dkeys, &dscale, &dbias})
@@ -58,13 +47,13 @@ Found sigmoid_loss_fwd(const at::Tensor& queries, const at::Tensor& keys,
   ids.cols.resize(y.rows, -1);
   ids.point(p);
   p.grad_rows = p.grad_cols = grads;
-  at::Tensor dx = at::zeros({grads ? x.rows : 0, x.ld}, f32);
-  at::Tensor dy = at::zeros({grads ? y.rows : 0, x.ld}, f32);
+  at::Tensor dx = zeros({grads ? x.rows : 0, x.ld}, at::kFloat);
+  at::Tensor dy = zeros({grads ? y.rows : 0, x.ld}, at::kFloat);
   p.to_rows.dx = dx.mutable_data_ptr<float>();
   p.to_cols.dx = dy.mutable_data_ptr<float>();
 
   const LatinSquare squares = latin_square(x.rows, y.rows, x.D);
-  at::Tensor scratch = at::empty({squares.threads, kCrossScratch}, at::kFloat);
+  at::Tensor scratch = empty({squares.threads, kCrossScratch}, at::kFloat);
   float* data = scratch.mutable_data_ptr<float>();
   std::vector<double> losses(squares.count * squares.count, 0.0), sums = losses;
   const auto tile = cross(bf16).sigmoid;
@@ -81,7 +70,4 @@ Found sigmoid_loss_fwd(const at::Tensor& queries, const at::Tensor& keys,
   return out;
 }
 
-}  // namespace
 }  // namespace sslops
-
-TORCH_LIBRARY_IMPL(sslops, CPU, m) { m.impl("sigmoid_loss_fwd", &sslops::sigmoid_loss_fwd); }

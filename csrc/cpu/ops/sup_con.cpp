@@ -1,10 +1,6 @@
 // Supervised contrastive loss on the CPU. Rows are sorted by label, so that the pairs of one label
 // lie in blocks along the diagonal and no other tile has to compare labels; similarities are
 // symmetric, so a tile serves its rows and its columns. docs/math/sup_con.md has the formulas.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
@@ -13,19 +9,16 @@
 #include <vector>
 
 #include "isa/isa.h"
+#include "ops/ops.h"
 #include "tiles/cross_problem.h"
 #include "tiles/schedule.h"
+#include "tiles/tensors.h"
 
 namespace sslops {
 namespace {
 
 using Statistics = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 using Gradients = std::tuple<at::Tensor, at::Tensor>;
-using Forward = Statistics(const at::Tensor&, const at::Tensor&, const OptionalTensor&, double,
-                           bool, bool);
-using Backward = Gradients(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                           const at::Tensor&, const at::Tensor&, const OptionalTensor&, double,
-                           bool, bool);
 
 // The rows in the order of their labels, against themselves.
 struct Problem {
@@ -40,13 +33,13 @@ struct Problem {
                       "sup_con: z must be [M, D] and labels [M], got ", z.sizes(), " and ",
                       labels.sizes());
     const int64_t M = z.size(0);
-    const at::Tensor given = labels.contiguous();
-    const int64_t* list = given.const_data_ptr<int64_t>();
+    const at::Tensor dense = labels.contiguous();
+    const int64_t* list = dense.const_data_ptr<int64_t>();
     order.resize(M);
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(),
                      [&](int64_t a, int64_t b) { return list[a] < list[b]; });
-    const at::Tensor index = at::empty({M}, at::kLong);
+    const at::Tensor index = empty({M}, at::kLong);
     std::copy(order.begin(), order.end(), index.mutable_data_ptr<int64_t>());
     x = make_rows(z.index_select(0, index), normalize, multiplies_bf16(z.scalar_type()));
     p = make_cross(x, x, scale);
@@ -72,7 +65,7 @@ struct Problem {
   // Every unordered pair of tiles.
   void run(void (*tile)(const CrossProblem&, Range, Range, float*)) const {
     const BlockPairs blocks = block_pairs(x.rows, x.D);
-    at::Tensor scratch = at::empty({blocks.threads, kCrossScratch}, at::kFloat);
+    at::Tensor scratch = empty({blocks.threads, kCrossScratch}, at::kFloat);
     float* data = scratch.mutable_data_ptr<float>();
     for_each_tile(blocks, [&](Range i, Range j, int64_t thread) {
       tile(p, i, j, data + thread * kCrossScratch);
@@ -81,7 +74,7 @@ struct Problem {
 
   // Log-sum-exp of each row, base e, to lse [M]; `within`: over the rows of its label.
   void log_sums(bool within, double* lse) {
-    at::Tensor sums = at::zeros({2, x.rows}, at::kFloat);
+    at::Tensor sums = zeros({2, x.rows}, at::kFloat);
     p.row_sum = p.col_sum = sums.mutable_data_ptr<float>();
     p.row_max = p.col_max = p.row_sum + x.rows;
     std::fill(p.row_max, p.row_max + x.rows, p.online ? kMasked : 0.0f);
@@ -116,16 +109,14 @@ struct Problem {
   }
 };
 
+}  // namespace
+
 Statistics sup_con_fwd(const at::Tensor& z, const at::Tensor& labels, const OptionalTensor& scale,
                        double scale_factor, bool inside, bool normalize) {
-  if (z.scalar_type() == at::kDouble) {
-    static const auto plain = reference<Forward>("sslops::sup_con_fwd_reference");
-    return plain.call(z, labels, scale, scale_factor, inside, normalize);
-  }
   const double inverse = inverse_temperature(scale, scale_factor);
   const int64_t M = z.size(0), D = z.size(1);
-  const auto f32 = z.options().dtype(at::kFloat);
-  Statistics out{at::empty({M}, f32), at::empty({M}, f32), at::empty({inside ? M : 0}, f32)};
+  Statistics out{empty({M}, at::kFloat), empty({M}, at::kFloat),
+                 empty({inside ? M : 0}, at::kFloat)};
   auto& [loss, lse, positive_lse] = out;
   if (!usable(inverse)) {
     for (auto* each : {&loss, &lse, &positive_lse})
@@ -162,18 +153,12 @@ Gradients sup_con_bwd(const at::Tensor& grad_loss, const at::Tensor& z, const at
                       const at::Tensor& lse, const at::Tensor& positive_lse,
                       const OptionalTensor& scale, double scale_factor, bool inside,
                       bool normalize) {
-  if (z.scalar_type() == at::kDouble) {
-    static const auto plain = reference<Backward>("sslops::sup_con_bwd_reference");
-    return plain.call(grad_loss, z, labels, lse, positive_lse, scale, scale_factor, inside,
-                      normalize);
-  }
   const double inverse = inverse_temperature(scale, scale_factor);
   const int64_t M = z.size(0), D = z.size(1);
-  const auto f32 = z.options().dtype(at::kFloat);
-  at::Tensor dz = at::empty({M, D}, z.options());
+  at::Tensor dz = empty({M, D}, z.scalar_type());
   if (!usable(inverse)) {
     dz.fill_(std::numeric_limits<double>::quiet_NaN());
-    return {dz, at::full({}, std::numeric_limits<double>::quiet_NaN(), f32)};
+    return {dz, full({}, std::numeric_limits<double>::quiet_NaN(), at::kFloat)};
   }
   Problem all(z, labels, inverse, normalize);
   CrossProblem& p = all.p;
@@ -182,17 +167,18 @@ Gradients sup_con_bwd(const at::Tensor& grad_loss, const at::Tensor& z, const at
       grad_loss.numel() == M && lse.numel() == M && (!inside || positive_lse.numel() == M),
       "sup_con: grad_loss and lse must be [M] with M = ", M, ", got ", grad_loss.sizes(), " and ",
       lse.sizes());
-  std::vector<float> given(M), w(rows, 0.0f), sorted(M), share(rows, 0.0f), share_lse2(rows, 0.0f);
-  const double grad_max = relative_weights(grad_loss, M, given.data());
+  std::vector<float> grad(M), w(rows, 0.0f), sorted(M), positive_weight(rows, 0.0f),
+      positive_lse2(rows, 0.0f);
+  const double grad_max = relative_weights(grad_loss, M, grad.data());
   const float* sum = lse.const_data_ptr<float>();
   const float* of_positives = inside ? positive_lse.const_data_ptr<float>() : nullptr;
   for (int64_t n = 0; n < M; ++n) {
     const int64_t m = all.order[n], count = all.positives(n);
     sorted[n] = sum[m];
     if (count == 0) continue;  // neither loss nor gradient
-    w[n] = given[m];
-    share[n] = inside ? w[n] : w[n] / static_cast<float>(count);
-    if (inside) share_lse2[n] = static_cast<float>(of_positives[m] / kLn2);
+    w[n] = grad[m];
+    positive_weight[n] = inside ? w[n] : w[n] / static_cast<float>(count);
+    if (inside) positive_lse2[n] = static_cast<float>(of_positives[m] / kLn2);
   }
   std::vector<float> weight(rows, 0.0f), lse2(rows, 0.0f);
   if (!p.online && fill_gradient_side(w.data(), sorted.data(), M, true, weight.data(), lse2.data()))
@@ -201,25 +187,19 @@ Gradients sup_con_bwd(const at::Tensor& grad_loss, const at::Tensor& z, const at
   p.row_weight = p.col_weight = weight.data();
   p.row_lse2 = p.col_lse2 = lse2.data();
   p.label = all.label.data();
-  p.positive_weight = share.data();
-  p.positive_lse2 = inside ? share_lse2.data() : nullptr;
+  p.positive_weight = positive_weight.data();
+  p.positive_lse2 = inside ? positive_lse2.data() : nullptr;
   p.grad_rows = p.grad_cols = true;
-  at::Tensor dx = at::zeros({rows, ld}, f32);
+  at::Tensor dx = zeros({rows, ld}, at::kFloat);
   p.to_rows.dx = p.to_cols.dx = dx.mutable_data_ptr<float>();
   all.run(cross(all.x.bf16).backward);
 
-  at::Tensor by_order = at::empty({M, D}, z.options()), index = at::empty({M}, at::kLong);
+  at::Tensor by_order = empty({M, D}, z.scalar_type()), index = empty({M}, at::kLong);
   const double total =
       finish_gradient(all.x, p.to_rows.dx, ld, inverse * grad_max, normalize, by_order);
   std::copy(all.order.begin(), all.order.end(), index.mutable_data_ptr<int64_t>());
   dz.index_copy_(0, index, by_order);
-  return {dz, at::full({}, 0.5 * grad_max * total, f32)};
+  return {dz, full({}, 0.5 * grad_max * total, at::kFloat)};
 }
 
-}  // namespace
 }  // namespace sslops
-
-TORCH_LIBRARY_IMPL(sslops, CPU, m) {
-  m.impl("sup_con_fwd", &sslops::sup_con_fwd);
-  m.impl("sup_con_bwd", &sslops::sup_con_bwd);
-}

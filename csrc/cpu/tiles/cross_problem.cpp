@@ -1,5 +1,8 @@
 #include "tiles/cross_problem.h"
 
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <limits>
 #include <unordered_map>

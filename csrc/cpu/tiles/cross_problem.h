@@ -1,10 +1,7 @@
 // What the ops on two sets of rows share: the problem's fields, ids, targets, the last step of a
 // gradient.
 #pragma once
-#include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 
 #include <cmath>
 #include <optional>
@@ -21,12 +18,6 @@ constexpr double kLn2 = 0.6931471805599453;
 // exp(logit) and sums of M of them stay normal float32 numbers, and so do their reciprocals times
 // any weight down to 1e-3 of the largest: no maximum is needed below this.
 constexpr double kLargestLogit = 80.0;
-
-// The op that plain PyTorch implements, for the dtypes that the kernels leave out (float64).
-template <class F>
-c10::TypedOperatorHandle<F> reference(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
-}
 
 double inverse_temperature(const OptionalTensor& scale, double factor);
 inline bool usable(double scale) { return scale > 0 && std::isfinite(scale); }

@@ -2,7 +2,6 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +9,7 @@
 #include <limits>
 
 #include "isa/isa.h"
+#include "tiles/tensors.h"
 #include "tiles/threads.h"
 
 namespace sslops {
@@ -129,14 +129,13 @@ Rows room_for_rows(const at::Tensor& z, bool bf16) {
   r.ld = round_up(r.D, kPanel) + 16;  // an odd number of cache lines
   r.ld16 = round_up(r.D, kPanel) + (round_up(r.D, kPanel) / kPanel % 2 ? 0 : kPanel);
   r.bf16 = bf16;
-  const auto f32 = z.options().dtype(at::kFloat), words = z.options().dtype(at::kBFloat16);
   if (r.bf16) {
-    r.x16 = at::empty({r.rows, r.ld16}, words);
-    r.panels16 = at::empty({r.rows / 16, r.ld16 / 2, 16, 2}, words);
-    r.pairs16 = at::empty({r.rows / 2, r.ld16, 2}, words);
+    r.x16 = empty({r.rows, r.ld16}, at::kBFloat16);
+    r.panels16 = empty({r.rows / 16, r.ld16 / 2, 16, 2}, at::kBFloat16);
+    r.pairs16 = empty({r.rows / 2, r.ld16, 2}, at::kBFloat16);
   } else {
-    r.x = at::empty({r.rows, r.ld}, f32);
-    r.panels = at::empty({r.rows / kPanel, r.D, kPanel}, f32);
+    r.x = empty({r.rows, r.ld}, at::kFloat);
+    r.panels = empty({r.rows / kPanel, r.D, kPanel}, at::kFloat);
   }
   r.norm.resize(r.M);
   return r;
