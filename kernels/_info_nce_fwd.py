@@ -10,17 +10,19 @@ import triton.language as tl
 
 from sslops.kernels._loss import beats, positive_logit, softplus
 from sslops.kernels._tile import (
-    HEADROOM,
     LN2,
     LOG2E,
-    add_to_lse,
+    add_to_columns,
+    add_to_rows,
     drop_pairs,
     effective_scale,
     finite,
     join_best,
     join_slots,
     load_or,
-    load_tile,
+    load_whole,
+    max_to_columns,
+    offset_terms,
     other_case,
     similarities,
 )
@@ -61,8 +63,7 @@ def info_nce_fwd_kernel(
     scale2 = effective_scale(scale_ptr, scale_factor) * LOG2E
     if other_case(scale2, limit, ONLINE):
         return
-    IDS: tl.constexpr = row_ids_ptr is not None
-    EVERYWHERE: tl.constexpr = IDS or targets_ptr is not None  # any tile may have what is left out
+    EVERYWHERE: tl.constexpr = row_ids_ptr is not None or targets_ptr is not None
     COLUMNS: tl.constexpr = cols_ptr is not None
     STATS: tl.constexpr = row_best_ptr is not None
     A, B = tl.program_id(0), tl.program_id(1)
@@ -74,58 +75,34 @@ def info_nce_fwd_kernel(
         offs_m = first_m + tl.arange(0, BLOCK_M)
         ask_m = load_or(targets_ptr, offs_m, M, -1).to(tl.int32)
         id_m = load_or(row_ids_ptr, offs_m, M, -1)
-        if WHOLE:
-            a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+        a = load_whole(x_ptr, first_m, D_pad, WHOLE, BLOCK_M, BLOCK_K)
         row_sum = tl.zeros([BLOCK_M], tl.float32)
         row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
         row_best = row_max
         for first_n in range(n0, tl.minimum(n0 + col_strip, N), BLOCK_N):
             offs_n = first_n + tl.arange(0, BLOCK_N)
-            if WHOLE:
-                b = load_tile(y_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
-                s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-            else:
-                s = similarities(
-                    x_ptr, y_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
-                )
+            b = load_whole(y_ptr, first_n, D_pad, WHOLE, BLOCK_N, BLOCK_K)
+            s = similarities(
+                a, b, x_ptr, y_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+            )
             s *= scale2
             if OWN and STATS:
                 positive = tl.where(ask_m[:, None] == offs_n[None, :], s, 0.0)
                 here = (ask_m >= first_n) & (ask_m < first_n + BLOCK_N)
                 tl.store(positive_ptr + offs_m, tl.sum(positive, axis=1), mask=here)
-            some = (first_m + BLOCK_M > M) | (first_n + BLOCK_N > N)
-            if OWN:
-                some |= (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
-            if EVERYWHERE:
-                some = True
-            if some:
-                id_n = load_or(col_ids_ptr, offs_n, N, -1)
-                s = drop_pairs(s, offs_m, offs_n, ask_m, offs_n, id_m, id_n, M, N, OWN, IDS, WITHIN)
-
-            # A column's number is summed over the row blocks in memory that is this program's.
-            if ONLINE:
-                row_max, row_sum = add_to_lse(row_max, row_sum, s)
-            else:
-                e = tl.exp2(s - (scale2 - HEADROOM))
-                row_sum += tl.sum(e, axis=1)
+            s = drop_pairs(
+                s, first_m, first_n, ask_m, None, id_m, col_ids_ptr, M, N, OWN, WITHIN, EVERYWHERE,
+                BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+            e = offset_terms(s, scale2, ONLINE)
+            row_max, row_sum = add_to_rows(row_max, row_sum, s, e)
             if STATS:
                 row_best = tl.maximum(row_best, tl.max(s, axis=1))
             if COLUMNS:
                 again = tl.full([BLOCK_N], 1, tl.int1) & (first_m > m0)
-                col_ptr = cols_ptr + col_slot + offs_n
-                if ONLINE:
-                    base = finite(tl.max(s, axis=0))
-                    col = base + tl.log2(tl.sum(tl.exp2(s - base[None, :]), axis=0))
-                    before = tl.load(col_ptr, mask=again, other=float("-inf"))
-                    base = finite(tl.maximum(col, before))
-                    col = base + tl.log2(tl.exp2(col - base) + tl.exp2(before - base))
-                else:
-                    col = tl.sum(e, axis=0) + tl.load(col_ptr, mask=again, other=0.0)
-                tl.store(col_ptr, col)
+                add_to_columns(cols_ptr + col_slot + offs_n, s, e, again, None)
                 if STATS:
-                    col_ptr = col_best_ptr + col_slot + offs_n
-                    before = tl.load(col_ptr, mask=again, other=float("-inf"))
-                    tl.store(col_ptr, tl.maximum(before, tl.max(s, axis=0)))
+                    max_to_columns(col_best_ptr + col_slot + offs_n, s, again, None)
         if ONLINE:
             row_sum = finite(row_max) + tl.log2(row_sum)
         tl.store(rows_ptr + row_slot + offs_m, row_sum)

@@ -14,6 +14,7 @@ from sslops.kernels._tile import (
     EPS,
     LN2,
     LOG2E,
+    add_product,
     drop_pairs,
     effective_scale,
     finite,
@@ -21,7 +22,9 @@ from sslops.kernels._tile import (
     load_partners,
     load_rows,
     load_tile,
+    load_whole,
     round_tf32,
+    store_sum,
 )
 
 
@@ -84,18 +87,16 @@ def info_nce_single_kernel(
 ):
     """One program owns BLOCK_M rows, BLOCK_D of their features and one split of the columns."""
     scale2 = effective_scale(scale_ptr, scale_factor) * LOG2E
-    IDS: tl.constexpr = row_ids_ptr is not None
-    EVERYWHERE: tl.constexpr = IDS or targets_ptr is not None
+    EVERYWHERE: tl.constexpr = row_ids_ptr is not None or targets_ptr is not None
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     # p <= 1 is lifted to 2**14: without it float16 loses what is below 2**-24
     LIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
     UNLIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
     first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
-    offs_m, offs_d = first_m + tl.arange(0, BLOCK_M), first_d + tl.arange(0, BLOCK_D)
+    offs_m = first_m + tl.arange(0, BLOCK_M)
     ask_m = load_or(targets_ptr, offs_m, M, -1).to(tl.int32)
     id_m = load_or(row_ids_ptr, offs_m, M, -1)
-    if WHOLE:
-        a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+    a = load_whole(x_ptr, first_m, D_pad, WHOLE, BLOCK_M, BLOCK_K)
 
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -121,33 +122,28 @@ def info_nce_single_kernel(
             positive = tl.where(ask_m[:, None] == offs_n[None, :], s, 0.0)
             here = (ask_m >= first_n) & (ask_m < first_n + BLOCK_N)
             tl.store(positive_ptr + offs_m, tl.sum(positive, axis=1), mask=here)
-        some = (first_m + BLOCK_M > M) | (first_n + BLOCK_N > N)
-        if OWN:
-            some |= (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
-        if EVERYWHERE:
-            some = True
-        if some:
-            id_n = load_or(col_ids_ptr, offs_n, N, -1)
-            s = drop_pairs(s, offs_m, offs_n, ask_m, offs_n, id_m, id_n, M, N, OWN, IDS, WITHIN)
+        s = drop_pairs(
+            s, first_m, first_n, ask_m, None, id_m, col_ids_ptr, M, N, OWN, WITHIN, EVERYWHERE,
+            BLOCK_M, BLOCK_N,
+        )  # fmt: skip
         new_max = tl.maximum(row_max, tl.max(s, axis=1))
         base = finite(new_max)
         before = tl.exp2(row_max - base)
         p = tl.exp2(s - (base - LIFT)[:, None])
         row_sum = row_sum * before + tl.sum(p, axis=1)
         row_max = new_max
-        if PRECISION == "tf32":
-            p = round_tf32(p)
         if not WHOLE:
             b = _load_negatives(
                 y_ptr, first_n, first_d, N, D, stride_yn, dtype, BLOCK_N, BLOCK_D, EVEN, PRECISION
             )
-        acc = tl.dot(p.to(dtype), b, acc * before[:, None], input_precision=PRECISION)
+        acc = add_product(
+            acc * before[:, None], p, b, y_ptr, first_n, first_d, D, BLOCK_N, BLOCK_D, PRECISION
+        )
 
     slot = tl.program_id(2).to(tl.int64) * M_pad
     tl.store(max_ptr + slot + offs_m, row_max)
     tl.store(sum_ptr + slot + offs_m, row_sum * UNLIFT)
-    ptrs = acc_ptr + (slot + offs_m)[:, None] * D_pad + offs_d[None, :]
-    tl.store(ptrs, acc * UNLIFT, mask=offs_d[None, :] < D_pad)
+    store_sum(acc_ptr, acc * UNLIFT, slot + first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["M", "N", "D", "S"])

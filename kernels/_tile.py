@@ -67,7 +67,25 @@ def load_tile(
 
 
 @triton.jit
+def load_whole(
+    x_ptr,  # [M_pad, D_pad]
+    first_row,
+    D_pad,
+    WHOLE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """All features of a block of rows if WHOLE, that is D_pad == BLOCK_K, else None."""
+    tile = None
+    if WHOLE:
+        tile = load_tile(x_ptr, first_row, 0, D_pad, ROWS, BLOCK_K)
+    return tile
+
+
+@triton.jit
 def similarities(
+    a,  # [BLOCK_M, BLOCK_K] of `load_whole`, or None
+    b,  # [BLOCK_N, BLOCK_K] likewise
     x_ptr,  # [M_pad, D_pad]
     y_ptr,  # [N_pad, D_pad]
     first_m,
@@ -79,12 +97,90 @@ def similarities(
     PRECISION: tl.constexpr,
 ):
     """Dot products of two blocks of rows, BLOCK_K features at a time: [BLOCK_M, BLOCK_N]."""
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k in range(0, D_pad, BLOCK_K):
-        a = load_tile(x_ptr, first_m, k, D_pad, BLOCK_M, BLOCK_K)
-        b = load_tile(y_ptr, first_n, k, D_pad, BLOCK_N, BLOCK_K)
-        acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
-    return acc
+    if a is not None:
+        s = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    else:
+        s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for k in range(0, D_pad, BLOCK_K):
+            a_k = load_tile(x_ptr, first_m, k, D_pad, BLOCK_M, BLOCK_K)
+            b_k = load_tile(y_ptr, first_n, k, D_pad, BLOCK_N, BLOCK_K)
+            s = tl.dot(a_k, tl.trans(b_k), s, input_precision=PRECISION)
+    return s
+
+
+@triton.jit
+def add_product(
+    acc,  # [BLOCK_M, BLOCK_D] float32
+    g,  # [BLOCK_M, BLOCK_N] float32
+    b,  # [BLOCK_N, BLOCK_D] of `load_whole`, or None: they are loaded here
+    y_ptr,  # [N_pad, D_pad]
+    first_n,
+    first_d,
+    D_pad,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of acc + g y, with the weights g rounded to the dtype of y: [BLOCK_M, BLOCK_D]."""
+    if PRECISION == "tf32":
+        g = round_tf32(g)
+    if b is None:
+        b = load_tile(y_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, BOUNDED=True)
+    return tl.dot(g.to(b.dtype), b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def store_sum(sum_ptr, acc, first_m, first_d, D_pad, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Write acc [BLOCK_M, BLOCK_D] to its rows and features of sum_ptr [M_pad, D_pad]."""
+    offs_m, offs_d = first_m + tl.arange(0, BLOCK_M), first_d + tl.arange(0, BLOCK_D)
+    ptrs = sum_ptr + offs_m.to(tl.int64)[:, None] * D_pad + offs_d[None, :]
+    tl.store(ptrs, acc, mask=offs_d[None, :] < D_pad)
+
+
+@triton.jit
+def load_weight(factors_ptr, offs, M_pad, ONLINE: tl.constexpr):
+    """Weights of rows in `softmax_gradient`, from `factors_kernel`'s vectors; None without them.
+
+    With the fixed offset exp2(-lse) is part of the weight.
+    """
+    weight = None
+    if factors_ptr is not None:
+        first = 0 if ONLINE else 2 * tl.cast(M_pad, tl.int64)
+        weight = tl.load(factors_ptr + first + offs)
+    return weight
+
+
+@triton.jit
+def load_lse(factors_ptr, offs, M_pad, LIFT: tl.constexpr, ONLINE: tl.constexpr):
+    """The same for the base-2 lse, which only ONLINE needs."""
+    lse = None
+    if ONLINE and factors_ptr is not None:
+        lse = tl.load(factors_ptr + M_pad + offs) - LIFT
+    return lse
+
+
+@triton.jit
+def softmax_gradient(s, w_m, lse_m, w_n, lse_n, LIFT: tl.constexpr):
+    """w_m exp(s - lse_m) + w_n exp(s - lse_n), without the side whose w is None.
+
+    Weights and lse as of `load_weight` and `load_lse`: [BLOCK_M, BLOCK_N].
+    """
+    if lse_m is None and lse_n is None:
+        g = tl.exp2(s - (SPLIT - LIFT))
+        if w_n is None:
+            g *= w_m[:, None]
+        elif w_m is None:
+            g *= w_n[None, :]
+        else:
+            g *= w_m[:, None] + w_n[None, :]
+    elif w_n is None:
+        g = w_m[:, None] * tl.exp2(s - lse_m[:, None])
+    elif w_m is None:
+        g = w_n[None, :] * tl.exp2(s - lse_n[None, :])
+    else:
+        g = w_m[:, None] * tl.exp2(s - lse_m[:, None])
+        g += w_n[None, :] * tl.exp2(s - lse_n[None, :])
+    return g
 
 
 @triton.jit
@@ -106,6 +202,54 @@ def add_to_lse(row_max, row_sum, s):
     base = finite(new_max)
     row_sum = row_sum * tl.exp2(row_max - base) + tl.sum(tl.exp2(s - base[:, None]), axis=1)
     return new_max, row_sum
+
+
+@triton.jit
+def offset_terms(s, scale2, ONLINE: tl.constexpr):
+    """Terms of the sums above the fixed offset; None with ONLINE: [BLOCK_M, BLOCK_N]."""
+    e = None
+    if not ONLINE:
+        e = tl.exp2(s - (scale2 - HEADROOM))
+    return e
+
+
+@triton.jit
+def add_to_rows(row_max, row_sum, s, e):
+    """(maximum, sum) of rows with the tile s [BLOCK_M, BLOCK_N] taken in, e of `offset_terms`."""
+    if e is None:
+        row_max, row_sum = add_to_lse(row_max, row_sum, s)
+    else:
+        row_sum += tl.sum(e, axis=1)
+    return row_max, row_sum
+
+
+@triton.jit
+def add_to_columns(ptrs, s, e, load_mask, store_mask):
+    """Take a tile into the sums of its columns, which this program has in memory between tiles.
+
+    Args:
+        ptrs: [BLOCK_N] sums above the fixed offset; with ONLINE base-2 lse.
+        s: [BLOCK_M, BLOCK_N] logits.
+        e: of `offset_terms`.
+        load_mask: false in the first tile of a column, before which memory holds nothing.
+        store_mask: columns to write, or None for all.
+    """
+    if e is None:
+        base = finite(tl.max(s, axis=0))
+        col = base + tl.log2(tl.sum(tl.exp2(s - base[None, :]), axis=0))
+        before = tl.load(ptrs, mask=load_mask, other=float("-inf"))
+        base = finite(tl.maximum(col, before))
+        col = base + tl.log2(tl.exp2(col - base) + tl.exp2(before - base))
+    else:
+        col = tl.sum(e, axis=0) + tl.load(ptrs, mask=load_mask, other=0.0)
+    tl.store(ptrs, col, mask=store_mask)
+
+
+@triton.jit
+def max_to_columns(ptrs, s, load_mask, store_mask):
+    """The same for the largest logit of each column."""
+    before = tl.load(ptrs, mask=load_mask, other=float("-inf"))
+    tl.store(ptrs, tl.maximum(before, tl.max(s, axis=0)), mask=store_mask)
 
 
 @triton.jit
@@ -164,38 +308,59 @@ def load_partners(targets_ptr, rows, M, N):
 
 
 @triton.jit
-def drop_pairs(
-    s,  # [BLOCK_M, BLOCK_N]
-    offs_m,
-    offs_n,
-    ask_m,  # row i and column j are a positive pair where ask_m[i] == ask_n[j]
-    ask_n,
-    id_m,
-    id_n,
-    M,
-    N,
-    OWN: tl.constexpr,  # the positive is among the columns, and left out
-    IDS: tl.constexpr,
-    WITHIN: tl.constexpr,  # leave out pairs of different ids instead of equal ones
-):
-    """-inf for logits of pairs that no sum may see, and of padding."""
-    keep = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-    if OWN:
-        keep &= ask_m[:, None] != ask_n[None, :]
-    if IDS:
-        same = (id_m[:, None] == id_n[None, :]) & (id_m >= 0)[:, None]
-        if WITHIN:
-            keep &= same
-        else:
-            keep &= ~same
-    return tl.where(keep, s, float("-inf"))
+def meets_diagonal(first_m, first_n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether a tile has a row i and a column i."""
+    return (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
 
 
 @triton.jit
-def drop_self_and_padding(s, offs_m, offs_n, M):
+def drop_pairs(
+    s,  # [BLOCK_M, BLOCK_N]
+    first_m,
+    first_n,
+    ask_m,  # row i and column j are a positive pair where ask_m[i] == ask_n[j]
+    col_asks_ptr,  # [N], or None for the column's number
+    id_m,
+    col_ids_ptr,  # [N] or None
+    M,
+    N,
+    OWN: tl.constexpr,  # the positive is among the columns, and left out
+    WITHIN: tl.constexpr,  # leave out pairs of different ids instead of equal ones
+    EVERYWHERE: tl.constexpr,  # not only tiles on the diagonal and the edges have such pairs
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """-inf for logits of pairs that no sum may see, and of padding."""
+    some = (first_m + BLOCK_M > M) | (first_n + BLOCK_N > N)
+    if OWN:
+        some |= meets_diagonal(first_m, first_n, BLOCK_M, BLOCK_N)
+    if EVERYWHERE:
+        some = True
+    if some:
+        offs_m, offs_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
+        keep = (offs_m < M)[:, None] & (offs_n < N)[None, :]
+        if OWN:
+            ask_n = load_or(col_asks_ptr, offs_n, N, -1).to(tl.int32)
+            keep &= ask_m[:, None] != ask_n[None, :]
+        if col_ids_ptr is not None:
+            id_n = load_or(col_ids_ptr, offs_n, N, -1)
+            same = (id_m[:, None] == id_n[None, :]) & (id_m >= 0)[:, None]
+            if WITHIN:
+                keep &= same
+            else:
+                keep &= ~same
+        s = tl.where(keep, s, float("-inf"))
+    return s
+
+
+@triton.jit
+def drop_self_and_padding(s, first_m, first_n, M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """-inf for logits of a row with itself and for columns past M: [BLOCK_M, BLOCK_N]."""
-    keep = (offs_n[None, :] < M) & (offs_m[:, None] != offs_n[None, :])
-    return tl.where(keep, s, float("-inf"))
+    if meets_diagonal(first_m, first_n, BLOCK_M, BLOCK_N) | (first_n + BLOCK_N > M):
+        offs_m, offs_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
+        keep = (offs_n[None, :] < M) & (offs_m[:, None] != offs_n[None, :])
+        s = tl.where(keep, s, float("-inf"))
+    return s
 
 
 @triton.jit

@@ -36,22 +36,27 @@ from sslops.kernels._config import MAX_ROWS, cases, options
 from sslops.kernels._finish import factors, peak_of
 from sslops.kernels._tile import (
     EPS,
-    HEADROOM,
     LN2,
     LOG2E,
-    SPLIT,
-    add_to_lse,
+    add_product,
+    add_to_columns,
+    add_to_rows,
     drop_self_and_padding,
     effective_scale,
     finite,
     join_best,
     join_slots,
+    load_lse,
     load_rows,
-    load_tile,
+    load_weight,
+    load_whole,
     matmul_precision,
+    max_to_columns,
+    offset_terms,
     other_case,
-    round_tf32,
     similarities,
+    softmax_gradient,
+    store_sum,
     strips,
     unit_rows,
 )
@@ -99,40 +104,24 @@ def nt_xent_fwd_kernel(
 
     for first_m in range(m0, tl.minimum(m0 + strip, M), BLOCK_M):
         offs_m = first_m + tl.arange(0, BLOCK_M)
-        if WHOLE:
-            a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+        a = load_whole(x_ptr, first_m, D_pad, WHOLE, BLOCK_M, BLOCK_K)
         row_sum = tl.zeros([BLOCK_M], tl.float32)
         row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
         row_pos, row_neg = row_max, row_max
         for first_n in range(n0, tl.minimum(n0 + strip, M), BLOCK_N):
             offs_n = first_n + tl.arange(0, BLOCK_N)
-            if WHOLE:
-                b = load_tile(x_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
-                s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-            else:
-                s = similarities(
-                    x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
-                )
+            b = load_whole(x_ptr, first_n, D_pad, WHOLE, BLOCK_N, BLOCK_K)
+            s = similarities(
+                a, b, x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+            )
             s *= scale2
-            if (A == B) | (first_n + BLOCK_N > M):
-                s = drop_self_and_padding(s, offs_m, offs_n, M)
+            s = drop_self_and_padding(s, first_m, first_n, M, BLOCK_M, BLOCK_N)
 
-            # A column's number is summed over the row blocks in memory that is this program's.
-            col_ptr = sums_ptr + col_slot + offs_n
+            e = offset_terms(s, scale2, ONLINE)
+            row_max, row_sum = add_to_rows(row_max, row_sum, s, e)
             again = tl.full([BLOCK_N], 1, tl.int1) & (first_m > m0)
             mine = tl.full([BLOCK_N], 1, tl.int1) & (A < B)  # row sums do all of A == B
-            if ONLINE:
-                row_max, row_sum = add_to_lse(row_max, row_sum, s)
-                base = finite(tl.max(s, axis=0))
-                col = base + tl.log2(tl.sum(tl.exp2(s - base[None, :]), axis=0))
-                before = tl.load(col_ptr, mask=again & mine, other=float("-inf"))
-                base = finite(tl.maximum(col, before))
-                col = base + tl.log2(tl.exp2(col - base) + tl.exp2(before - base))
-            else:
-                e = tl.exp2(s - (scale2 - HEADROOM))
-                row_sum += tl.sum(e, axis=1)
-                col = tl.sum(e, axis=0) + tl.load(col_ptr, mask=again & mine, other=0.0)
-            tl.store(col_ptr, col, mask=mine)
+            add_to_columns(sums_ptr + col_slot + offs_n, s, e, again & mine, mine)
 
             if STATS:
                 same = (offs_m % samples)[:, None] == (offs_n % samples)[None, :]
@@ -141,11 +130,8 @@ def nt_xent_fwd_kernel(
                 row_pos = tl.maximum(row_pos, tl.max(pos, axis=1))
                 row_neg = tl.maximum(row_neg, tl.max(neg, axis=1))
                 col_ptr = best_ptr + col_slot + offs_n
-                before = tl.load(col_ptr, mask=again & mine, other=float("-inf"))
-                tl.store(col_ptr, tl.maximum(before, tl.max(pos, axis=0)), mask=mine)
-                col_ptr += neg_plane
-                before = tl.load(col_ptr, mask=again & mine, other=float("-inf"))
-                tl.store(col_ptr, tl.maximum(before, tl.max(neg, axis=0)), mask=mine)
+                max_to_columns(col_ptr, pos, again & mine, mine)
+                max_to_columns(col_ptr + neg_plane, neg, again & mine, mine)
         if ONLINE:
             row_sum = finite(row_max) + tl.log2(row_sum)
         tl.store(sums_ptr + row_slot + offs_m, row_sum)
@@ -223,47 +209,30 @@ def nt_xent_bwd_kernel(
     if other_case(scale2, limit, ONLINE):
         return
     first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
-    offs_m, offs_d = first_m + tl.arange(0, BLOCK_M), first_d + tl.arange(0, BLOCK_D)
+    offs_m = first_m + tl.arange(0, BLOCK_M)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     # |g| / peak <= 2 is lifted to 2**15: without it float16 loses what is below 2**-24
     LIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
     UNLIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
-    factors_ptr += 0 if ONLINE else 2 * tl.cast(M_pad, tl.int64)
-    w_m = tl.load(factors_ptr + offs_m)
-    if ONLINE:
-        lse_m = tl.load(factors_ptr + M_pad + offs_m) - LIFT
-    if WHOLE:
-        a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+    w_m = load_weight(factors_ptr, offs_m, M_pad, ONLINE)
+    lse_m = load_lse(factors_ptr, offs_m, M_pad, LIFT, ONLINE)
+    a = load_whole(x_ptr, first_m, D_pad, WHOLE, BLOCK_M, BLOCK_K)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first_n in range(0, M, BLOCK_N):
         offs_n = first_n + tl.arange(0, BLOCK_N)
-        if WHOLE:
-            b = load_tile(x_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
-            s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-        else:
-            s = similarities(
-                x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
-            )
+        b = load_whole(x_ptr, first_n, D_pad, WHOLE, BLOCK_N, BLOCK_K)
+        s = similarities(
+            a, b, x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+        )
         s *= scale2
-        meets_diagonal = (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
-        if meets_diagonal | (first_n + BLOCK_N > M):
-            s = drop_self_and_padding(s, offs_m, offs_n, M)
-        w_n = tl.load(factors_ptr + offs_n)
-        if ONLINE:
-            lse_n = tl.load(factors_ptr + M_pad + offs_n) - LIFT
-            g = w_m[:, None] * tl.exp2(s - lse_m[:, None])
-            g += w_n[None, :] * tl.exp2(s - lse_n[None, :])
-        else:
-            g = tl.exp2(s - (SPLIT - LIFT)) * (w_m[:, None] + w_n[None, :])
-        if PRECISION == "tf32":
-            g = round_tf32(g)
-        if not WHOLE:
-            b = load_tile(x_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, BOUNDED=True)
-        acc = tl.dot(g.to(dtype), b, acc, input_precision=PRECISION)
+        s = drop_self_and_padding(s, first_m, first_n, M, BLOCK_M, BLOCK_N)
+        w_n = load_weight(factors_ptr, offs_n, M_pad, ONLINE)
+        lse_n = load_lse(factors_ptr, offs_n, M_pad, LIFT, ONLINE)
+        g = softmax_gradient(s, w_m, lse_m, w_n, lse_n, LIFT)
+        acc = add_product(acc, g, b, x_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, PRECISION)
 
-    ptrs = pull_ptr + offs_m.to(tl.int64)[:, None] * D_pad + offs_d[None, :]
-    tl.store(ptrs, acc * UNLIFT, mask=offs_d[None, :] < D_pad)
+    store_sum(pull_ptr, acc * UNLIFT, first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
 
 
 @triton.jit

@@ -29,13 +29,14 @@ from sslops.kernels._loss import log1p_of_exp, positive_logit
 from sslops.kernels._tile import (
     LOG2E,
     WHOLE_D,
+    add_product,
     drop_pairs,
     effective_scale,
     load_or,
-    load_tile,
+    load_whole,
     matmul_precision,
-    round_tf32,
     similarities,
+    store_sum,
     unit_rows,
 )
 
@@ -90,51 +91,39 @@ def sigmoid_negatives_kernel(
     # g <= 1 is lifted to 2**15: without it float16 loses what is below 2**-24
     LIFT: tl.constexpr = 2.0**15 if dtype == tl.float16 else 1.0
     first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
-    offs_m, offs_d = first_m + tl.arange(0, BLOCK_M), first_d + tl.arange(0, BLOCK_D)
+    offs_m = first_m + tl.arange(0, BLOCK_M)
     id_m = load_or(row_ids_ptr, offs_m, M, -1)
-    if WHOLE:
-        a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+    a = load_whole(x_ptr, first_m, D_pad, WHOLE, BLOCK_M, BLOCK_K)
 
     row_loss = tl.zeros([BLOCK_M], tl.float32)
     row_g = row_loss
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first_n in range(0, N, BLOCK_N):
-        offs_n = first_n + tl.arange(0, BLOCK_N)
-        if WHOLE:
-            b = load_tile(y_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
-            s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-        else:
-            s = similarities(
-                x_ptr, y_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
-            )
+        b = load_whole(y_ptr, first_n, D_pad, WHOLE, BLOCK_N, BLOCK_K)
+        s = similarities(
+            a, b, x_ptr, y_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+        )
         s = s * scale + bias
-        some = (first_m + BLOCK_M > M) | (first_n + BLOCK_N > N)
-        some |= (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
-        if IDS:
-            some = True
-        if some:
-            id_n = load_or(col_ids_ptr, offs_n, N, -1)
-            s = drop_pairs(s, offs_m, offs_n, offs_m, offs_n, id_m, id_n, M, N, True, IDS, False)
+        s = drop_pairs(
+            s, first_m, first_n, offs_m, None, id_m, col_ids_ptr, M, N, True, False, IDS,
+            BLOCK_M, BLOCK_N,
+        )  # fmt: skip
         loss, g = _softplus_and_sigmoid(s)
         if loss_ptr is not None:
             row_loss += tl.sum(loss, axis=1)
         if bias_grad_ptr is not None:
             row_g += tl.sum(g, axis=1)
         if GRADS:
-            g *= LIFT
-            if PRECISION == "tf32":
-                g = round_tf32(g)
-            if not WHOLE:
-                b = load_tile(y_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, BOUNDED=True)
-            acc = tl.dot(g.to(dtype), b, acc, input_precision=PRECISION)
+            acc = add_product(
+                acc, g * LIFT, b, y_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, PRECISION
+            )
 
     if loss_ptr is not None:
         tl.store(loss_ptr + offs_m, row_loss)
     if bias_grad_ptr is not None:
         tl.store(bias_grad_ptr + offs_m, row_g)
     if GRADS:
-        ptrs = sum_ptr + offs_m.to(tl.int64)[:, None] * D_pad + offs_d[None, :]
-        tl.store(ptrs, acc * (1 / LIFT), mask=offs_d[None, :] < D_pad)
+        store_sum(sum_ptr, acc * (1 / LIFT), first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["M"])

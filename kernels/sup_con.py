@@ -31,22 +31,27 @@ from sslops.kernels._architectures import family
 from sslops.kernels._config import MAX_ROWS, cases, options
 from sslops.kernels._finish import factors, finish, peak_of
 from sslops.kernels._tile import (
-    HEADROOM,
     LN2,
     LOG2E,
     SPLIT,
+    add_product,
     add_to_lse,
+    add_to_rows,
     drop_self_and_padding,
     effective_scale,
     finite,
     join_slots,
     join_sums,
+    load_lse,
     load_or,
-    load_tile,
+    load_weight,
+    load_whole,
     matmul_precision,
+    offset_terms,
     other_case,
-    round_tf32,
     similarities,
+    softmax_gradient,
+    store_sum,
     strips,
     unit_rows,
 )
@@ -92,38 +97,29 @@ def sup_con_fwd_kernel(
     for first_m in range(m0, tl.minimum(m0 + row_strip, M), BLOCK_M):
         offs_m = first_m + tl.arange(0, BLOCK_M)
         label_m = load_or(labels_ptr, offs_m, M, -1)
-        if WHOLE:
-            a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+        a = load_whole(x_ptr, first_m, D_pad, WHOLE, BLOCK_M, BLOCK_K)
         row_sum = tl.zeros([BLOCK_M], tl.float32)
         positive_sum = row_sum
         row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
         positive_max = row_max
         for first_n in range(n0, tl.minimum(n0 + strip, M), BLOCK_N):
             offs_n = first_n + tl.arange(0, BLOCK_N)
-            if WHOLE:
-                b = load_tile(x_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
-                s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-            else:
-                s = similarities(
-                    x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
-                )
+            b = load_whole(x_ptr, first_n, D_pad, WHOLE, BLOCK_N, BLOCK_K)
+            s = similarities(
+                a, b, x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+            )
             s *= scale2
-            meets_diagonal = (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
-            if meets_diagonal | (first_n + BLOCK_N > M):
-                s = drop_self_and_padding(s, offs_m, offs_n, M)
+            s = drop_self_and_padding(s, first_m, first_n, M, BLOCK_M, BLOCK_N)
             positive = _is_positive(s, label_m, load_or(labels_ptr, offs_n, M, -1))
-            if ONLINE:
-                row_max, row_sum = add_to_lse(row_max, row_sum, s)
-                if INSIDE:
-                    s = tl.where(positive, s, float("-inf"))
-                    positive_max, positive_sum = add_to_lse(positive_max, positive_sum, s)
-            else:
-                e = tl.exp2(s - (scale2 - HEADROOM))
-                row_sum += tl.sum(e, axis=1)
-                if INSIDE:
-                    positive_sum += tl.sum(tl.where(positive, e, 0.0), axis=1)
+            e = offset_terms(s, scale2, ONLINE)
+            row_max, row_sum = add_to_rows(row_max, row_sum, s, e)
             if not INSIDE:
                 positive_sum += tl.sum(tl.where(positive, s, 0.0), axis=1)
+            elif ONLINE:
+                s = tl.where(positive, s, float("-inf"))
+                positive_max, positive_sum = add_to_lse(positive_max, positive_sum, s)
+            else:
+                positive_sum += tl.sum(tl.where(positive, e, 0.0), axis=1)
         if ONLINE:
             row_sum = finite(row_max) + tl.log2(row_sum)
             if INSIDE:
@@ -192,69 +188,52 @@ def sup_con_bwd_kernel(
     if other_case(scale2, limit, ONLINE):
         return
     first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
-    offs_m, offs_d = first_m + tl.arange(0, BLOCK_M), first_d + tl.arange(0, BLOCK_D)
+    offs_m = first_m + tl.arange(0, BLOCK_M)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     # |g| / peak <= 2 is lifted to 2**15: without it float16 loses what is below 2**-24
     LIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
     UNLIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
     label_m = load_or(labels_ptr, offs_m, M, -1)
-    lse_ptr = factors_ptr + M_pad
-    positive_lse_ptr = share_ptr + M_pad
-    if not ONLINE:
-        factors_ptr += 2 * tl.cast(M_pad, tl.int64)
-        if INSIDE:
-            share_ptr += 2 * tl.cast(M_pad, tl.int64)
-    w_m, share_m = tl.load(factors_ptr + offs_m), tl.load(share_ptr + offs_m)
-    if ONLINE:
-        lse_m = tl.load(lse_ptr + offs_m) - LIFT
-        if INSIDE:
-            positive_lse_m = tl.load(positive_lse_ptr + offs_m) - LIFT
-    if WHOLE:
-        a = load_tile(x_ptr, first_m, 0, D_pad, BLOCK_M, BLOCK_K)
+    w_m = load_weight(factors_ptr, offs_m, M_pad, ONLINE)
+    lse_m = load_lse(factors_ptr, offs_m, M_pad, LIFT, ONLINE)
+    if INSIDE:
+        share_m = load_weight(share_ptr, offs_m, M_pad, ONLINE)
+        positive_lse_m = load_lse(share_ptr, offs_m, M_pad, LIFT, ONLINE)
+    else:
+        share_m = tl.load(share_ptr + offs_m)
+    a = load_whole(x_ptr, first_m, D_pad, WHOLE, BLOCK_M, BLOCK_K)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first_n in range(0, M, BLOCK_N):
         offs_n = first_n + tl.arange(0, BLOCK_N)
-        if WHOLE:
-            b = load_tile(x_ptr, first_n, 0, D_pad, BLOCK_N, BLOCK_K)
-            s = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-        else:
-            s = similarities(
-                x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
-            )
+        b = load_whole(x_ptr, first_n, D_pad, WHOLE, BLOCK_N, BLOCK_K)
+        s = similarities(
+            a, b, x_ptr, x_ptr, first_m, first_n, D_pad, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
+        )
         s *= scale2
-        meets_diagonal = (first_n < first_m + BLOCK_M) & (first_m < first_n + BLOCK_N)
-        if meets_diagonal | (first_n + BLOCK_N > M):
-            s = drop_self_and_padding(s, offs_m, offs_n, M)
+        s = drop_self_and_padding(s, first_m, first_n, M, BLOCK_M, BLOCK_N)
         positive = _is_positive(s, label_m, load_or(labels_ptr, offs_n, M, -1))
-        w_n, share_n = tl.load(factors_ptr + offs_n), tl.load(share_ptr + offs_n)
-        share = share_m[:, None] + share_n[None, :]  # what the positives of both rows take
-        if ONLINE:
-            lse_n = tl.load(lse_ptr + offs_n) - LIFT
-            g = w_m[:, None] * tl.exp2(s - lse_m[:, None])
-            g += w_n[None, :] * tl.exp2(s - lse_n[None, :])
+        w_n = load_weight(factors_ptr, offs_n, M_pad, ONLINE)
+        if INSIDE:
+            share_n = load_weight(share_ptr, offs_n, M_pad, ONLINE)
+        else:
+            share_n = tl.load(share_ptr + offs_n)
+        share = share_m[:, None] + share_n[None, :]
+        lse_n = load_lse(factors_ptr, offs_n, M_pad, LIFT, ONLINE)
+        if INSIDE and not ONLINE:  # one exponential for both
+            e = tl.exp2(s - (SPLIT - LIFT))
+            g = e * (w_m[:, None] + w_n[None, :] - tl.where(positive, share, 0.0))
+        else:
+            g = softmax_gradient(s, w_m, lse_m, w_n, lse_n, LIFT)
             if INSIDE:
-                positive_lse_n = tl.load(positive_lse_ptr + offs_n) - LIFT
-                share = share_m[:, None] * tl.exp2(s - positive_lse_m[:, None])
-                share += share_n[None, :] * tl.exp2(s - positive_lse_n[None, :])
+                positive_lse_n = load_lse(share_ptr, offs_n, M_pad, LIFT, ONLINE)
+                share = softmax_gradient(s, share_m, positive_lse_m, share_n, positive_lse_n, LIFT)
             else:
                 share *= 1 / UNLIFT
             g -= tl.where(positive, share, 0.0)
-        else:
-            e = tl.exp2(s - (SPLIT - LIFT))
-            both = w_m[:, None] + w_n[None, :]
-            if INSIDE:
-                g = e * (both - tl.where(positive, share, 0.0))
-            else:
-                g = e * both - tl.where(positive, share * (1 / UNLIFT), 0.0)
-        if PRECISION == "tf32":
-            g = round_tf32(g)
-        if not WHOLE:
-            b = load_tile(x_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, BOUNDED=True)
-        acc = tl.dot(g.to(dtype), b, acc, input_precision=PRECISION)
+        acc = add_product(acc, g, b, x_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, PRECISION)
 
-    ptrs = sum_ptr + offs_m.to(tl.int64)[:, None] * D_pad + offs_d[None, :]
-    tl.store(ptrs, acc * UNLIFT, mask=offs_d[None, :] < D_pad)
+    store_sum(sum_ptr, acc * UNLIFT, first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
 
 
 def _count_positives(labels: Tensor) -> Tensor:
