@@ -57,6 +57,8 @@ def _row_gradient(
     cols,
     M,
     N,
+    samples,
+    num_views,
     D_pad,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -65,7 +67,14 @@ def _row_gradient(
     dx = tl.zeros([ROWS, COLS], tl.float32)
     if sum_ptr is not None:
         dx = load_rows(sum_ptr, rows, cols, M, D_pad, D_pad, 1)
-    if starts_ptr is not None:
+    if num_views is not None:
+        pull = tl.load(pull_ptr + rows)
+        for view in range(1, num_views):
+            partner = rows + view * samples
+            partner -= tl.where(partner >= M, M, 0)
+            both = (pull + tl.load(pull_ptr + partner)) / (num_views - 1)
+            dx -= both[:, None] * load_rows(other_ptr, partner, cols, N, D_pad, D_pad, 1)
+    elif starts_ptr is not None:
         first = tl.load(starts_ptr + rows, mask=rows < M, other=0)
         count = tl.load(starts_ptr + rows + 1, mask=rows < M, other=0) - first
         for n in range(0, tl.max(count, axis=0)):
@@ -80,7 +89,7 @@ def _row_gradient(
     return dx
 
 
-@triton.jit(do_not_specialize=["M", "N", "D"])
+@triton.jit(do_not_specialize=["M", "N", "D", "samples", "num_views"])
 def finish_kernel(
     sum_ptr,  # [M_pad, D_pad] float32: what the tiles gave; or None for zero
     other_ptr,  # [N_pad, D_pad] unit rows of the other side, or None if the tiles gave all
@@ -96,6 +105,8 @@ def finish_kernel(
     M,
     N,
     D,
+    samples,  # M / num_views: row i's partners are the rows of the same i % samples; or None
+    num_views,  # or None
     D_pad,
     stride_zm,
     stride_zd,
@@ -116,8 +127,9 @@ def finish_kernel(
     for first in range(0, D, COLS):
         cols = first + tl.arange(0, COLS)
         dx = _row_gradient(
-            sum_ptr, other_ptr, pull_ptr, index_ptr, starts_ptr, rows, cols, M, N, D_pad, ROWS, COLS
-        )
+            sum_ptr, other_ptr, pull_ptr, index_ptr, starts_ptr, rows, cols, M, N, samples,
+            num_views, D_pad, ROWS, COLS,
+        )  # fmt: skip
         # z, not the rounded x: the projection of a 16-bit row would be off by its length
         x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
         inside += tl.sum(dx * tl.div_rn(x, length), axis=1)
@@ -128,8 +140,9 @@ def finish_kernel(
     for first in range(0, D, COLS):
         cols = first + tl.arange(0, COLS)
         dx = _row_gradient(
-            sum_ptr, other_ptr, pull_ptr, index_ptr, starts_ptr, rows, cols, M, N, D_pad, ROWS, COLS
-        )
+            sum_ptr, other_ptr, pull_ptr, index_ptr, starts_ptr, rows, cols, M, N, samples,
+            num_views, D_pad, ROWS, COLS,
+        )  # fmt: skip
         if NORMALIZE:
             x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
             dx = tl.div_rn(dx - inside[:, None] * tl.div_rn(x, length), length)
@@ -148,6 +161,7 @@ class Pulls(NamedTuple):
         Tensor | None
     )  # [M] each row's partner, None for row i's i; with starts see `segments`
     starts: Tensor | None = None  # [M + 1]
+    num_views: int | None = None  # then pull is [M_pad]
 
 
 def peak_of(grad: Tensor) -> Tensor:
@@ -194,11 +208,12 @@ def finish(
     dz = z.new_empty(M, D, dtype=dtype)
     programs = triton.cdiv(M, FINISH_OPTIONS["ROWS"])
     share = z.new_empty(programs, dtype=torch.float32)
-    other, N, pull, index, starts = pulls or (None, 0, None, None, None)
+    other, N, pull, index, starts, num_views = pulls or (None, 0, None, None, None, None)
+    samples = None if num_views is None else M // num_views
     D_pad = next(t.shape[1] for t in (total, other) if t is not None)
     finish_kernel[(programs,)](
         total, other, pull, index, starts, norm, z, scale, peak, dz, share,
-        M, N, D, D_pad, *z.stride(), scale_factor, normalize, **FINISH_OPTIONS,
+        M, N, D, samples, num_views, D_pad, *z.stride(), scale_factor, normalize, **FINISH_OPTIONS,
     )  # fmt: skip
     return dz, share.sum()
 

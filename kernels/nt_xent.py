@@ -33,9 +33,8 @@ from torch import Tensor
 
 from sslops.kernels._architectures import family
 from sslops.kernels._config import MAX_ROWS, cases, options
-from sslops.kernels._finish import factors, peak_of
+from sslops.kernels._finish import Pulls, factors, finish, peak_of
 from sslops.kernels._tile import (
-    EPS,
     LN2,
     LOG2E,
     add_product,
@@ -62,7 +61,6 @@ from sslops.kernels._tile import (
 )
 
 LOSS_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
-DZ_OPTIONS = {"ROWS": 16, "COLS": 64, "num_warps": 4}
 
 
 @triton.jit(do_not_specialize=["M", "samples"])
@@ -190,7 +188,7 @@ def nt_xent_bwd_kernel(
     x_ptr,  # [M_pad, D_pad]
     scale_ptr,  # 0-d or None
     factors_ptr,  # [3, M_pad]
-    pull_ptr,  # [M_pad, D_pad] float32, written: sum_j g[i, j] x[j] / peak
+    sum_ptr,  # [M_pad, D_pad] float32, written: sum_j g[i, j] x[j] / peak
     M,
     M_pad,
     D_pad,
@@ -232,77 +230,7 @@ def nt_xent_bwd_kernel(
         g = softmax_gradient(s, w_m, lse_m, w_n, lse_n, LIFT)
         acc = add_product(acc, g, b, x_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, PRECISION)
 
-    store_sum(pull_ptr, acc * UNLIFT, first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
-
-
-@triton.jit
-def _row_gradient(
-    pull_ptr, x_ptr, w_ptr, rows, cols, M, D_pad, samples, num_views, ROWS: tl.constexpr
-):
-    """Gradient of x over (scale * peak): the tiles' sum less the positives: [ROWS, COLS]."""
-    dx = load_rows(pull_ptr, rows, cols, M, D_pad, D_pad, 1)
-    w = tl.load(w_ptr + rows)
-    for k in range(1, num_views):
-        partners = rows + k * samples
-        partners -= tl.where(partners >= M, M, 0)
-        both = (w + tl.load(w_ptr + partners)) / (num_views - 1)
-        dx -= both[:, None] * load_rows(x_ptr, partners, cols, M, D_pad, D_pad, 1)
-    return dx
-
-
-@triton.jit(do_not_specialize=["M", "D", "samples", "num_views"])
-def nt_xent_dz_kernel(
-    pull_ptr,  # [M_pad, D_pad] float32
-    x_ptr,  # [M_pad, D_pad]
-    factors_ptr,  # [3, M_pad], of which w / peak is read
-    norm_ptr,  # [M_pad] float32
-    z_ptr,  # [M, D], any strides
-    scale_ptr,  # 0-d or None
-    peak_ptr,  # 0-d float32
-    dz_ptr,  # [M, D] contiguous, written
-    dscale_ptr,  # [programs] float32, written: this program's share
-    M,
-    D,
-    D_pad,
-    samples,
-    num_views,
-    stride_zm,
-    stride_zd,
-    scale_factor,
-    NORMALIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    """One program turns ROWS rows of sums into dz, through the normalisation."""
-    scale = effective_scale(scale_ptr, scale_factor)
-    peak = tl.load(peak_ptr)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    norm = tl.load(norm_ptr + rows)
-    length = tl.maximum(norm, EPS)[:, None]
-    inside = tl.zeros([ROWS], tl.float32)  # <dx, x> / (scale * peak)
-    for first in range(0, D, COLS):
-        cols = first + tl.arange(0, COLS)
-        dx = _row_gradient(
-            pull_ptr, x_ptr, factors_ptr, rows, cols, M, D_pad, samples, num_views, ROWS
-        )
-        # z, not the rounded x: the projection of a 16-bit row would be off by its length
-        x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
-        inside += tl.sum(dx * tl.div_rn(x, length), axis=1)
-    share = tl.sum(tl.where(rows < M, inside, 0.0), axis=0) * 0.5 * peak
-    tl.store(dscale_ptr + tl.program_id(0), share)
-
-    inside = tl.where(norm < EPS, 0.0, inside)
-    for first in range(0, D, COLS):
-        cols = first + tl.arange(0, COLS)
-        dx = _row_gradient(
-            pull_ptr, x_ptr, factors_ptr, rows, cols, M, D_pad, samples, num_views, ROWS
-        )
-        if NORMALIZE:
-            x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
-            dx = tl.div_rn(dx - inside[:, None] * tl.div_rn(x, length), length)
-        ptrs = dz_ptr + rows.to(tl.int64)[:, None] * D + cols[None, :]
-        mask = (rows < M)[:, None] & (cols < D)[None, :]
-        tl.store(ptrs, (dx * (scale * peak)).to(dz_ptr.dtype.element_ty), mask=mask)
+    store_sum(sum_ptr, acc * UNLIFT, first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
 
 
 def nt_xent_fwd(
@@ -359,26 +287,22 @@ def nt_xent_bwd(
     """Launch the backward pass; arguments and results as of `sslops.reference.nt_xent`."""
     M, D = z.shape
     precision = matmul_precision(z.dtype, z.device)
-    dz = z.new_empty(M, D)
     with torch.cuda.device_of(z):
         x, norm = unit_rows(z, normalize, precision)
         M_pad, D_pad = x.shape
         peak = peak_of(grad_loss)
         vectors = factors(grad_loss, peak, lse, None, M_pad)
-        pull = z.new_empty(M_pad, D_pad, dtype=torch.float32)
+        total = z.new_empty(M_pad, D_pad, dtype=torch.float32)
         launches, limit = cases(scale, scale_factor, normalize, D, z.dtype)
         arch = family(z.device)
         for online in launches:
             chosen = options("bwd", (online, z.dtype, precision, D_pad), arch)
             grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
             nt_xent_bwd_kernel[grid](
-                x, scale, vectors, pull, M, M_pad, D_pad, scale_factor, limit, **chosen
+                x, scale, vectors, total, M, M_pad, D_pad, scale_factor, limit, **chosen
             )
-        programs = triton.cdiv(M, DZ_OPTIONS["ROWS"])
-        dscale = z.new_empty(programs, dtype=torch.float32)
-        nt_xent_dz_kernel[(programs,)](
-            pull, x, vectors, norm, z, scale, peak, dz, dscale,
-            M, D, D_pad, M // num_views, num_views, *z.stride(), scale_factor, normalize,
-            **DZ_OPTIONS,
-        )  # fmt: skip
-    return dz, dscale.sum()
+        positives = Pulls(x, M, vectors[0], None, num_views=num_views)
+        dz, dscale = finish(
+            z, norm, total, scale, scale_factor, normalize, peak, z.dtype, positives
+        )
+    return dz, 0.5 * dscale
