@@ -1,4 +1,4 @@
-"""Backward kernel of InfoNCE: the negatives' share of one side; formulas in info_nce.py.
+"""Backward kernel of InfoNCE: the gradient of one side from negatives; formulas in info_nce.py.
 
 A program owns some rows of one side and walks over all of the other: no atomics. For dqueries the
 rows are the queries, for the negatives' gradient it is called with the sides exchanged.
@@ -28,13 +28,13 @@ def info_nce_bwd_kernel(
     x_ptr,  # [M_pad, D_pad] rows of this side
     y_ptr,  # [N_pad, D_pad] of the other
     scale_ptr,  # 0-d or None
-    row_factors_ptr,  # [4, M_pad] of this side's losses, or None if it asks nothing
-    col_factors_ptr,  # [4, N_pad] of the other's, or None
-    row_asks_ptr,  # [M], or None for the row's number: a pair is positive where both ask the same
-    col_asks_ptr,  # [N] or None
+    row_factors_ptr,  # [4, M_pad] of the losses of these rows, or None if they have none
+    col_factors_ptr,  # [4, N_pad] of the other side's, or None
+    row_targets_ptr,  # [M], or None for the row's index: a pair of equal targets is positive
+    col_targets_ptr,  # [N] or None
     row_ids_ptr,  # [M] or None
     col_ids_ptr,  # [N] or None
-    sum_ptr,  # [M_pad, D_pad] float32, written: sum_j g[i, j] y[j] / peak
+    sum_ptr,  # [M_pad, D_pad] float32, written: sum_j g[i, j] y[j] / grad_max
     M,
     N,
     M_pad,
@@ -42,8 +42,8 @@ def info_nce_bwd_kernel(
     D_pad,
     scale_factor,
     limit,
-    OWN: tl.constexpr,
-    WITHIN: tl.constexpr,
+    KEYS_ARE_NEGATIVES: tl.constexpr,
+    SAME_ID_ONLY: tl.constexpr,
     ONLINE: tl.constexpr,
     WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -56,19 +56,19 @@ def info_nce_bwd_kernel(
     scale2 = effective_scale(scale_ptr, scale_factor) * LOG2E
     if other_case(scale2, limit, ONLINE):
         return
-    EVERYWHERE: tl.constexpr = (
-        row_ids_ptr is not None or row_asks_ptr is not None or col_asks_ptr is not None
+    MASK_ALL: tl.constexpr = (
+        row_ids_ptr is not None or row_targets_ptr is not None or col_targets_ptr is not None
     )
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    # |g| / peak <= 2 is lifted to 2**15: without it float16 loses what is below 2**-24
-    LIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
-    UNLIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
+    # |g| / grad_max <= 2, times 2**14: float16 would lose what is below 2**-24
+    SHIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
+    UNSHIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
     first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
     offs_m = first_m + tl.arange(0, BLOCK_M)
-    ask_m = load_or(row_asks_ptr, offs_m, M, -1).to(tl.int32)
+    target_m = load_or(row_targets_ptr, offs_m, M, -1).to(tl.int32)
     id_m = load_or(row_ids_ptr, offs_m, M, -1)
     w_m = load_weight(row_factors_ptr, offs_m, M_pad, ONLINE)
-    lse_m = load_lse(row_factors_ptr, offs_m, M_pad, LIFT, ONLINE)
+    lse_m = load_lse(row_factors_ptr, offs_m, M_pad, SHIFT, ONLINE)
     a = load_whole(x_ptr, first_m, D_pad, WHOLE, BLOCK_M, BLOCK_K)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -80,12 +80,12 @@ def info_nce_bwd_kernel(
         )
         s *= scale2
         s = drop_pairs(
-            s, first_m, first_n, ask_m, col_asks_ptr, id_m, col_ids_ptr, M, N, OWN, WITHIN,
-            EVERYWHERE, BLOCK_M, BLOCK_N,
+            s, first_m, first_n, target_m, col_targets_ptr, id_m, col_ids_ptr, M, N,
+            KEYS_ARE_NEGATIVES, SAME_ID_ONLY, MASK_ALL, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         w_n = load_weight(col_factors_ptr, offs_n, N_pad, ONLINE)
-        lse_n = load_lse(col_factors_ptr, offs_n, N_pad, LIFT, ONLINE)
-        g = softmax_gradient(s, w_m, lse_m, w_n, lse_n, LIFT)
+        lse_n = load_lse(col_factors_ptr, offs_n, N_pad, SHIFT, ONLINE)
+        g = softmax_gradient(s, w_m, lse_m, w_n, lse_n, SHIFT)
         acc = add_product(acc, g, b, y_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, PRECISION)
 
-    store_sum(sum_ptr, acc * UNLIFT, first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
+    store_sum(sum_ptr, acc * UNSHIFT, first_m, first_d, D_pad, BLOCK_M, BLOCK_D)

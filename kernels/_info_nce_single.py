@@ -1,15 +1,15 @@
 """One pass of InfoNCE over negatives that are not trained; formulas in info_nce.py.
 
 dqueries is an attention output: a program owns some rows and one split of the negatives, and
-keeps a running maximum, the sum above it and the sum of negatives weighted alike. A second kernel
-joins the splits. Source: Dao et al. 2022, arXiv:2205.14135, alg. 1; splits over the keys as in
-flash-decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html
+holds a running maximum, the sum above it and the sum of negatives in the same weights. A second
+kernel merges the splits. Source: Dao et al. 2022, arXiv:2205.14135, alg. 1; splits over the keys as
+in flash-decoding, https://crfm.stanford.edu/2023/10/12/flashdecoding.html
 """
 
 import triton
 import triton.language as tl
 
-from sslops.kernels._loss import beats, one_minus_exp, positive_logit, softplus
+from sslops.kernels._loss import exceeds_best, one_minus_exp, positive_logit, softplus
 from sslops.kernels._tile import (
     EPS,
     LN2,
@@ -42,7 +42,7 @@ def _load_negatives(
     EVEN: tl.constexpr,  # D is a multiple of COLS
     PRECISION: tl.constexpr,
 ):
-    """Tile of negatives as they lie, zero outside, rounded as products want it: [ROWS, COLS]."""
+    """Tile of unpadded negatives, zero outside, rounded to dtype and PRECISION: [ROWS, COLS]."""
     rows, cols = tl.arange(0, ROWS), tl.arange(0, COLS)
     # int64: row * stride passes 2**31 for a queue of 2**24 x 128
     ptr = y_ptr + tl.cast(first_row, tl.int64) * stride_yn + first_col
@@ -75,8 +75,8 @@ def info_nce_single_kernel(
     stride_yn,
     split,  # columns of a split, a multiple of BLOCK_N
     scale_factor,
-    OWN: tl.constexpr,
-    WITHIN: tl.constexpr,
+    KEYS_ARE_NEGATIVES: tl.constexpr,
+    SAME_ID_ONLY: tl.constexpr,
     EVEN: tl.constexpr,
     WHOLE: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -87,14 +87,14 @@ def info_nce_single_kernel(
 ):
     """One program owns BLOCK_M rows, BLOCK_D of their features and one split of the columns."""
     scale2 = effective_scale(scale_ptr, scale_factor) * LOG2E
-    EVERYWHERE: tl.constexpr = row_ids_ptr is not None or targets_ptr is not None
+    MASK_ALL: tl.constexpr = row_ids_ptr is not None or targets_ptr is not None
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    # p <= 1 is lifted to 2**14: without it float16 loses what is below 2**-24
-    LIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
-    UNLIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
+    # p <= 1, times 2**14: float16 would lose what is below 2**-24
+    SHIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
+    UNSHIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
     first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
     offs_m = first_m + tl.arange(0, BLOCK_M)
-    ask_m = load_or(targets_ptr, offs_m, M, -1).to(tl.int32)
+    target_m = load_or(targets_ptr, offs_m, M, -1).to(tl.int32)
     id_m = load_or(row_ids_ptr, offs_m, M, -1)
     a = load_whole(x_ptr, first_m, D_pad, WHOLE, BLOCK_M, BLOCK_K)
 
@@ -119,31 +119,31 @@ def info_nce_single_kernel(
                 s = tl.dot(part, tl.trans(b), s, input_precision=PRECISION)
         s *= scale2
         if positive_ptr is not None:
-            positive = tl.where(ask_m[:, None] == offs_n[None, :], s, 0.0)
-            here = (ask_m >= first_n) & (ask_m < first_n + BLOCK_N)
-            tl.store(positive_ptr + offs_m, tl.sum(positive, axis=1), mask=here)
+            positive = tl.where(target_m[:, None] == offs_n[None, :], s, 0.0)
+            in_tile = (target_m >= first_n) & (target_m < first_n + BLOCK_N)
+            tl.store(positive_ptr + offs_m, tl.sum(positive, axis=1), mask=in_tile)
         s = drop_pairs(
-            s, first_m, first_n, ask_m, None, id_m, col_ids_ptr, M, N, OWN, WITHIN, EVERYWHERE,
-            BLOCK_M, BLOCK_N,
+            s, first_m, first_n, target_m, None, id_m, col_ids_ptr, M, N,
+            KEYS_ARE_NEGATIVES, SAME_ID_ONLY, MASK_ALL, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         new_max = tl.maximum(row_max, tl.max(s, axis=1))
         base = finite(new_max)
-        before = tl.exp2(row_max - base)
-        p = tl.exp2(s - (base - LIFT)[:, None])
-        row_sum = row_sum * before + tl.sum(p, axis=1)
+        rescale = tl.exp2(row_max - base)
+        p = tl.exp2(s - (base - SHIFT)[:, None])
+        row_sum = row_sum * rescale + tl.sum(p, axis=1)
         row_max = new_max
         if not WHOLE:
             b = _load_negatives(
                 y_ptr, first_n, first_d, N, D, stride_yn, dtype, BLOCK_N, BLOCK_D, EVEN, PRECISION
             )
         acc = add_product(
-            acc * before[:, None], p, b, y_ptr, first_n, first_d, D, BLOCK_N, BLOCK_D, PRECISION
+            acc * rescale[:, None], p, b, y_ptr, first_n, first_d, D, BLOCK_N, BLOCK_D, PRECISION
         )
 
     slot = tl.program_id(2).to(tl.int64) * M_pad
     tl.store(max_ptr + slot + offs_m, row_max)
-    tl.store(sum_ptr + slot + offs_m, row_sum * UNLIFT)
-    store_sum(acc_ptr, acc * UNLIFT, slot + first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
+    tl.store(sum_ptr + slot + offs_m, row_sum * UNSHIFT)
+    store_sum(acc_ptr, acc * UNSHIFT, slot + first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["M", "N", "D", "S"])
@@ -162,7 +162,7 @@ def info_nce_combine_kernel(
     lse_ptr,  # [M] float32
     hit_ptr,  # [M] bool or None
     dz_ptr,  # [M, D] float32
-    slope_ptr,  # [M] float32
+    dscale_rows_ptr,  # [M] float32
     M,
     N,
     D,
@@ -177,7 +177,7 @@ def info_nce_combine_kernel(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """One program joins the splits of ROWS rows, takes their positives, and finishes them."""
+    """One program merges the splits of ROWS rows, adds their positives, and writes all results."""
     scale = effective_scale(scale_ptr, scale_factor)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     splits = tl.arange(0, SPLITS)[:, None]
@@ -199,39 +199,39 @@ def info_nce_combine_kernel(
         if positive_ptr is not None:
             hit = tl.load(positive_ptr + rows, mask=rows < M, other=0.0) > best
         else:
-            hit = beats(
+            hit = exceeds_best(
                 positive * LOG2E, best, scale, x_ptr, k_ptr, targets_ptr, rows, M, N, D_pad, ROWS,
                 COLS,
             )  # fmt: skip
         tl.store(hit_ptr + rows, hit & (loss == loss), mask=rows < M)
 
-    share = tl.exp2(part - (lse * LOG2E)[None, :])[:, :, None]  # [SPLITS, ROWS, 1]
-    pull = one_minus_exp(loss)[:, None]
+    weight = tl.exp2(part - (lse * LOG2E)[None, :])[:, :, None]  # [SPLITS, ROWS, 1]
+    positive_w = one_minus_exp(loss)[:, None]
     partners = load_partners(targets_ptr, rows, M, N)
     length = tl.maximum(tl.load(norm_ptr + rows), EPS)[:, None]
-    inside = tl.zeros([ROWS], tl.float32)  # <dx, x> / scale
+    dot_x = tl.zeros([ROWS], tl.float32)  # <dx, x> / scale
     for first in range(0, D, COLS):
         cols = first + tl.arange(0, COLS)
         ptrs = slots[:, :, None] * D_pad + cols[None, None, :]
         parts = tl.load(
             acc_ptr + ptrs, mask=mask[:, :, None] & (cols < D)[None, None, :], other=0.0
         )
-        dx = tl.sum(share * parts, axis=0)  # [ROWS, COLS]
-        dx -= pull * load_rows(k_ptr, partners, cols, N, D_pad, D_pad, 1)
+        dx = tl.sum(weight * parts, axis=0)  # [ROWS, COLS]
+        dx -= positive_w * load_rows(k_ptr, partners, cols, N, D_pad, D_pad, 1)
         x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
-        inside += tl.sum(dx * tl.div_rn(x, length), axis=1)
-        # kept where the result will be: the splits are read once
+        dot_x += tl.sum(dx * tl.div_rn(x, length), axis=1)
+        # stored where the result will be, so that the splits are read once
         ptrs = dz_ptr + rows.to(tl.int64)[:, None] * D + cols[None, :]
         tl.store(ptrs, dx, mask=(rows < M)[:, None] & (cols < D)[None, :])
-    tl.store(slope_ptr + rows, inside, mask=rows < M)
+    tl.store(dscale_rows_ptr + rows, dot_x, mask=rows < M)
 
     tl.debug_barrier()
-    inside = tl.where(tl.load(norm_ptr + rows) < EPS, 0.0, inside)
+    dot_x = tl.where(tl.load(norm_ptr + rows) < EPS, 0.0, dot_x)
     for first in range(0, D, COLS):
         cols = first + tl.arange(0, COLS)
         dx = load_rows(dz_ptr, rows, cols, M, D, D, 1)
         if NORMALIZE:
             x = load_rows(z_ptr, rows, cols, M, D, stride_zm, stride_zd)
-            dx = tl.div_rn(dx - inside[:, None] * tl.div_rn(x, length), length)
+            dx = tl.div_rn(dx - dot_x[:, None] * tl.div_rn(x, length), length)
         ptrs = dz_ptr + rows.to(tl.int64)[:, None] * D + cols[None, :]
         tl.store(ptrs, dx * scale, mask=(rows < M)[:, None] & (cols < D)[None, :])

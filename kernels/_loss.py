@@ -1,11 +1,11 @@
-"""From sums and positives to the losses and hits of rows."""
+"""Losses and hits of rows from their sums and positives."""
 
 import triton
 import triton.language as tl
 
 from sslops.kernels._tile import LOG2E, load_partners, load_rows
 
-# Of the magnitudes of a logit's products: more than two orders of adding them differ by.
+# Times the sum of a logit's |products|: more than two orders of summation differ by.
 TIE = tl.constexpr(2.0**-18)
 
 
@@ -62,7 +62,7 @@ def positive_logit(
 
 
 @triton.jit
-def beats(
+def exceeds_best(
     positive,  # in base 2
     best,
     scale,
@@ -76,9 +76,9 @@ def beats(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """Whether a positive that was in no tile exceeds the best negative; an equal row must tie.
+    """Whether a positive that is in no tile exceeds the best negative; an equal row must tie.
 
-    A matrix unit adds the same products in another order, and cuts what it adds.
+    A matrix unit adds the same products in another order, and truncates.
     """
     size = positive_logit(x_ptr, k_ptr, targets_ptr, rows, M, N, D_pad, ROWS, COLS, True)
     return positive > best + TIE * LOG2E * scale * size

@@ -12,13 +12,13 @@ from torch import Tensor
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 EPS = tl.constexpr(1e-12)  # of torch.nn.functional.normalize
-STRIPS = tl.constexpr(64)  # the sums of a row come from at most so many programs
-MAX_STRIPS = 64  # as many are made; fewer in tests
+STRIPS = tl.constexpr(64)  # at most so many programs have a part of a row's sum
+MAX_STRIPS = 64  # of `strips`; fewer in tests
 # Of the fixed offset, in base 2: with logits in +-88.7 exponents lie in [-78, 101], so 2**24
-# terms stay finite, and what flushes to zero is 2**-48 of the largest its row can have.
+# terms stay finite, and a term that flushes to zero is below 2**-48 of its row's largest.
 HEADROOM = tl.constexpr(100.0)
 # exp2(s - lse) = exp2(s - SPLIT) * exp2(SPLIT - lse): with the fixed offset's logits both factors
-# lie in 2**+-121, so each is a normal number, also times w / peak down to 2**-45.
+# lie in 2**+-121, so each is a normal number, also times w / grad_max down to 2**-45.
 SPLIT = tl.constexpr(32.0)
 PAD = 128  # rows of the padded copy are a multiple of it; every BLOCK_M and BLOCK_N divides it
 WHOLE_D = 256  # 16-bit rows up to here are padded to a power of two, and stay on chip whole
@@ -36,7 +36,7 @@ def effective_scale(scale_ptr, scale_factor):
 
 @triton.jit
 def round_tf32(x):
-    """Nearest 10-bit mantissa, ties to even: what is left is exact in a TF32 product.
+    """Nearest 10-bit mantissa, ties to even: the result is exact in a TF32 product.
 
     The hardware would truncate instead, which pulls every product towards zero.
     """
@@ -151,22 +151,22 @@ def load_weight(factors_ptr, offs, M_pad, ONLINE: tl.constexpr):
 
 
 @triton.jit
-def load_lse(factors_ptr, offs, M_pad, LIFT: tl.constexpr, ONLINE: tl.constexpr):
+def load_lse(factors_ptr, offs, M_pad, SHIFT: tl.constexpr, ONLINE: tl.constexpr):
     """The same for the base-2 lse, which only ONLINE needs."""
     lse = None
     if ONLINE and factors_ptr is not None:
-        lse = tl.load(factors_ptr + M_pad + offs) - LIFT
+        lse = tl.load(factors_ptr + M_pad + offs) - SHIFT
     return lse
 
 
 @triton.jit
-def softmax_gradient(s, w_m, lse_m, w_n, lse_n, LIFT: tl.constexpr):
+def softmax_gradient(s, w_m, lse_m, w_n, lse_n, SHIFT: tl.constexpr):
     """w_m exp(s - lse_m) + w_n exp(s - lse_n), without the side whose w is None.
 
     Weights and lse as of `load_weight` and `load_lse`: [BLOCK_M, BLOCK_N].
     """
     if lse_m is None and lse_n is None:
-        g = tl.exp2(s - (SPLIT - LIFT))
+        g = tl.exp2(s - (SPLIT - SHIFT))
         if w_n is None:
             g *= w_m[:, None]
         elif w_m is None:
@@ -185,19 +185,19 @@ def softmax_gradient(s, w_m, lse_m, w_n, lse_n, LIFT: tl.constexpr):
 
 @triton.jit
 def other_case(scale2, limit, ONLINE: tl.constexpr):
-    """Whether the kernel of the other case does the work; never for a NaN scale."""
+    """Whether the launch of the other case computes this call; False for a NaN scale."""
     return scale2 <= limit if ONLINE else scale2 > limit
 
 
 @triton.jit
 def finite(maximum):
-    """Zero for the maximum of nothing, or -inf - -inf would be NaN."""
+    """0 for a maximum of -inf, which only an empty set has: -inf - -inf would be NaN."""
     return tl.where(maximum == float("-inf"), 0.0, maximum)
 
 
 @triton.jit
 def add_to_lse(row_max, row_sum, s):
-    """(maximum, sum of exp2 above it) of rows, with the tile s [BLOCK_M, BLOCK_N] taken in."""
+    """(maximum, sum of exp2 above it) of rows, with the tile s [BLOCK_M, BLOCK_N] added."""
     new_max = tl.maximum(row_max, tl.max(s, axis=1))
     base = finite(new_max)
     row_sum = row_sum * tl.exp2(row_max - base) + tl.sum(tl.exp2(s - base[:, None]), axis=1)
@@ -215,7 +215,7 @@ def offset_terms(s, scale2, ONLINE: tl.constexpr):
 
 @triton.jit
 def add_to_rows(row_max, row_sum, s, e):
-    """(maximum, sum) of rows with the tile s [BLOCK_M, BLOCK_N] taken in, e of `offset_terms`."""
+    """(maximum, sum) of rows with the tile s [BLOCK_M, BLOCK_N] added, e of `offset_terms`."""
     if e is None:
         row_max, row_sum = add_to_lse(row_max, row_sum, s)
     else:
@@ -225,21 +225,21 @@ def add_to_rows(row_max, row_sum, s, e):
 
 @triton.jit
 def add_to_columns(ptrs, s, e, load_mask, store_mask):
-    """Take a tile into the sums of its columns, which this program has in memory between tiles.
+    """Add a tile to the sums of its columns, which lie in memory of this program between tiles.
 
     Args:
         ptrs: [BLOCK_N] sums above the fixed offset; with ONLINE base-2 lse.
         s: [BLOCK_M, BLOCK_N] logits.
         e: of `offset_terms`.
-        load_mask: false in the first tile of a column, before which memory holds nothing.
+        load_mask: false in the first tile of a column, before which nothing was stored.
         store_mask: columns to write, or None for all.
     """
     if e is None:
         base = finite(tl.max(s, axis=0))
         col = base + tl.log2(tl.sum(tl.exp2(s - base[None, :]), axis=0))
-        before = tl.load(ptrs, mask=load_mask, other=float("-inf"))
-        base = finite(tl.maximum(col, before))
-        col = base + tl.log2(tl.exp2(col - base) + tl.exp2(before - base))
+        previous = tl.load(ptrs, mask=load_mask, other=float("-inf"))
+        base = finite(tl.maximum(col, previous))
+        col = base + tl.log2(tl.exp2(col - base) + tl.exp2(previous - base))
     else:
         col = tl.sum(e, axis=0) + tl.load(ptrs, mask=load_mask, other=0.0)
     tl.store(ptrs, col, mask=store_mask)
@@ -248,12 +248,12 @@ def add_to_columns(ptrs, s, e, load_mask, store_mask):
 @triton.jit
 def max_to_columns(ptrs, s, load_mask, store_mask):
     """The same for the largest logit of each column."""
-    before = tl.load(ptrs, mask=load_mask, other=float("-inf"))
-    tl.store(ptrs, tl.maximum(before, tl.max(s, axis=0)), mask=store_mask)
+    previous = tl.load(ptrs, mask=load_mask, other=float("-inf"))
+    tl.store(ptrs, tl.maximum(previous, tl.max(s, axis=0)), mask=store_mask)
 
 
 @triton.jit
-def join_slots(sums_ptr, rows, M, M_pad, G, scale2, limit):
+def merge_lse(sums_ptr, rows, M, M_pad, G, scale2, limit):
     """Base-2 logsumexp of rows from their G slots of sums_ptr [G, M_pad]: [ROWS]."""
     slots = tl.arange(0, STRIPS)[:, None]
     ptrs = sums_ptr + slots.to(tl.int64) * M_pad + rows[None, :]
@@ -263,8 +263,8 @@ def join_slots(sums_ptr, rows, M, M_pad, G, scale2, limit):
         # the offset is taken out of the sum and not of its logarithm, which would be rounded at
         # its size; but for a sum that this would make subnormal
         large = total > 1.0
-        unlift = tl.where(large, tl.exp2(-HEADROOM), 1.0)
-        lse = tl.where(large, scale2, scale2 - HEADROOM) + tl.log2(total * unlift)
+        unshift = tl.where(large, tl.exp2(-HEADROOM), 1.0)
+        lse = tl.where(large, scale2, scale2 - HEADROOM) + tl.log2(total * unshift)
     else:
         part = tl.load(ptrs, mask=mask, other=float("-inf"))  # [STRIPS, ROWS]
         base = finite(tl.max(part, axis=0))
@@ -273,7 +273,7 @@ def join_slots(sums_ptr, rows, M, M_pad, G, scale2, limit):
 
 
 @triton.jit
-def join_sums(sums_ptr, rows, M, M_pad, G):
+def merge_sums(sums_ptr, rows, M, M_pad, G):
     """Sum of rows over their G slots of sums_ptr [G, M_pad]: [ROWS]."""
     slots = tl.arange(0, STRIPS)[:, None]
     ptrs = sums_ptr + slots.to(tl.int64) * M_pad + rows[None, :]
@@ -281,7 +281,7 @@ def join_sums(sums_ptr, rows, M, M_pad, G):
 
 
 @triton.jit
-def join_best(best_ptr, rows, M, M_pad, G):
+def merge_max(best_ptr, rows, M, M_pad, G):
     """Maximum of rows over their G slots of best_ptr [G, M_pad]: [ROWS]."""
     slots = tl.arange(0, STRIPS)[:, None]
     ptrs = best_ptr + slots.to(tl.int64) * M_pad + rows[None, :]
@@ -300,7 +300,7 @@ def load_or(ptr, offs, count, OTHER: tl.constexpr):
 
 @triton.jit
 def load_partners(targets_ptr, rows, M, N):
-    """Number of each row's positive; N, which no load reaches, for a target outside [0, N)."""
+    """Index of each row's positive; N, at which nothing is loaded, for a target outside [0, N)."""
     partners = load_or(targets_ptr, rows, M, 0)
     if targets_ptr is not None:
         partners = tl.where((partners >= 0) & (partners < N), partners, N)
@@ -318,34 +318,34 @@ def drop_pairs(
     s,  # [BLOCK_M, BLOCK_N]
     first_m,
     first_n,
-    ask_m,  # row i and column j are a positive pair where ask_m[i] == ask_n[j]
-    col_asks_ptr,  # [N], or None for the column's number
+    target_m,  # row i and column j are a positive pair where target_m[i] == target_n[j]
+    col_targets_ptr,  # [N], or None for the column's index
     id_m,
     col_ids_ptr,  # [N] or None
     M,
     N,
-    OWN: tl.constexpr,  # the positive is among the columns, and left out
-    WITHIN: tl.constexpr,  # leave out pairs of different ids instead of equal ones
-    EVERYWHERE: tl.constexpr,  # not only tiles on the diagonal and the edges have such pairs
+    KEYS_ARE_NEGATIVES: tl.constexpr,  # the positives are among the columns: leave them out
+    SAME_ID_ONLY: tl.constexpr,  # leave out pairs of different ids instead of equal ones
+    MASK_ALL: tl.constexpr,  # any tile may have such pairs, not only the diagonal and the edges
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """-inf for logits of pairs that no sum may see, and of padding."""
-    some = (first_m + BLOCK_M > M) | (first_n + BLOCK_N > N)
-    if OWN:
-        some |= meets_diagonal(first_m, first_n, BLOCK_M, BLOCK_N)
-    if EVERYWHERE:
-        some = True
-    if some:
+    """-inf for logits of pairs that are left out, and of padding: [BLOCK_M, BLOCK_N]."""
+    needs_mask = (first_m + BLOCK_M > M) | (first_n + BLOCK_N > N)
+    if KEYS_ARE_NEGATIVES:
+        needs_mask |= meets_diagonal(first_m, first_n, BLOCK_M, BLOCK_N)
+    if MASK_ALL:
+        needs_mask = True
+    if needs_mask:
         offs_m, offs_n = first_m + tl.arange(0, BLOCK_M), first_n + tl.arange(0, BLOCK_N)
         keep = (offs_m < M)[:, None] & (offs_n < N)[None, :]
-        if OWN:
-            ask_n = load_or(col_asks_ptr, offs_n, N, -1).to(tl.int32)
-            keep &= ask_m[:, None] != ask_n[None, :]
+        if KEYS_ARE_NEGATIVES:
+            target_n = load_or(col_targets_ptr, offs_n, N, -1).to(tl.int32)
+            keep &= target_m[:, None] != target_n[None, :]
         if col_ids_ptr is not None:
             id_n = load_or(col_ids_ptr, offs_n, N, -1)
             same = (id_m[:, None] == id_n[None, :]) & (id_m >= 0)[:, None]
-            if WITHIN:
+            if SAME_ID_ONLY:
                 keep &= same
             else:
                 keep &= ~same

@@ -3,13 +3,13 @@
     t <- t + (1 - m) (s - t)      or, where 1 - m > 1/2,      t <- s + m (t - s)
 
 Derivation and random numbers: docs/math/ema.md. Stochastic rounding adds a hash of (seed, tensor,
-element) below the last bit that the target keeps.
+element) below the last bit of the target's dtype.
 
 A kernel finds its tensors in a table of addresses on the device: a launch for each of ResNet-50's
 161 tensors would take twenty times as long as moving their bytes. The table depends on addresses
-and sizes alone; it is uploaded, from pinned memory and without a wait, when those change, and kept.
-A CUDA graph keeps the tables that it was captured with; run one step before the capture, so that
-they exist. Pairs that are not dense with the same strides go through a copy.
+and sizes alone; it is uploaded when those change, from pinned memory and asynchronously, and
+cached. A CUDA graph holds the tables that it was captured with; run one step before the capture,
+so that they exist. Pairs that are not dense with the same strides go through a copy.
 
 Reading order: rounding, kernel, table, launcher.
 """
@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 OPTIONS = {"BLOCK": 2048, "num_warps": 8}
-KEPT_TABLES = 32  # of one network: one for each pair of dtypes
+MAX_TABLES = 32  # a network has one for each pair of dtypes
 LANGUAGE = {
     torch.float32: tl.float32,
     torch.bfloat16: tl.bfloat16,
@@ -139,21 +139,21 @@ _captured: list[tuple[Tensor, Tensor]] = []  # a CUDA graph reads them as long a
 def _table(device: torch.device, pairs: tuple[tuple[int, int, int, int], ...]) -> Any:
     """The kernel's first two arguments, for pairs of (target, source, elements, index)."""
     key = device, pairs
-    found = _tables.get(key)
-    if found is None:
+    tables = _tables.get(key)
+    if tables is None:
         blocks = [triton.cdiv(pair[2], OPTIONS["BLOCK"]) for pair in pairs]
         count = torch.tensor(blocks)
         target, source, numel, index = torch.tensor(pairs).T
         table = torch.stack([target, source, numel, count.cumsum(0) - count, index])
         which = torch.arange(len(pairs), dtype=torch.int32).repeat_interleave(count)
-        found = _upload(table, device), _upload(which, device)
-        _tables[key] = found
-        if len(_tables) > KEPT_TABLES:
+        tables = _upload(table, device), _upload(which, device)
+        _tables[key] = tables
+        if len(_tables) > MAX_TABLES:
             _tables.popitem(last=False)
     _tables.move_to_end(key)
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _captured.append(found)
-    return found
+        _captured.append(tables)
+    return tables
 
 
 def _upload(tensor: Tensor, device: torch.device) -> Tensor:
@@ -173,12 +173,12 @@ def ema_update_(
     if momentum is None and momentum_value == 1.0:
         return
     groups: dict[Any, list[tuple[int, int, int, int]]] = {}
-    alive, write_back = [], []
+    buffers, write_back = [], []
     for n, (target, source) in enumerate(zip(targets, sources, strict=True)):
         if not target.numel():
             continue
         t, s = _dense(target, source, seed >= 0)
-        alive.append((t, s))  # copies, until the kernels are queued
+        buffers.append((t, s))  # copies must live until the kernels are queued
         if t is not target:
             write_back.append((target, t))
         addresses = t.data_ptr(), s.data_ptr()

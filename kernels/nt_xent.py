@@ -43,14 +43,14 @@ from sslops.kernels._tile import (
     drop_self_and_padding,
     effective_scale,
     finite,
-    join_best,
-    join_slots,
     load_lse,
     load_rows,
     load_weight,
     load_whole,
     matmul_precision,
     max_to_columns,
+    merge_lse,
+    merge_max,
     offset_terms,
     other_case,
     similarities,
@@ -117,9 +117,10 @@ def nt_xent_fwd_kernel(
 
             e = offset_terms(s, scale2, ONLINE)
             row_max, row_sum = add_to_rows(row_max, row_sum, s, e)
-            again = tl.full([BLOCK_N], 1, tl.int1) & (first_m > m0)
-            mine = tl.full([BLOCK_N], 1, tl.int1) & (A < B)  # row sums do all of A == B
-            add_to_columns(sums_ptr + col_slot + offs_n, s, e, again & mine, mine)
+            # of a pair A == B the sums of rows have everything
+            store_mask = tl.full([BLOCK_N], 1, tl.int1) & (A < B)
+            load_mask = store_mask & (first_m > m0)
+            add_to_columns(sums_ptr + col_slot + offs_n, s, e, load_mask, store_mask)
 
             if STATS:
                 same = (offs_m % samples)[:, None] == (offs_n % samples)[None, :]
@@ -128,8 +129,8 @@ def nt_xent_fwd_kernel(
                 row_pos = tl.maximum(row_pos, tl.max(pos, axis=1))
                 row_neg = tl.maximum(row_neg, tl.max(neg, axis=1))
                 col_ptr = best_ptr + col_slot + offs_n
-                max_to_columns(col_ptr, pos, again & mine, mine)
-                max_to_columns(col_ptr + neg_plane, neg, again & mine, mine)
+                max_to_columns(col_ptr, pos, load_mask, store_mask)
+                max_to_columns(col_ptr + neg_plane, neg, load_mask, store_mask)
         if ONLINE:
             row_sum = finite(row_max) + tl.log2(row_sum)
         tl.store(sums_ptr + row_slot + offs_m, row_sum)
@@ -160,10 +161,10 @@ def nt_xent_loss_kernel(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """One program finishes ROWS rows: joins their slots, and takes their positives' logits."""
+    """One program finishes ROWS rows: merges their slots, and computes their positives' logits."""
     scale = effective_scale(scale_ptr, scale_factor)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    lse = join_slots(sums_ptr, rows, M, M_pad, G, scale * LOG2E, limit) * LN2
+    lse = merge_lse(sums_ptr, rows, M, M_pad, G, scale * LOG2E, limit) * LN2
 
     positive = tl.zeros([ROWS], tl.float32)
     for k in range(1, num_views):
@@ -177,8 +178,8 @@ def nt_xent_loss_kernel(
     tl.store(lse_ptr + rows, lse, mask=rows < M)
     tl.store(loss_ptr + rows, lse - scale * positive / (num_views - 1), mask=rows < M)
     if hit_ptr is not None:
-        pos = join_best(best_ptr, rows, M, M_pad, G)
-        neg = join_best(best_ptr + tl.cast(G, tl.int64) * M_pad, rows, M, M_pad, G)
+        pos = merge_max(best_ptr, rows, M, M_pad, G)
+        neg = merge_max(best_ptr + tl.cast(G, tl.int64) * M_pad, rows, M, M_pad, G)
         # a maximum skips NaN, the sum did not
         tl.store(hit_ptr + rows, (pos > neg) & (lse == lse), mask=rows < M)
 
@@ -188,7 +189,7 @@ def nt_xent_bwd_kernel(
     x_ptr,  # [M_pad, D_pad]
     scale_ptr,  # 0-d or None
     factors_ptr,  # [3, M_pad]
-    sum_ptr,  # [M_pad, D_pad] float32, written: sum_j g[i, j] x[j] / peak
+    sum_ptr,  # [M_pad, D_pad] float32, written: sum_j g[i, j] x[j] / grad_max
     M,
     M_pad,
     D_pad,
@@ -209,11 +210,11 @@ def nt_xent_bwd_kernel(
     first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
     offs_m = first_m + tl.arange(0, BLOCK_M)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    # |g| / peak <= 2 is lifted to 2**15: without it float16 loses what is below 2**-24
-    LIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
-    UNLIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
+    # |g| / grad_max <= 2, times 2**14: float16 would lose what is below 2**-24
+    SHIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
+    UNSHIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
     w_m = load_weight(factors_ptr, offs_m, M_pad, ONLINE)
-    lse_m = load_lse(factors_ptr, offs_m, M_pad, LIFT, ONLINE)
+    lse_m = load_lse(factors_ptr, offs_m, M_pad, SHIFT, ONLINE)
     a = load_whole(x_ptr, first_m, D_pad, WHOLE, BLOCK_M, BLOCK_K)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -226,11 +227,11 @@ def nt_xent_bwd_kernel(
         s *= scale2
         s = drop_self_and_padding(s, first_m, first_n, M, BLOCK_M, BLOCK_N)
         w_n = load_weight(factors_ptr, offs_n, M_pad, ONLINE)
-        lse_n = load_lse(factors_ptr, offs_n, M_pad, LIFT, ONLINE)
-        g = softmax_gradient(s, w_m, lse_m, w_n, lse_n, LIFT)
+        lse_n = load_lse(factors_ptr, offs_n, M_pad, SHIFT, ONLINE)
+        g = softmax_gradient(s, w_m, lse_m, w_n, lse_n, SHIFT)
         acc = add_product(acc, g, b, x_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, PRECISION)
 
-    store_sum(sum_ptr, acc * UNLIFT, first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
+    store_sum(sum_ptr, acc * UNSHIFT, first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
 
 
 def nt_xent_fwd(
@@ -290,8 +291,8 @@ def nt_xent_bwd(
     with torch.cuda.device_of(z):
         x, norm = unit_rows(z, normalize, precision)
         M_pad, D_pad = x.shape
-        peak = peak_of(grad_loss)
-        vectors = factors(grad_loss, peak, lse, None, M_pad)
+        grad_max = peak_of(grad_loss)
+        vectors = factors(grad_loss, grad_max, lse, None, M_pad)
         total = z.new_empty(M_pad, D_pad, dtype=torch.float32)
         launches, limit = cases(scale, scale_factor, normalize, D, z.dtype)
         arch = family(z.device)
@@ -303,6 +304,6 @@ def nt_xent_bwd(
             )
         positives = Pulls(x, M, vectors[0], None, num_views=num_views)
         dz, dscale = finish(
-            z, norm, total, scale, scale_factor, normalize, peak, z.dtype, positives
+            z, norm, total, scale, scale_factor, normalize, grad_max, z.dtype, positives
         )
     return dz, 0.5 * dscale

@@ -2,16 +2,16 @@
 
     x[i], y[j]: queries and keys over max(norm, 1e-12);  s[i, j] = scale * <x[i], y[j]> + bias
     loss     = sum_i softplus(-s[i, i]) + sum_{j != i} softplus(s[i, j])
-    dx[i]    = scale * (sum_{j != i} g[i, j] y[j] - pull[i] y[i]),  dy alike
-    g[i, j]  = sigmoid(s[i, j]);  pull[i] = sigmoid(-s[i, i])
-    dbias    = sum_{j != i} g[i, j] - sum_i pull[i]
+    dx[i]    = scale * (sum_{j != i} g[i, j] y[j] - p[i] y[i]),  dy likewise
+    g[i, j]  = sigmoid(s[i, j]);  p[i] = sigmoid(-s[i, i])
+    dbias    = sum_{j != i} g[i, j] - sum_i p[i]
 
 Source: Zhai et al. 2023, arXiv:2303.15343, alg. 1. Derivation: docs/math/sigmoid_loss.md.
 
 No pair needs another, so one walk over the keys gives the loss and dqueries, and one over the
 queries dkeys: the same kernel with the sides exchanged. Programs own rows, so there are no atomics.
 Pairs that ids leave out have s = -inf. As in info_nce.py, tiles hold negatives only, and the
-positives' pull is subtracted in float32 at the end. Reading order: _tile.py, here the kernels,
+positives are subtracted in float32 at the end. Reading order: _tile.py, here the kernels,
 _finish.py, _config.py, then here the launcher.
 
 Extra memory: both sides padded once, and a float32 copy of each.
@@ -88,8 +88,8 @@ def sigmoid_negatives_kernel(
     IDS: tl.constexpr = row_ids_ptr is not None
     GRADS: tl.constexpr = sum_ptr is not None
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    # g <= 1 is lifted to 2**15: without it float16 loses what is below 2**-24
-    LIFT: tl.constexpr = 2.0**15 if dtype == tl.float16 else 1.0
+    # g <= 1, times 2**15: float16 would lose what is below 2**-24
+    FP16_SCALE: tl.constexpr = 2.0**15 if dtype == tl.float16 else 1.0
     first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
     offs_m = first_m + tl.arange(0, BLOCK_M)
     id_m = load_or(row_ids_ptr, offs_m, M, -1)
@@ -115,7 +115,7 @@ def sigmoid_negatives_kernel(
             row_g += tl.sum(g, axis=1)
         if GRADS:
             acc = add_product(
-                acc, g * LIFT, b, y_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, PRECISION
+                acc, g * FP16_SCALE, b, y_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, PRECISION
             )
 
     if loss_ptr is not None:
@@ -123,7 +123,7 @@ def sigmoid_negatives_kernel(
     if bias_grad_ptr is not None:
         tl.store(bias_grad_ptr + offs_m, row_g)
     if GRADS:
-        store_sum(sum_ptr, acc * (1 / LIFT), first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
+        store_sum(sum_ptr, acc * (1 / FP16_SCALE), first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -133,7 +133,7 @@ def sigmoid_positives_kernel(
     scale_ptr,  # 0-d or None
     bias_ptr,  # 0-d or None
     loss_ptr,  # [M] float32, written: of the pair (i, i)
-    pull_ptr,  # [M] float32, written: minus its g
+    positive_w_ptr,  # [M] float32, written: minus its g
     M,
     D_pad,
     scale_factor,
@@ -141,13 +141,13 @@ def sigmoid_positives_kernel(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    """One program takes the positives of ROWS rows."""
+    """One program computes the positives of ROWS rows."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     s = positive_logit(x_ptr, y_ptr, None, rows, M, M, D_pad, ROWS, COLS)
     s = s * effective_scale(scale_ptr, scale_factor) + _shift(bias_ptr, bias_value)
-    loss, pull = _softplus_and_sigmoid(-s)
+    loss, positive_w = _softplus_and_sigmoid(-s)
     tl.store(loss_ptr + rows, loss, mask=rows < M)
-    tl.store(pull_ptr + rows, pull, mask=rows < M)
+    tl.store(positive_w_ptr + rows, positive_w, mask=rows < M)
 
 
 def sigmoid_loss_fwd(
@@ -176,9 +176,9 @@ def sigmoid_loss_fwd(
         y, y_norm = unit_rows(keys, normalize, precision)
         D_pad = x.shape[1]
         numbers = (scale_factor, bias_value)
-        positive, pull = empty(2, M).unbind()
+        positive, positive_w = empty(2, M).unbind()
         sigmoid_positives_kernel[(triton.cdiv(M, POSITIVES_OPTIONS["ROWS"]),)](
-            x, y, scale, bias, positive, pull, M, D_pad, *numbers, **POSITIVES_OPTIONS
+            x, y, scale, bias, positive, positive_w, M, D_pad, *numbers, **POSITIVES_OPTIONS
         )
         whole = queries.dtype is not torch.float32 and D <= WHOLE_D
         case = (not whole, queries.dtype, precision, D_pad)
@@ -186,19 +186,19 @@ def sigmoid_loss_fwd(
         del chosen["ONLINE"]
         blocks = triton.cdiv(D_pad, chosen["BLOCK_D"]) if grads else 1
         dx, dy = (empty(len(side), D_pad) if grads else None for side in (x, y))
-        negative, slope = empty(len(x)), empty(len(x)) if grads else None
+        negative, bias_grad = empty(len(x)), empty(len(x)) if grads else None
         sigmoid_negatives_kernel[(triton.cdiv(M, chosen["BLOCK_M"]), blocks)](
-            x, y, scale, bias, query_ids, key_ids, negative, slope, dx,
+            x, y, scale, bias, query_ids, key_ids, negative, bias_grad, dx,
             M, N, D_pad, *numbers, **chosen,
         )  # fmt: skip
         loss = positive.sum() + negative[:M].sum()
-        if slope is None:
+        if bias_grad is None:
             return loss, empty(0), empty(0), empty(0), empty(0)
         sigmoid_negatives_kernel[(triton.cdiv(N, chosen["BLOCK_M"]), blocks)](
             y, x, scale, bias, key_ids, query_ids, None, None, dy,
             N, M, D_pad, *numbers, **chosen,
         )  # fmt: skip
         common = (scale, scale_factor, normalize, None, torch.float32)
-        dqueries, dscale = finish(queries, x_norm, dx, *common, Pulls(y, N, pull, None))
-        dkeys, _ = finish(keys, y_norm, dy, *common, Pulls(x, M, pull, None))
-        return loss, dqueries, dkeys, dscale, slope[:M].sum() - pull.sum()
+        dqueries, dscale = finish(queries, x_norm, dx, *common, Pulls(y, N, positive_w, None))
+        dkeys, _ = finish(keys, y_norm, dy, *common, Pulls(x, M, positive_w, None))
+        return loss, dqueries, dkeys, dscale, bias_grad[:M].sum() - positive_w.sum()

@@ -40,13 +40,13 @@ from sslops.kernels._tile import (
     drop_self_and_padding,
     effective_scale,
     finite,
-    join_slots,
-    join_sums,
     load_lse,
     load_or,
     load_weight,
     load_whole,
     matmul_precision,
+    merge_lse,
+    merge_sums,
     offset_terms,
     other_case,
     similarities,
@@ -149,15 +149,15 @@ def sup_con_loss_kernel(
     scale = effective_scale(scale_ptr, scale_factor)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     count = tl.load(count_ptr + rows, mask=rows < M, other=0.0)
-    some = tl.maximum(count, 1.0)
-    lse = join_slots(sums_ptr, rows, M, M_pad, G, scale * LOG2E, limit) * LN2
+    at_least_1 = tl.maximum(count, 1.0)
+    lse = merge_lse(sums_ptr, rows, M, M_pad, G, scale * LOG2E, limit) * LN2
     tl.store(lse_ptr + rows, lse, mask=rows < M)
     if INSIDE:
-        positive = join_slots(positives_ptr, rows, M, M_pad, G, scale * LOG2E, limit) * LN2
+        positive = merge_lse(positives_ptr, rows, M, M_pad, G, scale * LOG2E, limit) * LN2
         tl.store(positive_lse_ptr + rows, positive, mask=rows < M)
-        loss = lse - positive + tl.log2(some) * LN2
+        loss = lse - positive + tl.log2(at_least_1) * LN2
     else:
-        loss = lse - join_sums(positives_ptr, rows, M, M_pad, G) * LN2 / some
+        loss = lse - merge_sums(positives_ptr, rows, M, M_pad, G) * LN2 / at_least_1
     tl.store(loss_ptr + rows, tl.where(count > 0, loss, 0.0 * scale), mask=rows < M)
 
 
@@ -167,8 +167,8 @@ def sup_con_bwd_kernel(
     labels_ptr,  # [M] int64
     scale_ptr,  # 0-d or None
     factors_ptr,  # [3, M_pad], by lse
-    share_ptr,  # INSIDE [3, M_pad] by positive_lse, else [M_pad]: w / peak over the positives
-    sum_ptr,  # [M_pad, D_pad] float32, written: sum_j g[i, j] x[j] / peak
+    positive_factors_ptr,  # INSIDE: [3, M_pad], by positive_lse; else [M_pad]: w / (grad_max |P|)
+    sum_ptr,  # [M_pad, D_pad] float32, written: sum_j g[i, j] x[j] / grad_max
     M,
     M_pad,
     D_pad,
@@ -190,17 +190,17 @@ def sup_con_bwd_kernel(
     first_m, first_d = tl.program_id(0) * BLOCK_M, tl.program_id(1) * BLOCK_D
     offs_m = first_m + tl.arange(0, BLOCK_M)
     dtype: tl.constexpr = x_ptr.dtype.element_ty
-    # |g| / peak <= 2 is lifted to 2**15: without it float16 loses what is below 2**-24
-    LIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
-    UNLIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
+    # |g| / grad_max <= 2, times 2**14: float16 would lose what is below 2**-24
+    SHIFT: tl.constexpr = 14.0 if dtype == tl.float16 else 0.0
+    UNSHIFT: tl.constexpr = 2.0**-14 if dtype == tl.float16 else 1.0
     label_m = load_or(labels_ptr, offs_m, M, -1)
     w_m = load_weight(factors_ptr, offs_m, M_pad, ONLINE)
-    lse_m = load_lse(factors_ptr, offs_m, M_pad, LIFT, ONLINE)
+    lse_m = load_lse(factors_ptr, offs_m, M_pad, SHIFT, ONLINE)
     if INSIDE:
-        share_m = load_weight(share_ptr, offs_m, M_pad, ONLINE)
-        positive_lse_m = load_lse(share_ptr, offs_m, M_pad, LIFT, ONLINE)
+        positive_w_m = load_weight(positive_factors_ptr, offs_m, M_pad, ONLINE)
+        positive_lse_m = load_lse(positive_factors_ptr, offs_m, M_pad, SHIFT, ONLINE)
     else:
-        share_m = tl.load(share_ptr + offs_m)
+        positive_w_m = tl.load(positive_factors_ptr + offs_m)
     a = load_whole(x_ptr, first_m, D_pad, WHOLE, BLOCK_M, BLOCK_K)
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -215,25 +215,27 @@ def sup_con_bwd_kernel(
         positive = _is_positive(s, label_m, load_or(labels_ptr, offs_n, M, -1))
         w_n = load_weight(factors_ptr, offs_n, M_pad, ONLINE)
         if INSIDE:
-            share_n = load_weight(share_ptr, offs_n, M_pad, ONLINE)
+            positive_w_n = load_weight(positive_factors_ptr, offs_n, M_pad, ONLINE)
         else:
-            share_n = tl.load(share_ptr + offs_n)
-        share = share_m[:, None] + share_n[None, :]
-        lse_n = load_lse(factors_ptr, offs_n, M_pad, LIFT, ONLINE)
+            positive_w_n = tl.load(positive_factors_ptr + offs_n)
+        positive_g = positive_w_m[:, None] + positive_w_n[None, :]
+        lse_n = load_lse(factors_ptr, offs_n, M_pad, SHIFT, ONLINE)
         if INSIDE and not ONLINE:  # one exponential for both
-            e = tl.exp2(s - (SPLIT - LIFT))
-            g = e * (w_m[:, None] + w_n[None, :] - tl.where(positive, share, 0.0))
+            e = tl.exp2(s - (SPLIT - SHIFT))
+            g = e * (w_m[:, None] + w_n[None, :] - tl.where(positive, positive_g, 0.0))
         else:
-            g = softmax_gradient(s, w_m, lse_m, w_n, lse_n, LIFT)
+            g = softmax_gradient(s, w_m, lse_m, w_n, lse_n, SHIFT)
             if INSIDE:
-                positive_lse_n = load_lse(share_ptr, offs_n, M_pad, LIFT, ONLINE)
-                share = softmax_gradient(s, share_m, positive_lse_m, share_n, positive_lse_n, LIFT)
+                positive_lse_n = load_lse(positive_factors_ptr, offs_n, M_pad, SHIFT, ONLINE)
+                positive_g = softmax_gradient(
+                    s, positive_w_m, positive_lse_m, positive_w_n, positive_lse_n, SHIFT
+                )
             else:
-                share *= 1 / UNLIFT
-            g -= tl.where(positive, share, 0.0)
+                positive_g *= 1 / UNSHIFT
+            g -= tl.where(positive, positive_g, 0.0)
         acc = add_product(acc, g, b, x_ptr, first_n, first_d, D_pad, BLOCK_N, BLOCK_D, PRECISION)
 
-    store_sum(sum_ptr, acc * UNLIFT, first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
+    store_sum(sum_ptr, acc * UNSHIFT, first_m, first_d, D_pad, BLOCK_M, BLOCK_D)
 
 
 def _count_positives(labels: Tensor) -> Tensor:
@@ -297,14 +299,14 @@ def sup_con_bwd(
         M_pad, D_pad = x.shape
         count = _count_positives(labels)
         grad = torch.where(count > 0, grad_loss, 0.0)
-        peak = peak_of(grad)
-        vectors = factors(grad, peak, lse, None, M_pad)
+        grad_max = peak_of(grad)
+        vectors = factors(grad, grad_max, lse, None, M_pad)
         if inside:
             # -inf without a positive, and zero times infinity is NaN
             finite = torch.where(count > 0, positive_lse, 0.0)
-            share = factors(grad, peak, finite, None, M_pad)
+            positive_vectors = factors(grad, grad_max, finite, None, M_pad)
         else:
-            share = vectors[0] / F.pad(count.clamp_min(1), (0, M_pad - M), value=1.0)
+            positive_vectors = vectors[0] / F.pad(count.clamp_min(1), (0, M_pad - M), value=1.0)
         total = z.new_empty(M_pad, D_pad, dtype=torch.float32)
         launches, limit = cases(scale, scale_factor, normalize and M <= MAX_ROWS, D, z.dtype)
         for online in launches:
@@ -312,8 +314,8 @@ def sup_con_bwd(
             chosen = options("heavy", case, family(z.device), narrow=True)
             grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
             sup_con_bwd_kernel[grid](
-                x, labels, scale, vectors, share, total,
+                x, labels, scale, vectors, positive_vectors, total,
                 M, M_pad, D_pad, scale_factor, limit, inside, **chosen,
             )  # fmt: skip
-        dz, dscale = finish(z, norm, total, scale, scale_factor, normalize, peak, z.dtype)
+        dz, dscale = finish(z, norm, total, scale, scale_factor, normalize, grad_max, z.dtype)
     return dz, 0.5 * dscale

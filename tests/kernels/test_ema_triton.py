@@ -108,9 +108,9 @@ def test_tables_are_kept_until_an_address_changes(device):
     kernels.ema_update_(t, s, None, 0.5, -1)
     assert len(kernels._tables) == 2
     assert torch.equal(t[0], torch.full_like(t[0], 0.375))
-    for n in range(1, kernels.KEPT_TABLES + 5):
+    for n in range(1, kernels.MAX_TABLES + 5):
         kernels.ema_update_([t[0][:n]], [s[0][:n]], None, 0.5, -1)
-    assert len(kernels._tables) == kernels.KEPT_TABLES
+    assert len(kernels._tables) == kernels.MAX_TABLES
 
 
 def test_float64_in_a_list_takes_the_reference():
