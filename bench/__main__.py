@@ -58,32 +58,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong arguments.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    given = parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     import torch
 
     from bench.cases import OPS
     from bench.grid import Options, find_device, run
     from bench.providers import PROVIDERS
 
-    device = given.device
+    device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     options = Options(
-        given.op or tuple(OPS), given.size, given.dtype, given.providers or tuple(PROVIDERS),
-        given.modes, device, given.rounds, given.seconds, given.budget, given.memory, given.flush,
-        given.quick, shlex.join(["sslops", "bench", *arguments]), given.beside,
+        args.op or tuple(OPS), args.size, args.dtype, args.providers or tuple(PROVIDERS),
+        args.modes, device, args.rounds, args.seconds, args.budget, args.memory, args.flush,
+        args.quick, shlex.join(["sslops", "bench", *arguments]), args.beside,
     )  # fmt: skip
     try:
-        if given.list:
+        if args.list:
             for name, provider in PROVIDERS.items():
                 reason = provider.available(find_device(device))
                 print(f"{name:<26}{reason or 'runs ' + ', '.join(provider.ops)}")
             return 0
-        rows = run(options, given.out)
+        rows = run(options, args.out)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{len(rows)} rows in {given.out}/grid.jsonl and grid.csv")
+    print(f"{len(rows)} rows in {args.out}/grid.jsonl and grid.csv")
     if all(row["status"] != "ok" for row in rows):
         why = "; ".join(dict.fromkeys(str(row["reason"]) for row in rows))
         why = why or "no provider has these ops in these modes"

@@ -38,8 +38,8 @@ class Sent:
         self.bytes = 0
 
     def __enter__(self) -> "Sent":
-        self._kept = dist.batch_isend_irecv, dist.all_gather, dist.all_to_all_single
-        ring, gather, exchange = self._kept
+        self._originals = dist.batch_isend_irecv, dist.all_gather, dist.all_to_all_single
+        ring, gather, exchange = self._originals
         others = dist.get_world_size() - 1
 
         def count_ring(ops: Any) -> Any:
@@ -60,7 +60,7 @@ class Sent:
         return self
 
     def __exit__(self, *_: object) -> None:
-        dist.batch_isend_irecv, dist.all_gather, dist.all_to_all_single = self._kept
+        dist.batch_isend_irecv, dist.all_gather, dist.all_to_all_single = self._originals
 
 
 def step(loss: str, x: torch.Tensor, group: Any) -> None:
@@ -69,13 +69,13 @@ def step(loss: str, x: torch.Tensor, group: Any) -> None:
     if loss == "nt_xent":
         nt_xent(x, group=group).backward()  # type: ignore[no-untyped-call]
     else:
-        found = clip_loss(x[0], x[1], 10.0, group=group)
-        assert isinstance(found, torch.Tensor)
-        found.backward()  # type: ignore[no-untyped-call]
+        result = clip_loss(x[0], x[1], 10.0, group=group)
+        assert isinstance(result, torch.Tensor)
+        result.backward()  # type: ignore[no-untyped-call]
 
 
 def worker(rank: int, size: int, loss: str, way: str, port: int, folder: str) -> None:
-    """Measure as one rank of `size`, and write what was found."""
+    """Measure as one rank of `size`, and write the results."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=size)
@@ -102,14 +102,14 @@ def worker(rank: int, size: int, loss: str, way: str, port: int, folder: str) ->
         start = time.perf_counter()
         agree(team, loss, x, {"rows": B}, {"number of features": D}, {})
         headers.append(time.perf_counter() - start)
-    found = {
+    results = {
         "extra_bytes": extra,
         "sent_bytes": sent.bytes,
         "min_ms": round(min(times) * 1e3, 1),
         "header_us": round(statistics.median(headers) * 1e6) if headers else 0,
         "header_min_us": round(min(headers, default=0) * 1e6),
     }
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    Path(folder, f"{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
 
@@ -132,24 +132,24 @@ def job(size: int, loss: str) -> Job:
 
 
 def row(size: int, loss: str, way: str) -> dict[str, Any]:
-    """Measured in processes of their own, and the formulae beside it."""
+    """Measured in separate processes, beside the formulae."""
     run = [sys.executable, "-m", "bench.bench_distributed", str(size), loss, way]
     # large blocks go back to the system at once, so that reuse does not hide them
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     out = subprocess.run(run, capture_output=True, text=True, check=True, env=env)
-    found, said = json.loads(out.stdout.splitlines()[-1]), job(size, loss)
-    blocks = said.ring_bytes if way == "ring" else said.gather_bytes
+    measured, predicted = json.loads(out.stdout.splitlines()[-1]), job(size, loss)
+    blocks = predicted.ring_bytes if way == "ring" else predicted.gather_bytes
     return {
         "op": loss,
         "way": way,
         "processes": size,
-        "rows_per_rank": said.rows,
+        "rows_per_rank": predicted.rows,
         "D": D,
         "dtype": "float32",
-        "extra_mib": round(found.pop("extra_bytes") / MIB, 1),
+        "extra_mib": round(measured.pop("extra_bytes") / MIB, 1),
         "blocks_mib_by_formula": round(blocks / MIB, 1),
-        **found,
-        "sent_bytes_by_formula": said.sent,
+        **measured,
+        "sent_bytes_by_formula": predicted.sent,
     }
 
 
@@ -162,9 +162,9 @@ CASES = [
 @pytest.mark.parametrize(("size", "loss", "way"), CASES)
 def test_distributed(benchmark: Any, size: int, loss: str, way: str) -> None:
     """One configuration, recorded."""
-    found = benchmark.pedantic(lambda: row(size, loss, way), rounds=1)
-    print(f"\n{found}")
-    record("distributed", COMMAND, **found)
+    result = benchmark.pedantic(lambda: row(size, loss, way), rounds=1)
+    print(f"\n{result}")
+    record("distributed", COMMAND, **result)
 
 
 if __name__ == "__main__":

@@ -99,9 +99,9 @@ SIZES = {
 }
 
 
-def step(loss: Loss, given: list[Tensor]) -> list[Tensor]:
+def step(loss: Loss, tensors: list[Tensor]) -> list[Tensor]:
     """The loss and the gradients of what is trained."""
-    rows = [each.detach().requires_grad_(each.is_floating_point()) for each in given]
+    rows = [each.detach().requires_grad_(each.is_floating_point()) for each in tensors]
     value = loss(*rows)
     return [value, *torch.autograd.grad(value, [each for each in rows if each.requires_grad])]
 
@@ -112,17 +112,17 @@ def step(loss: Loss, given: list[Tensor]) -> list[Tensor]:
 )
 def test_option(benchmark: Any, option: str, size: str, dtype: str) -> None:
     shape = tuple(int(n) for n in size.split("x"))
-    given = inputs(option, shape, getattr(torch, dtype))
-    wide = [each.double() if each.is_floating_point() else each for each in given]
+    tensors = inputs(option, shape, getattr(torch, dtype))
+    wide = [each.double() if each.is_floating_point() else each for each in tensors]
     truth = step(PLAIN[option], wide)
     losses = {"sslops": OURS[option], "eager": PLAIN[option]}
     for name, loss in losses.items():
-        for found, exact in zip(step(loss, given), truth, strict=True):
-            error = (found.double() - exact).norm() / exact.norm()
+        for grad, exact in zip(step(loss, tensors), truth, strict=True):
+            error = (grad.double() - exact).norm() / exact.norm()
             assert error < (5e-3 if dtype == "float32" else 1e-1), f"{name} is off by {error:.2g}"
-    small = given[0].numel() * shape[0] < 1 << 22
+    small = tensors[0].numel() * shape[0] < 1 << 22
     stats = interleave(
-        {name: partial(step, loss, given) for name, loss in losses.items()},
+        {name: partial(step, loss, tensors) for name, loss in losses.items()},
         rounds=101 if small else 15,
         first=benchmark.pedantic,
     )

@@ -61,8 +61,8 @@ def truth(case: Case) -> Truth:
     if case.op not in LOSSES:
         return Truth(how, None, {}, state)
     loss = LOSSES[case.op](**exact.inputs)
-    found = gradients(exact, loss)
-    grads = {name: g for name, g in zip(exact.leaves, found, strict=True) if g is not None}
+    values = gradients(exact, loss)
+    grads = {name: g for name, g in zip(exact.leaves, values, strict=True) if g is not None}
     return Truth(how, loss.detach(), grads, state)
 
 

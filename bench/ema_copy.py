@@ -45,10 +45,10 @@ def main() -> int:
     flags.add_argument("--size", default="64", help="channels of a ResNet-50's first layer")
     flags.add_argument("--provider", default="sslops")
     flags.add_argument("--seconds", type=float, default=1.0, help="of each dtype")
-    given = flags.parse_args()
+    args = flags.parse_args()
     failed = False
     for dtype in ("float32", "float32/bfloat16", "bfloat16"):
-        row = compare(given.device, given.size, dtype, given.provider, given.seconds)
+        row = compare(args.device, args.size, dtype, args.provider, args.seconds)
         failed |= row["status"] != "ok"
         print(json.dumps(row), flush=True)
     return int(failed)

@@ -5,7 +5,7 @@ MoCo step as a CUDA graph, the average beside a copy), the kernels' tests. nvcc 
 background while memory errors and races are looked for and the grid is measured; what needs its
 module comes after it. A step that fails, hangs or is late does not stop the next one: each has its
 share of the time, and what it leaves goes to those after it. `DIR/check.json` holds the result of
-every step, what was left out and why, and is written anew, whole, when a step ends; `DIR/log.txt`
+every step, what was left out and why, and is rewritten whole when a step ends; `DIR/log.txt`
 is everything that was printed, `DIR/grid.jsonl` every time. With `--dry-run` a machine without a
 GPU goes through the same motions on tiny sizes; `--fault build=hang` makes a step of it hang or
 fail.
@@ -168,8 +168,8 @@ class Check:
 
     def environ(self, **env: str) -> dict[str, str]:
         """What the programs of a step find in their environment."""
-        given = os.environ.get("PYTHONPATH", "")
-        path = os.pathsep.join(each for each in (str(ROOT), self.site, given) if each)
+        inherited = os.environ.get("PYTHONPATH", "")
+        path = os.pathsep.join(each for each in (str(ROOT), self.site, inherited) if each)
         cache = {} if self.dry else {"TRITON_CACHE_DIR": str(ROOT / ".triton")}
         return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **cache, **env}
 
@@ -188,7 +188,7 @@ class Check:
                 code: int | None = process.wait(timeout=limit)
             except subprocess.TimeoutExpired:
                 code = None
-                process.send_signal(signal.SIGINT)  # pytest then says what it has found
+                process.send_signal(signal.SIGINT)  # pytest then prints its results
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE)
                 with contextlib.suppress(ProcessLookupError):  # its children as well
@@ -257,13 +257,13 @@ def environment(check: Check, limit: float) -> dict[str, Any]:
     versions = json.loads(row["output"].strip().splitlines()[-1])
     wheels = [Path(each).name for each in wheels]
     state = gpu_state(check, end - time.monotonic())
-    found = {"gpu": state, "python": sys.version.split()[0], "wheels": wheels}
-    return {"versions": versions, "missing": missing(check, *RUNNER, "xdist"), **found}
+    facts = {"gpu": state, "python": sys.version.split()[0], "wheels": wheels}
+    return {"versions": versions, "missing": missing(check, *RUNNER, "xdist"), **facts}
 
 
 VERSIONS = (
-    "import json; from bench.harness import environment as found;"
-    "print(json.dumps(found({!r}, 'bench/gpu_check.py')))"
+    "import json; from bench.harness import environment as env;"
+    "print(json.dumps(env({!r}, 'bench/gpu_check.py')))"
 )
 
 
@@ -288,9 +288,9 @@ def architecture(check: Check) -> dict[str, str]:
     if shutil.which("nvidia-smi") is None:
         return {}
     run = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    found = re.search(r"^(\d+)\.\d+$", check.run(run, 15)["output"], re.MULTILINE)
+    match = re.search(r"^(\d+)\.\d+$", check.run(run, 15)["output"], re.MULTILINE)
     names = {"9": "90a", "10": "100"}
-    return {"SSLOPS_CUDA_ARCHS": names.get(found.group(1), "80")} if found else {}
+    return {"SSLOPS_CUDA_ARCHS": names.get(match.group(1), "80")} if match else {}
 
 
 def build(check: Check, limit: float) -> dict[str, Any]:
@@ -433,11 +433,11 @@ def counts(output: str) -> dict[str, Any]:
     body, summary = output.split("short test summary info")[0], output.splitlines()
     one = re.compile(r"(?:^|\s)(PASSED|FAILED|ERROR|SKIPPED|XFAIL)(?:\s|$)")
     lines = [(m.group(1), line) for line in body.splitlines() if (m := one.search(line))]
-    found = [kind for kind, _ in lines]
+    kinds = [kind for kind, _ in lines]
     failed = [s for s in summary if s.startswith(("FAILED", "ERROR "))]
     failed = failed or [line for kind, line in lines if kind in ("FAILED", "ERROR")]
     return {
-        "counts": {kind: found.count(kind) for kind in sorted(set(found))},
+        "counts": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
         "failures": [s[:300] for s in failed][:60],
         "skips": [s[:300] for s in summary if s.startswith("SKIPPED")][:60],
     }
@@ -506,8 +506,8 @@ def ema(check: Check, limit: float) -> dict[str, Any]:
     """The average of a ResNet-50 beside a copy of as many bytes."""
     size = ["--size", "2", "--seconds", "0.1"] if check.dry else []
     row = brief(check.python("-m", "bench.ema_copy", check.device, *size, limit=limit))
-    found = [json.loads(line) for line in row["output"] if line.startswith("{")]
-    return {**row, "output": [] if found else row["output"], "rates": found}
+    rates = [json.loads(line) for line in row["output"] if line.startswith("{")]
+    return {**row, "output": [] if rates else row["output"], "rates": rates}
 
 
 def fails(check: Check, limit: float) -> dict[str, Any]:
@@ -597,15 +597,15 @@ def main() -> int:
     parser.add_argument(
         "--fault", action="append", default=[], help="STEP=hang or STEP=fail, in a dry run"
     )
-    given = parser.parse_args()
-    chosen = given.only.split(",")
-    faults = dict(each.partition("=")[::2] for each in given.fault)
+    args = parser.parse_args()
+    chosen = args.only.split(",")
+    faults = dict(each.partition("=")[::2] for each in args.fault)
     if unknown := [name for name in [*chosen, *faults] if name not in STEPS]:
         parser.error(f"steps are {', '.join(STEPS)}, got {', '.join(unknown)}")
-    if faults and not (given.dry_run and set(faults.values()) <= set(FAULTS)):
-        parser.error(f"a fault is hang or fail, in a dry run, got {', '.join(given.fault)}")
-    given.out.mkdir(parents=True, exist_ok=True)
-    check = Check(given.out.resolve(), given.dry_run, given.seconds, tuple(chosen), faults)
+    if faults and not (args.dry_run and set(faults.values()) <= set(FAULTS)):
+        parser.error(f"a fault is hang or fail, in a dry run, got {', '.join(args.fault)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    check = Check(args.out.resolve(), args.dry_run, args.seconds, tuple(chosen), faults)
     try:
         for name in chosen:
             check.do(name, STEPS[name])

@@ -60,12 +60,12 @@ class Options:
 
     def check(self) -> None:
         """Raise ValueError for a name that does not exist."""
-        for kind, given, known in (
+        for kind, names, known in (
             ("op", self.ops, OPS),
             ("provider", self.providers, PROVIDERS),
             ("mode", self.modes, MODES),
         ):
-            for name in given:
+            for name in names:
                 if name not in known:
                     raise ValueError(f"bench: {kind} must be of {', '.join(known)}, got {name!r}")
         for size in self.sizes:
@@ -174,17 +174,17 @@ def _case(
         yield key | {"status": "failed", "reason": f"the truth: {_short(error)}"}
         return
     jobs: dict[str, Job] = {}
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in names:
         row = key | {"provider": name, "version": None, "truth": expected.how}
         status, reason, values = _admit(case, name, reasons[name], expected)
         if isinstance(values, Job):
             jobs[name] = values
-            found[name] = row | reason
-            found[name]["version"] = PROVIDERS[name].version()
+            results[name] = row | reason
+            results[name]["version"] = PROVIDERS[name].version()
         else:
             yield row | {"status": status} | reason
-    yield from _times(options, case, jobs, found)
+    yield from _times(options, case, jobs, results)
 
 
 def _admit(
@@ -225,14 +225,14 @@ def _check_room(case: Case, name: str) -> None:
 
 
 def _times(
-    options: Options, case: Case, jobs: dict[str, Job], found: dict[str, dict[str, Any]]
+    options: Options, case: Case, jobs: dict[str, Job], results: dict[str, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     op = OPS[case.op]
     peaks = {name: _peak(case, job, name) for name, job in jobs.items() if options.memory}
     for mode in options.modes:
         if mode in ("forward", "backward") and not op.trained:
             continue
-        runs, rows = {}, {name: row | {"mode": mode} for name, row in found.items()}
+        runs, rows = {}, {name: row | {"mode": mode} for name, row in results.items()}
         for name, job in jobs.items():
             try:
                 runs[name] = make_run(case, job, mode)

@@ -66,10 +66,10 @@ def interleave(
 
 def quantiles(times: list[float]) -> dict[str, float]:
     """Of times in milliseconds."""
-    shares = torch.tensor([0.0, 0.2, 0.5, 0.8, 1.0], dtype=torch.float64)
-    found = torch.tensor(times, dtype=torch.float64).quantile(shares).tolist()
+    points = torch.tensor([0.0, 0.2, 0.5, 0.8, 1.0], dtype=torch.float64)
+    values = torch.tensor(times, dtype=torch.float64).quantile(points).tolist()
     names = ("min_ms", "p20_ms", "median_ms", "p80_ms", "max_ms")
-    return {name: round(value, 4) for name, value in zip(names, found, strict=True)}
+    return {name: round(value, 4) for name, value in zip(names, values, strict=True)}
 
 
 def device_name(device: torch.device | str | None = None) -> str:

@@ -46,10 +46,10 @@ float32, two views, {threads} thread(s), {device}. Micro-batch and checkpointing
 
 def imagenet(method: str, **fields: Any) -> Any:
     """The published settings with some changed."""
-    given = {"recipe": "imagenet", "precision": "fp32", "arch": "resnet50", **fields}
+    settings = {"recipe": "imagenet", "precision": "fp32", "arch": "resnet50", **fields}
     known = find_method(method).config.__dataclass_fields__
     return make_config(
-        find_method(method).config, method, {k: given[k] for k in given if k in known}
+        find_method(method).config, method, {k: settings[k] for k in settings if k in known}
     )
 
 
@@ -99,13 +99,13 @@ def table(rows: list[list[str]]) -> str:
 
 def main() -> None:
     """Write the page."""
-    found: dict[str, dict[str, Any]] = {}
+    by_case: dict[str, dict[str, Any]] = {}
     for text in (ROOT / "bench/results/plan.jsonl").read_text().splitlines():
         row = json.loads(text)
-        found[row["case"]] = row  # of a case that was measured twice the last counts
+        by_case[row["case"]] = row  # of a case that was measured twice the last counts
     rows = [["method", "encoder", "px", "batch", "micro-batch", "checkpointing", "measured",
              "predicted", "error"]]  # fmt: skip
-    for row in found.values():
+    for row in by_case.values():
         queue = f", queue {row['queue']:,}" if "queue" in row else ""
         rows.append([
             row["method"] + queue, row["arch"], str(row["image"]), str(row["batch"]),
@@ -113,7 +113,7 @@ def main() -> None:
             f"{row['measured_gib']:.3f} GiB", f"{row['predicted_gib']:.3f} GiB",
             f"{100 * row['error']:+.1f} %",
         ])  # fmt: skip
-    last = next(reversed(found.values()))
+    last = next(reversed(by_case.values()))
     page = TOP + table(published()) + MIDDLE + table(rows)
     page += BOTTOM.format(threads=last["threads"], device=last["device"])
     (ROOT / "docs/memory.md").write_text(page)

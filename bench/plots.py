@@ -92,11 +92,11 @@ def series(points: Iterable[Point]) -> dict[str, list[Point]]:
         sorted(set(widths), key=lambda width: abs(width[-1] - 128) if width else 0),
         key=lambda width: len({point.size for point in points if point.size[1:] == width}),
     )
-    found: dict[str, dict[int, Point]] = {}
+    series: dict[str, dict[int, Point]] = {}
     for point in points:
         if point.size[1:] == common:
-            found.setdefault(point.provider, {})[point.size[0]] = point
-    return {name: [its[n] for n in sorted(its)] for name, its in found.items()}
+            series.setdefault(point.provider, {})[point.size[0]] = point
+    return {name: [its[n] for n in sorted(its)] for name, its in series.items()}
 
 
 def curves(points: list[Point], value: str, label: str, path: Path) -> None:
@@ -204,16 +204,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kind", choices=["svg", "png"], default="svg")
     parser.add_argument("--device", help="only rows of devices whose name contains this")
-    given = parser.parse_args(argv)
-    points = [p for p in read(given.files) if (given.device or "") in p.device]
+    args = parser.parse_args(argv)
+    points = [p for p in read(args.files) if (args.device or "") in p.device]
     if not points:
-        print(f"plots: nothing was measured, got {[str(f) for f in given.files]}", file=sys.stderr)
+        print(f"plots: nothing was measured, got {[str(f) for f in args.files]}", file=sys.stderr)
         return 2
     devices = sorted({p.device for p in points})
     if len(devices) > 1:
         print(f"plots: --device must choose one of {', '.join(devices)}", file=sys.stderr)
         return 2
-    for path in draw(points, given.out, given.kind):
+    for path in draw(points, args.out, args.kind):
         print(path)
     return 0
 

@@ -16,8 +16,8 @@ from bench.cases import OPS
 def cells(row: dict[str, Any]) -> dict[str, str]:
     """Provider -> what its cell says, from either kind of row."""
     if "times" in row:
-        found = {name: f"{t['median_ms']:.3g} ms" for name, t in row["times"].items()}
-        return found | {name: f"({why})" for name, why in row.get("left_out", {}).items()}
+        cells = {name: f"{t['median_ms']:.3g} ms" for name, t in row["times"].items()}
+        return cells | {name: f"({why})" for name, why in row.get("left_out", {}).items()}
     if row.get("status") == "ok" and row.get("mode") == "both":
         peak = "" if row["peak_mib"] is None else f", {row['peak_mib']:.3g} MiB"
         return {row["provider"]: f"{row['p50_ms']:.3g} ms{peak}"}
@@ -28,7 +28,7 @@ def cells(row: dict[str, Any]) -> dict[str, str]:
 
 def tables(files: Sequence[Path]) -> str:
     """One table an op and device: a line for every size and dtype, a column for every provider."""
-    found: dict[tuple[str, str], dict[tuple[str, str], dict[str, str]]] = {}
+    tables: dict[tuple[str, str], dict[tuple[str, str], dict[str, str]]] = {}
     for file in files:
         for text in file.read_text().splitlines():
             row = json.loads(text)
@@ -37,11 +37,11 @@ def tables(files: Sequence[Path]) -> str:
             new = cells(row)
             dims = OPS[row["op"]].dims
             size = row.get("size") or "x".join(str(row.get(dim)) for dim in dims)
-            lines = found.setdefault((row["op"], row["device"]), {})
+            lines = tables.setdefault((row["op"], row["device"]), {})
             if new:
                 lines.setdefault((size, row["dtype"]), {}).update(new)
     parts = []
-    for (op, device), lines in found.items():
+    for (op, device), lines in tables.items():
         names = list(dict.fromkeys(name for line in lines.values() for name in line))
         if not names:
             continue

@@ -94,8 +94,8 @@ def _ops(direction: Direction, number: bool = False) -> dict[str, Callable[[Case
         return Job(loss)
 
     def clip_loss(case: Case) -> Job:
-        given = case.inputs["scale"]
-        scale = float(given.detach()) if number else given
+        scale_input = case.inputs["scale"]
+        scale = float(scale_input.detach()) if number else scale_input
 
         def loss() -> Tensor:
             x, y = (F.normalize(case.inputs[name], dim=1) for name in ("image", "text"))

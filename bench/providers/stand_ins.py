@@ -1,4 +1,4 @@
-"""Import a package whose losses are wanted, without the requirements that they do not use."""
+"""Import a package for its losses, without the requirements that they do not use."""
 
 import importlib
 import importlib.util
