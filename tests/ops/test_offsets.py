@@ -92,6 +92,7 @@ def interpreted(monkeypatch):
 
 
 # strides below 2**31 as a larger one would make the interpreter count in 64 bits by itself
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 def test_rows_of_triton(interpreted, sparse):
     """Those of both passes of NT-Xent; of InfoNCE queries, keys, and a queue that is not dense."""

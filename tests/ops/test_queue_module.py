@@ -172,6 +172,7 @@ def worker(rank, port, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 def test_two_processes_hold_the_same_queue(tmp_path):
     with socket.socket() as free:

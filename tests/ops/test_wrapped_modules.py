@@ -285,6 +285,7 @@ def test_a_part_that_is_never_trained_is_no_source():
 @pytest.mark.parametrize("circle", [False, True])
 @pytest.mark.parametrize("followed", FOLLOWED)
 @pytest.mark.parametrize("way", COPIES)
+@pytest.mark.usefixtures("few_objects")
 def test_a_copy_without_its_source_says_so(way, followed, circle):
     net, head = Net(), nn.Linear(2, 2)
     if circle:

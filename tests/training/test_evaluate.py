@@ -126,6 +126,9 @@ def test_k_is_chosen_leave_one_out():
     y = torch.arange(30).repeat_interleave(3)
     assert knn.choose_k(x, y, ks=(2, 80), temperature=1e6) == 2
     assert knn.choose_k(x[:4], y[:4]) == 3  # all there is
+    mixed, y = torch.randn(200, 8), torch.arange(200) % 2
+    mixed[:, 0] += 2.0 * y - 1
+    assert knn.choose_k(mixed, y, ks=(1, 50)) == 50  # with its own vote each is right at k = 1
 
 
 @pytest.mark.parametrize("strength", [0.1, 10.0])

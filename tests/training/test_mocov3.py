@@ -320,6 +320,7 @@ def test_learns_digits(tmp_path):
     assert record["feature_spread"] > 0.6
 
 
+@pytest.mark.slow
 def test_says_when_it_learns_nothing(tmp_path):
     fields = {"temperature": 2.0, "lr": 0.0, "steps": 60, "warmup_epochs": 0.0}
     _, text = run(tmp_path / "a", **fields)

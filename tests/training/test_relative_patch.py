@@ -167,6 +167,7 @@ def ramps(N, seed, size=24):
     return as_bytes(noise(N, 1, size, seed) / 4 + 2 * slope[:, None] + slope - 1.5)
 
 
+@pytest.mark.slow
 def test_light_is_a_shortcut_that_normalisation_closes():
     images, unseen = ramps(512, 0), ramps(128, 1)
     assert accuracy(images, unseen, normalise=False) > 0.6
@@ -181,6 +182,7 @@ def blobs(N, seed, size=36):
     return (255 * nn.functional.max_pool2d(x, 5, 1, 2)).byte()
 
 
+@pytest.mark.slow
 def test_edges_that_go_on_are_a_shortcut_that_gaps_close():
     """The gap of 6 pixels is wider than a blot."""
     fields = {"tile": 0.4, "jitter": 0.0, "normalise": False, "drop": 0.0, "steps": 120,

@@ -46,6 +46,7 @@ def dying(function, moment, fatal):
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("what", ["last", "best", "record", "next record"])
 def test_killed_around_what_is_written(tmp_path, monkeypatch, whole, what, moment):

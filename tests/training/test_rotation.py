@@ -144,6 +144,7 @@ def test_refuses_what_is_not_square():
         method(views="crop-flop")
 
 
+@pytest.mark.slow
 def test_learns_what_is_upright():
     """Held-out places of a letter; the control's square looks the same in every position."""
     accuracy = {}
@@ -154,6 +155,7 @@ def test_learns_what_is_upright():
     assert accuracy["square"]["accuracy"] < 0.35
 
 
+@pytest.mark.slow
 def test_interpolation_is_a_shortcut():
     """Plain bright images have no upright position: only traces of turning can tell."""
 
@@ -206,6 +208,7 @@ def test_figures_show_attention_and_answers():
     assert pictures["rotations"].shape == (5, 3, 1, 16, 16)
 
 
+@pytest.mark.slow
 def test_trains_on_digits_above_chance(tmp_path):
     result = train(
         "rotation", data="digits", out=tmp_path / "a", console=Console(io.StringIO()), steps=60,

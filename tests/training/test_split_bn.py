@@ -116,6 +116,7 @@ def batch_told_by_batch_norm(splits: int, shuffled: bool, batch: int = 32, batch
     return (similarities.argmax(1) == torch.arange(batches)).float().mean().item()
 
 
+@pytest.mark.slow
 def test_batch_norm_leaks_unless_it_is_split_and_the_keys_are_shuffled():
     """Chance is 1 in 64."""
     assert batch_told_by_batch_norm(1, shuffled=False) > 0.9

@@ -175,6 +175,7 @@ def stripes(n, seed):
     return Batch(lab_to_rgb(lab).clamp(0, 1).mul(255).round().to(torch.uint8), upright)
 
 
+@pytest.mark.slow
 def test_learns_both_ways():
     model = method(stride=4, lightness_bins=20)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)

@@ -81,6 +81,7 @@ def signal_at(monkeypatch):
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_learns_digits(tmp_path):
     run(tmp_path / "a", steps=100, batch=128, width=16, log_every=20, knn_every=50)
     log = records(tmp_path / "a")
@@ -210,6 +211,7 @@ def test_exported_encoder_is_the_trained_one(tmp_path):
         load_encoder(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_evaluates_against_controls_and_reports(tmp_path):
     few = {"eval_train": 120, "eval_test": 60, "tsne_images": 40, "supervised_epochs": 1}
     result = run(tmp_path / "a", steps=2, evaluate=True, **few)

@@ -233,6 +233,7 @@ def test_copying_is_refused(changes, message):
                     **{"temperature": 1.0, **changes})  # fmt: skip
 
 
+@pytest.mark.slow
 def test_learns_to_find_places_again(tmp_path):
     """Below every copy that looks at nothing, on videos whose colours grey does not tell."""
     result = train(
@@ -252,6 +253,7 @@ def test_learns_to_find_places_again(tmp_path):
     assert "Masks over time" in html
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_on_videos_of_a_folder(tmp_path):
     """As part of the run, and later on another folder; a folder without masks is refused."""
     frames = tmp_path / "ball"

@@ -215,6 +215,7 @@ def test_bfloat16_autocast_stays_near():
     assert all(p.grad.isfinite().all() for p in encoder.parameters())
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_break():
     encoder, images = randomise(vit()), torch.rand(4, 3, 16, 16)
     compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)
