@@ -11,10 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from sslops.training.data import Dataset, Split, load
+from sslops.training.distributed.process import World
 from sslops.training.evaluate import evaluate, extract, knn, knn_accuracy, table, tsne
 from sslops.training.evaluate.cluster import agreement, cluster
 from sslops.training.evaluate.features import pixels, spread
 from sslops.training.evaluate.few_labels import draw_labels, feasible, few_labels
+from sslops.training.evaluate.knn_monitor import make_monitor
 from sslops.training.evaluate.linear import Scaler, choose_strength, fold_of_each, linear_probe
 from sslops.training.evaluate.logistic import fit
 
@@ -129,6 +131,15 @@ def test_k_is_chosen_leave_one_out():
     mixed, y = torch.randn(200, 8), torch.arange(200) % 2
     mixed[:, 0] += 2.0 * y - 1
     assert knn.choose_k(mixed, y, ks=(1, 50)) == 50  # with its own vote each is right at k = 1
+
+
+def test_the_monitor_asks_for_the_validation_images():
+    """Labelled the wrong way round all are missed, whatever is known of the training images."""
+    images, labels = torch.zeros(40, 1, 4, 4, dtype=torch.uint8), torch.arange(40) % 2
+    images[labels == 0, :, :2], images[labels == 1, :, 2:] = 200, 200
+    train, validation = Split(images, labels), Split(images[:10], 1 - labels[:10])
+    monitor = make_monitor(train, validation, 0, World(0, 1, torch.device("cpu")))
+    assert monitor(nn.Flatten()) == 0.0
 
 
 @pytest.mark.parametrize("strength", [0.1, 10.0])
