@@ -1,13 +1,23 @@
-// New tensors on the CPU. The headers of ATen's own functions take longer to compile than a file
-// that uses them: only tensors.cpp includes those.
+// New tensors on the CPU, without the headers of ATen's own functions, which take longer to compile
+// than a file that uses them.
 #pragma once
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 
 namespace sslops {
 
-at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype);
-at::Tensor empty_like(const at::Tensor& like, at::ScalarType dtype);  // its strides, if it is dense
-at::Tensor zeros(at::IntArrayRef sizes, at::ScalarType dtype);
-at::Tensor full(at::IntArrayRef sizes, double value, at::ScalarType dtype);
+inline at::Tensor empty(at::IntArrayRef sizes, at::ScalarType dtype) {
+  return at::Tensor(at::detail::empty_cpu(sizes, dtype));
+}
+// With the strides of `like`, which must be dense.
+inline at::Tensor empty_like(const at::Tensor& like, at::ScalarType dtype) {
+  return at::Tensor(at::detail::empty_strided_cpu(like.sizes(), like.strides(), dtype));
+}
+inline at::Tensor full(at::IntArrayRef sizes, double value, at::ScalarType dtype) {
+  return empty(sizes, dtype).fill_(value);
+}
+inline at::Tensor zeros(at::IntArrayRef sizes, at::ScalarType dtype) {
+  return empty(sizes, dtype).zero_();
+}
 
 }  // namespace sslops
