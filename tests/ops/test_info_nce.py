@@ -257,6 +257,16 @@ def test_two_points_by_hand(backend, cosine):
         torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.every_isa
+def test_exponentials_have_the_digits_of_float32(backend):
+    """One negative at cosine c: log(1 + e^(c - 1)); the polynomial for bfloat16 errs by 1e-6."""
+    query = torch.tensor([[1.0, 0.0]])
+    for cosine in torch.linspace(-1, 1, 101):
+        keys = torch.stack([query[0], torch.stack([cosine, (1 - cosine**2).clamp_min(0).sqrt()])])
+        loss = sslops.info_nce(query, keys, temperature=1.0, normalize=False)
+        assert loss.item() == pytest.approx(math.log1p(math.exp(cosine - 1)), abs=3e-7)
+
+
 def exact_loss(queries, keys, temperature, queue=None):
     """In a form that keeps the digits of losses below float64's epsilon."""
     queue = None if queue is None else queue.double()
