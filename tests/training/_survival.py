@@ -20,7 +20,7 @@ from sslops.training.methods import Method
 from sslops.training.methods.simclr import SimCLR
 from sslops.training.run import run
 from sslops.training.storage import checkpoint
-from sslops.training.storage.state import has_checkpoint
+from sslops.training.storage.folder import has_checkpoint
 
 SETTINGS = {
     "data": "digits", "width": 8, "proj_hidden": 32, "proj_dim": 16, "batch": 400, "steps": 300,

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from sslops.training import train
-from sslops.training.augment.permutations import permutation_set
 from sslops.training.data import Split
 from sslops.training.distributed.process import World
 from sslops.training.engine.loop import Loop
 from sslops.training.loggers.console import Console
 from sslops.training.methods.base import Batch, DataShape
 from sslops.training.methods.jigsaw import Jigsaw, JigsawConfig
+from sslops.training.methods.permutations import permutation_set
 
 TINY = {"arch": "cnn-tiny", "width": 8, "embed": 8, "hidden": 16, "batch": 6}
 SHAPE = DataShape(3, 32, 10)

@@ -7,7 +7,7 @@ import torch
 
 from sslops.training.augment.draw import SharedGenerator
 from sslops.training.augment.patches import Layout, TileRecipe, make_tiles, mosaic, plain_tiles
-from sslops.training.augment.permutations import distances, permutation_set
+from sslops.training.methods.permutations import distances, permutation_set
 from sslops.training.models.layers import MEAN, STD, Standardise
 
 BARE = TileRecipe(tile=1.0, gap=0.0, jitter=0.0, flip=0.0, normalise=False)
@@ -316,7 +316,7 @@ def test_sets_are_kept_and_the_same_for_a_seed(large, tmp_path, monkeypatch):
     first = permutation_set(3, 30)
     assert torch.equal(first, large[:30])
     assert [f.name for f in (tmp_path / "decoded").iterdir()] == ["permutations-1-3-30-0"]
-    from sslops.training.augment import permutations
+    from sslops.training.methods import permutations
 
     monkeypatch.setattr(permutations, "_greedy", None)
     assert torch.equal(permutation_set(3, 30), first)

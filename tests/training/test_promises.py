@@ -11,14 +11,14 @@ from torch.distributed.checkpoint.api import CheckpointException, _wrap_exceptio
 from sslops.training import train
 from sslops.training.cli import main
 from sslops.training.config import RunOptions
-from sslops.training.distributed import fsdp as sharding
 from sslops.training.distributed.process import World
 from sslops.training.engine.loop import Loop
-from sslops.training.engine.signals import NonFiniteLoss, ProcessLost
+from sslops.training.engine.nonfinite import NonFiniteLoss
+from sslops.training.engine.signals import ProcessLost
 from sslops.training.loggers.console import Console
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.report.report import write_report
-from sslops.training.storage import checkpoint
+from sslops.training.storage import checkpoint, sharded
 from sslops.training.storage.folder import check_folder
 
 from .test_training import TINY
@@ -38,7 +38,7 @@ def save_divided(folder, step):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     alone = World(0, 1, torch.device("cpu"))
-    sharding.save_sharded(folder / "last", model, optimizer, {"step": step}, alone)
+    sharded.save_sharded(folder / "last", model, optimizer, {"step": step}, alone)
 
 
 def no_space(*args, **options):
@@ -57,7 +57,7 @@ def no_space_divided(*args, **options):
     ("save", "broken"),
     [
         (save_one, (torch, "save", no_space)),
-        (save_divided, (sharding, "save", no_space_divided)),
+        (save_divided, (sharded, "save", no_space_divided)),
         (save_divided, (torch, "save", no_space)),
     ],
 )

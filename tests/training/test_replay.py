@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 
 from sslops.training import train
 from sslops.training.cli import main
-from sslops.training.engine.signals import FiniteCheck, NonFiniteLoss
+from sslops.training.engine.nonfinite import FiniteCheck, NonFiniteLoss
 from sslops.training.loggers.console import Console
 from sslops.training.storage import checkpoint
 

@@ -36,10 +36,10 @@ def whole(tmp_path_factory):
 def dying(function, moment, fatal):
     """`function`, before or after which the process ends where `fatal` says so of its arguments."""
 
-    def call(*args):
+    def call(*args, **options):
         if moment == "before" and fatal(*args):
             raise Killed
-        function(*args)
+        function(*args, **options)
         if moment == "after" and fatal(*args):
             raise Killed
 
@@ -53,9 +53,11 @@ def test_killed_around_what_is_written(tmp_path, monkeypatch, whole, what, momen
     """No record is lost between a checkpoint and its step's record, and none is there twice."""
     if what in ("last", "best"):
         name, step = what, 4 if what == "best" else 8  # the first measurement is the best so far
-        fatal = dying(
-            LOOP.save_run, moment, lambda path, loop: (path.name, loop.step) == (name, step)
-        )
+
+        def of_that_step(path, method, optimizer, progress, world):
+            return (path.name, progress["step"]) == (name, step)
+
+        fatal = dying(LOOP.save_run, moment, of_that_step)
         monkeypatch.setattr(LOOP, "save_run", fatal)
     else:
         step = 8 if what == "record" else 9

@@ -13,7 +13,7 @@ import torch
 
 from sslops.training import train
 from sslops.training.cli import main
-from sslops.training.engine.signals import NonFiniteLoss
+from sslops.training.engine.nonfinite import NonFiniteLoss
 from sslops.training.loggers.console import Console
 from sslops.training.methods.simclr import SimCLR
 from sslops.training.storage import checkpoint

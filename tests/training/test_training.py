@@ -16,7 +16,8 @@ from sslops.training.data import Split
 from sslops.training.data import load as load_data
 from sslops.training.data.loader import Sampler
 from sslops.training.distributed.process import World
-from sslops.training.engine.signals import EvaluationFailed, Interrupted, NonFiniteLoss
+from sslops.training.engine.nonfinite import NonFiniteLoss
+from sslops.training.engine.signals import EvaluationFailed, Interrupted
 from sslops.training.loggers.console import Console
 from sslops.training.methods import find_method
 from sslops.training.methods.simclr import SimCLR

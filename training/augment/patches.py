@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sslops.training.augment.colour import to_grey
 from sslops.training.augment.draw import Draw
-from sslops.training.models.layers import MEAN, STD
+from sslops.training.augment.statistics import MEAN, STD
 
 __all__ = ["Layout", "TileRecipe", "make_tiles", "mosaic", "plain_tiles"]
 

@@ -89,12 +89,8 @@ def _run(arguments: list[str]) -> int:
 
 def _ended(error: RuntimeError) -> int:
     """Exit code of a run that ended early; any other error is raised again."""
-    from sslops.training.engine.signals import (
-        EvaluationFailed,
-        Interrupted,
-        NonFiniteLoss,
-        ProcessLost,
-    )
+    from sslops.training.engine.nonfinite import NonFiniteLoss
+    from sslops.training.engine.signals import EvaluationFailed, Interrupted, ProcessLost
 
     if isinstance(error, Interrupted):
         return _error(f"sslops: {error}", error.exit_code)

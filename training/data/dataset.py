@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from sslops.training.data.clips import Clips
 from sslops.training.data.notes import say
 from sslops.training.data.waves import Waves
 
-__all__ = ["Dataset", "Split", "one_class"]
+__all__ = ["Batch", "DataShape", "Dataset", "Split", "one_class"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,26 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+class Batch(NamedTuple):
+    """Images [B, C, H, W] uint8 and labels [B] int64 (None if there are none), on the device.
+
+    Recordings and videos, in the place of images, stay on the host: only parts of them are wanted.
+    """
+
+    images: Any  # Tensor, Waves or Clips
+    labels: Tensor | None
+
+
+class DataShape(NamedTuple):
+    """What a network has to know about a data set."""
+
+    channels: int
+    image_size: int
+    classes: int
+    rate: int = 0  # of sound, whose channels and image_size say nothing
+    frames: int = 0  # of the shortest video, 0 for what is no video
 
 
 def one_class(split: Split, classes: Sequence[str]) -> str | None:

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from sslops._names import shown
-from sslops.training.data import Split
+from sslops.training.data.dataset import Batch, Split
 from sslops.training.distributed.process import World
-from sslops.training.methods import Batch
 
 __all__ = ["Feed", "Sampler", "groups_of"]
 

@@ -4,12 +4,10 @@ from typing import Literal
 
 from torch import nn
 
-from sslops.training.config import TrainConfig
 from sslops.training.distributed.process import World
 from sslops.training.distributed.sync_bn import convert_sync_batchnorm
-from sslops.training.methods import DataShape, Method, find_method
 
-__all__ = ["parallelise", "whole"]
+__all__ = ["parallelise"]
 
 
 def parallelise(method: nn.Module, world: World, how: Literal["ddp", "fsdp"]) -> nn.Module:
@@ -38,16 +36,3 @@ def parallelise(method: nn.Module, world: World, how: Literal["ddp", "fsdp"]) ->
     if local:
         replicated.broadcast_buffers = False  # the argument of this name is deprecated
     return replicated
-
-
-def whole(method: Method, config: TrainConfig, shape: DataShape, world: World) -> nn.Module:
-    """The method's encoder with all its weights, on process 0; every process must call it."""
-    if config.parallel != "fsdp" or world.size == 1:
-        return method.encoder
-    from sslops.training.distributed.fsdp import full_state
-
-    state = full_state(method.encoder)
-    encoder = find_method(method.name).build(config, shape).encoder
-    if world.main:
-        encoder.load_state_dict(state)
-    return encoder.to(world.device)

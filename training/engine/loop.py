@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,21 +17,24 @@ from sslops.training.distributed.machine import peak_memory_gb, resolve_precisio
 from sslops.training.distributed.process import World, main_value
 from sslops.training.distributed.wrap import parallelise
 from sslops.training.engine.collapse import Diagnosis, feature_spread
+from sslops.training.engine.nonfinite import (
+    FiniteCheck,
+    NonFiniteLoss,
+    random_state,
+    save_failure,
+)
 from sslops.training.engine.optim import clip_gradient, learning_rate, make_optimizer, scaled_lr
 from sslops.training.engine.signals import (
-    FiniteCheck,
     Interrupted,
-    NonFiniteLoss,
     StopRequest,
     watch_processes,
 )
 from sslops.training.engine.step import Step, prepare_encoder
-from sslops.training.experiments.replay import random_state, save_failure
 from sslops.training.loggers.console import Console
 from sslops.training.loggers.metrics import Clock, MetricsFile, Window, truncate_metrics
 from sslops.training.loggers.words import BATCHED
 from sslops.training.methods import Batch, Method
-from sslops.training.storage.checkpoint import StorageError
+from sslops.training.storage.checkpoint import StorageError, restore_rng
 from sslops.training.storage.state import load_run, save_run
 
 __all__ = ["Loop"]
@@ -211,7 +215,19 @@ class Loop:
         message += f" of norm {norm} in step {self.step + 1}; the update was not made."
         if self.folder is not None:
             try:
-                path = save_failure(self.folder, self, batch, views, loss=loss, grad_norm=norm)
+                path = save_failure(
+                    self.folder,
+                    self.method,
+                    self.config,
+                    self.world,
+                    batch,
+                    views,
+                    precision=self.precision,
+                    step=self.step,
+                    before=self.before,
+                    loss=loss,
+                    grad_norm=norm,
+                )
                 message += f" Look into it with: sslops train --replay {path}."
             except StorageError as error:  # of the two, what went wrong first matters more
                 message += f" The step could not be kept for --replay: {error}."
@@ -220,7 +236,27 @@ class Loop:
     def save(self, name: str) -> None:
         """Write the checkpoint NAME; every process must call it."""
         if self.folder is not None:
-            save_run(self.folder / "checkpoint" / name, self)
+            save_run(
+                self.folder / "checkpoint" / name,
+                self.method,
+                self.optimizer,
+                self._progress(),
+                self.world,
+                sharded=self.sharded,
+            )
+
+    def _progress(self) -> dict[str, Any]:
+        """All that a checkpoint holds but networks, optimiser and the random states of torch."""
+        shape = self.method.shape
+        return {
+            "config": asdict(self.config),
+            "shape": None if shape is None else list(shape),
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "window": self.window.state_dict(),
+            "views": self.generator.get_state(),  # one stream for all, see SharedGenerator
+        }
 
     def resume(self, name: str = "last") -> None:
         """Put everything back; the metrics written after the checkpoint are dropped.
@@ -230,6 +266,14 @@ class Loop:
             ValueError: it is damaged, or of other networks.
         """
         assert self.folder is not None
-        load_run(self.folder / "checkpoint" / name, self)
+        path, world = self.folder / "checkpoint" / name, self.world
+        state = load_run(path, self.method, self.optimizer, world, sharded=self.sharded)
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.window.load_state_dict(state["window"])
+        self.generator.set_state(state["views"].cpu())
+        if len(state["rng"]) == world.size:
+            restore_rng(state["rng"][world.rank])
+        else:  # other processes than before: no stream of theirs to go on with
+            torch.manual_seed(self.config.seed * 1_000_003 + self.step * 4099 + world.rank)
         if self.world.main:
             truncate_metrics(self.folder, self.step)

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from torch import nn
 
 from sslops.training.config import TrainConfig
 from sslops.training.data import Dataset, Split, load, split_validation, subset
@@ -10,7 +11,7 @@ from sslops.training.distributed.process import World, seed_everything
 from sslops.training.loggers.words import SAMPLES, count
 from sslops.training.methods import DataShape, Method, find_method
 
-__all__ = ["DataSource", "build_method", "load_data", "shape_of"]
+__all__ = ["DataSource", "build_method", "load_data", "shape_of", "whole"]
 
 KINDS = {"image": "images", "sound": "sound", "video": "videos"}
 
@@ -90,3 +91,16 @@ def build_method(name: str, config: TrainConfig, shape: DataShape, world: World)
     if config.channels_last:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return method
+
+
+def whole(method: Method, config: TrainConfig, shape: DataShape, world: World) -> nn.Module:
+    """The method's encoder with all its weights, on process 0; every process must call it."""
+    if config.parallel != "fsdp" or world.size == 1:
+        return method.encoder
+    from sslops.training.distributed.fsdp import full_state
+
+    state = full_state(method.encoder)
+    encoder = find_method(method.name).build(config, shape).encoder
+    if world.main:
+        encoder.load_state_dict(state)
+    return encoder.to(world.device)

@@ -1,6 +1,5 @@
-"""What can end a run early: a loss that is not finite, signals, a failing evaluation."""
+"""What ends a run from outside: signals, a lost process."""
 
-import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,23 +8,16 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from sslops.training.distributed.process import World
 
 __all__ = [
     "EvaluationFailed",
-    "FiniteCheck",
     "Interrupted",
-    "NonFiniteLoss",
     "ProcessLost",
     "StopRequest",
     "watch_processes",
 ]
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; no update was made with it."""
 
 
 class Interrupted(RuntimeError):
@@ -42,30 +34,6 @@ class ProcessLost(RuntimeError):
 
 class EvaluationFailed(RuntimeError):
     """Training is over and its weights are safe, but evaluating them raised."""
-
-
-class FiniteCheck:
-    """Reads the loss on the host while the backward pass is already queued behind it.
-
-    A GPU therefore never runs dry, and the answer is there before the optimiser's step.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.value = torch.empty((), pin_memory=self.cuda)
-        self.copied = torch.cuda.Event() if self.cuda else None  # type: ignore[no-untyped-call]
-
-    def watch(self, loss: Tensor) -> None:
-        """Start the copy; call before `backward`."""
-        self.value.copy_(loss.detach(), non_blocking=True)
-        if self.copied is not None:
-            self.copied.record()
-
-    def holds(self) -> bool:
-        """Whether the watched loss is finite; call after `backward`."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        return math.isfinite(float(self.value))
 
 
 class StopRequest:

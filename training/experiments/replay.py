@@ -1,12 +1,12 @@
-"""A step that gave NaN or infinity: kept with all that made it, and made again."""
+"""A step that gave NaN or infinity, made again from what was kept of it."""
 
 import math
 import os
 import socket
-from dataclasses import asdict, fields
+from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,57 +16,16 @@ from sslops._names import shown
 from sslops.training.augment import SharedGenerator
 from sslops.training.distributed.process import World, join, leave, wait
 from sslops.training.distributed.wrap import parallelise
+from sslops.training.engine.nonfinite import failure_path, local
 from sslops.training.engine.optim import clip_gradient
 from sslops.training.engine.step import Step, prepare_encoder
 from sslops.training.loggers.console import Console
 from sslops.training.methods import Batch, DataShape, find_method
 from sslops.training.storage import checkpoint
 
-if TYPE_CHECKING:
-    from sslops.training.engine.loop import Loop
-
-__all__ = ["random_state", "replay", "save_failure"]
+__all__ = ["replay"]
 
 SHOWN = 5  # names in a list
-
-
-def random_state(generator: torch.Generator, device: torch.device) -> dict[str, Any]:
-    """The generators that a step draws from: of the views, of torch, of the device."""
-    states = {"views": generator.get_state(), "torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def failure_path(folder: Path, rank: int) -> Path:
-    """Where a process keeps its part of a step."""
-    return folder / f"nonfinite{rank or ''}.pt"
-
-
-def save_failure(folder: Path, loop: "Loop", batch: Batch, views: Any, **found: float) -> Path:
-    """Write what `replay` needs; the weights are those that the step began with.
-
-    Of sharded ones each process keeps its shards: others may not be here to give theirs.
-    """
-    method = loop.method
-    state = {
-        "name": method.name,
-        "shape": list(method.shape) if method.shape is not None else None,
-        "config": asdict(loop.config),
-        "precision": loop.precision,
-        "processes": loop.world.size,
-        "rank": loop.world.rank,
-        "step": loop.step,
-        "images": batch.images if isinstance(batch.images, Tensor) else None,  # or all the sound
-        "labels": batch.labels,
-        "views": views,
-        "before": loop.before,
-        "method": {name: _local(value) for name, value in method.state_dict().items()},
-        **found,
-    }
-    path = failure_path(folder, loop.world.rank)
-    checkpoint.save(path, state)
-    return path
 
 
 def replay(path: Path, device: str, console: Console) -> bool:
@@ -175,7 +134,7 @@ def _again(path: Path, world: World) -> _Found:
     model = parallelise(method, world, config.parallel)
     with torch.no_grad():
         for name, value in method.state_dict().items():
-            _local(value).copy_(state["method"].pop(name))
+            local(value).copy_(state["method"].pop(name))
     method.train()
     generator = SharedGenerator()
     generator.rank, generator.size = state.get("rank", 0), state["processes"]
@@ -211,13 +170,8 @@ def _again(path: Path, world: World) -> _Found:
     return _Found(math.isfinite(loss) and math.isfinite(norm), lines)
 
 
-def _local(x: Any) -> Any:
-    """This process's shard, where a tensor is divided."""
-    return x.to_local() if hasattr(x, "to_local") else x
-
-
 def _finite(x: Tensor | None) -> bool:
-    return x is None or bool(_local(x).isfinite().all())
+    return x is None or bool(local(x).isfinite().all())
 
 
 def _watch(name: str, found: list[str]) -> Any:

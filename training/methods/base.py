@@ -3,36 +3,17 @@
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sslops.training.augment import RECIPES, ViewRecipe
 from sslops.training.config import closest
+from sslops.training.data.dataset import Batch, DataShape
 from sslops.training.methods.figures import Chart
 
 __all__ = ["Batch", "ContrastiveMethod", "DataShape", "Method", "find_views"]
-
-
-class Batch(NamedTuple):
-    """Images [B, C, H, W] uint8 and labels [B] int64 (None if there are none), on the device.
-
-    Recordings and videos, in the place of images, stay on the host: only parts of them are wanted.
-    """
-
-    images: Any  # Tensor, Waves or Clips
-    labels: Tensor | None
-
-
-class DataShape(NamedTuple):
-    """What a network has to know about a data set."""
-
-    channels: int
-    image_size: int
-    classes: int
-    rate: int = 0  # of sound, whose channels and image_size say nothing
-    frames: int = 0  # of the shortest video, 0 for what is no video
 
 
 class Method(nn.Module, ABC):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sslops.training.augment import Draw, make_views
 from sslops.training.augment.masks import centre_hole, nearest_fill, random_regions, rim
+from sslops.training.augment.statistics import MEAN, STD
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, DataShape, Method, find_views
 from sslops.training.methods.figures import Chart
@@ -32,7 +33,6 @@ from sslops.training.methods.inpainting_scores import score_fills
 from sslops.training.models import build_encoder
 from sslops.training.models.decoder import Decoder
 from sslops.training.models.discriminator import Discriminator, adversarial_losses
-from sslops.training.models.layers import MEAN, STD
 
 __all__ = ["Inpainting", "InpaintingConfig"]
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from sslops.training.augment.draw import Draw
 from sslops.training.augment.patches import TileRecipe, make_tiles, mosaic, plain_tiles
-from sslops.training.augment.permutations import permutation_set
 from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, DataShape, Method
 from sslops.training.methods.figures import Chart
+from sslops.training.methods.permutations import permutation_set
 from sslops.training.models import Projector, build_encoder, check_side
 
 __all__ = ["Jigsaw", "JigsawConfig"]

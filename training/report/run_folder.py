@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sslops.training.evaluate.table import arms, has_labels
 from sslops.training.loggers.words import SAMPLES, Kind
 from sslops.training.methods import METHODS
+from sslops.training.storage.folder import has_checkpoint
 from sslops.training.storage.older import today_record, today_results
-from sslops.training.storage.state import has_checkpoint
 
 __all__ = ["CONTROLS", "Run", "is_run", "read_run"]
 

@@ -10,10 +10,10 @@ from torch import nn
 from sslops.training.config import RunOptions, TrainConfig, closest, default_out
 from sslops.training.distributed.machine import environment, peak_memory_gb
 from sslops.training.distributed.process import World, join, leave, restarted, wait
-from sslops.training.distributed.wrap import whole
 from sslops.training.engine.loop import Loop
-from sslops.training.engine.setup import DataSource, build_method, load_data, shape_of
-from sslops.training.engine.signals import Interrupted, NonFiniteLoss, ProcessLost
+from sslops.training.engine.nonfinite import NonFiniteLoss
+from sslops.training.engine.setup import DataSource, build_method, load_data, shape_of, whole
+from sslops.training.engine.signals import Interrupted, ProcessLost
 from sslops.training.engine.step import restore_encoder
 from sslops.training.evaluate.knn_monitor import make_monitor
 from sslops.training.evaluate.pretext import measure_pretext
@@ -40,10 +40,10 @@ from sslops.training.storage.folder import (
     check_folder,
     default_config,
     discard_folder,
+    has_checkpoint,
     open_folder,
     write_json,
 )
-from sslops.training.storage.state import has_checkpoint
 
 __all__ = [
     "Result",

@@ -12,17 +12,31 @@ from sslops._names import shown
 from sslops.training.config import RunOptions, TrainConfig, changed_fields, default_out, make_config
 from sslops.training.config.values import fitting_values
 from sslops.training.methods import find_method
-from sslops.training.storage.state import has_checkpoint
 
 __all__ = [
     "check_folder",
+    "checkpoint_file",
     "default_config",
     "discard_folder",
+    "has_checkpoint",
     "open_folder",
     "read_config",
     "read_json",
     "write_json",
 ]
+
+
+def has_checkpoint(folder: Path, name: str = "last") -> bool:
+    """Whether a run folder has the checkpoint NAME, in one file or divided."""
+    path = folder / "checkpoint" / name
+    return any(
+        each.exists() for each in (checkpoint_file(path), path, path.with_name(f"{name}.old"))
+    )
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The one file of the checkpoint PATH; one of sharded weights is a folder of that name."""
+    return path.with_name(f"{path.name}.pt")
 
 
 def check_folder(folder: Path, options: RunOptions, method: str, config: TrainConfig) -> None:
