@@ -6,10 +6,29 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from sslops.training.config.checks import at_least, positive
+from sslops.training.config.groups import (
+    ENCODER_OPTIONS,
+    DataConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    OptimisationConfig,
+    SystemConfig,
+)
 from sslops.training.config.values import fitting_values
 from sslops.training.recipes import pick_recipe
 
-__all__ = ["RunOptions", "TrainConfig", "changed_fields", "closest", "make_config"]
+__all__ = [
+    "RunOptions",
+    "TrainConfig",
+    "VideoConfig",
+    "changed_fields",
+    "closest",
+    "default_out",
+    "departures",
+    "make_config",
+    "unread_fields",
+]
 
 # These may differ between a run and its resumption: none of them touches the trained numbers.
 _FREE_ON_RESUME = frozenset(
@@ -17,94 +36,27 @@ _FREE_ON_RESUME = frozenset(
     " eval_train eval_test eval_data eval_root eval_stages tsne_images".split()
 )
 
-ENCODER_OPTIONS = ("width", "pool", "patch", "depth", "heads")
-_AT_LEAST = {
-    **dict.fromkeys("batch micro_batch epochs steps log_every checkpoint_every".split(), 1),
-    **dict.fromkeys(
-        "image_size train_images threads queue proj_hidden proj_dim proj_layers".split(), 1
-    ),
-    "num_views": 2,
-}
-
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """What every method has; the defaults that matter come from the data set's recipe."""
+class TrainConfig(EvaluationConfig, SystemConfig, OptimisationConfig, EncoderConfig, DataConfig):
+    """What every method has; the defaults that matter come from the data set's recipe.
 
-    kind: ClassVar[Literal["image", "sound", "video"]] = "image"  # what is learnt from
+    A method's own fields, and what it declares for those who do not know it, stand in a subclass.
+    """
+
+    # What is learnt from: how batches are made, what is evaluated, and beside which controls.
+    kind: ClassVar[Literal["image", "sound", "video"]] = "image"
+    uses_labels: ClassVar[bool] = False  # it needs no control that is trained with labels
     contrasts: ClassVar[str] = ""  # the method's name where a sample's negatives are the batch's
     archs: ClassVar[tuple[str, ...]] = ()  # the encoders that the method is made for; () takes all
-
-    data: str = "digits"  # a name from `sslops list`, or a folder of images
-    data_root: str | None = None  # where the data set's files lie, if not where it looks itself
-    recipe: str | None = None  # defaults of another data set, see `sslops list`
-    image_size: int | None = None  # side in pixels that a folder's images are brought to
-    train_images: int | None = None  # train on so many images, drawn with the seed; all if unset
-    validation: float = 0.1  # share of the training images held out for the kNN during training
-
-    arch: str = "cnn-tiny"  # encoder, see `sslops list`
-    width: int | None = None  # channels of the encoder's first layer, where it has the option
-    pool: int | None = None  # side of the pooled feature map, where the encoder has the option
-    patch: int | None = None  # side of a vit's patches in pixels
-    depth: int | None = None  # blocks of a vit
-    heads: int | None = None  # attention heads of a vit
-    views: str = "digits"  # augmentation, see `sslops list`
-
-    batch: int = 256  # images a step, over all processes
-    micro_batch: int | None = None  # images that a process encodes at once; its share if unset
-    epochs: int = 100
-    steps: int | None = None  # instead of epochs
-    group_by: str | None = None  # each batch from one value of it: label, or a factor (speaker)
-    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    lr: float = 1e-3  # at batch 256
-    lr_scaling: Literal["linear", "sqrt", "none"] = "none"  # how lr grows with batch / 256
-    warmup_epochs: float = 5.0  # in which lr rises linearly
-    schedule: Literal["cosine", "step"] = "cosine"  # to zero, or x 0.1 at 60 and 80 % of the steps
-    weight_decay: float = 1e-4  # never on biases, batch norm and other 1-d parameters
-    momentum: float = 0.9  # of sgd and lars
-    trust: float = 1e-3  # trust coefficient of lars
-    clip: float | None = None  # largest norm of the gradient
-
-    seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware has it
-    channels_last: bool = True
-    checkpointing: bool = False  # compute the encoder's activations again in the backward pass
-    compile: bool = False  # torch.compile of the encoder
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # several processes: replicate or shard the weights
-    threads: int | None = None  # CPU threads; torch's default if unset
-
-    log_every: int = 10  # steps between lines of metrics.jsonl
-    knn_every: int = 10  # epochs between kNN measurements on the validation part; 0 for none
-    checkpoint_every: int = 10  # epochs between checkpoints
-    tensorboard: bool = False
-
-    evaluate: bool = True  # against controls, when training is over
-    supervised_epochs: int | None = None  # of the supervised control; a quarter of epochs if unset
-    simclr_control: bool = False  # SimCLR with the same encoder and epochs as a control, too
-    eval_train: int | None = 10_000  # labelled images the probes may use
-    eval_test: int | None = 10_000
-    eval_data: str | None = None  # probe on this data set or folder as well
-    eval_root: str | None = None  # where its files lie, if not where it looks itself
-    eval_stages: bool = True  # a linear probe of every stage of the encoder, beside the last
-    tsne_images: int = 1000  # test images in the t-SNE picture
+    # Name of a guard against a shortcut -> the fields that switch it off; see `sslops audit`.
+    guards: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # Fields of the groups that the method does not read -> what does, "" if nothing.
+    unread: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         _fit(self, "config")
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name, None)  # a method may have no such field
-            if value is not None and not value >= least:
-                raise ValueError(f"config: {name} must be at least {least}, got {value}")
-        for name in ("lr", "weight_decay", "warmup_epochs", "knn_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"config: {name} must not be negative, got {getattr(self, name)}")
-        temperature, m = getattr(self, "temperature", None), getattr(self, "key_momentum", 1.0)
-        if temperature is not None and not temperature > 0:
-            raise ValueError(f"config: temperature must be positive, got {temperature}")
-        if not 0 <= m <= 1:
-            raise ValueError(f"config: key_momentum must be in [0, 1], got {m}")
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"config: validation must be in [0, 1), got {self.validation}")
+        super().__post_init__()
         if self.archs and self.arch not in self.archs:
             raise ValueError(
                 f"config: arch must be {' or '.join(self.archs)}, which the method is made for, got"
@@ -116,10 +68,25 @@ class TrainConfig:
                 f" others of its batch, got {self.batch}"
             )
 
-    def encoder_options(self) -> dict[str, Any]:
-        """Options of `build_encoder` that the user or the recipe set."""
-        options = {name: getattr(self, name) for name in ENCODER_OPTIONS}
-        return {name: value for name, value in options.items() if value is not None}
+
+@dataclass(frozen=True)
+class VideoConfig(TrainConfig):
+    """What every method on videos has: how objects are followed when its training is over."""
+
+    kind: ClassVar[Literal["image", "sound", "video"]] = "video"
+
+    normalize: bool = True  # compare by cosine; the paper's similarity is the plain product
+    eval_temperature: float = 0.1  # in propagation
+    eval_radius: int | None = 6  # in cells; everywhere if unset
+    top_k: int = 5  # places that a mask is copied from
+    context: int = 7  # frames that are copied from, beside the first
+    eval_video: str | None = None  # a folder of videos with masks to follow as well
+    eval_size: int | None = 120  # shorter side of its frames in pixels
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "top_k")
+        positive(self, "eval_temperature")
 
 
 @dataclass(frozen=True)
@@ -184,6 +151,29 @@ def changed_fields(saved: TrainConfig, asked: TrainConfig) -> list[str]:
     """Fields that a resumed run asks to change although they decide its numbers."""
     before, after = asdict(saved), asdict(asked)
     return [name for name in before if name not in _FREE_ON_RESUME and before[name] != after[name]]
+
+
+def departures(method: str, config: TrainConfig) -> dict[str, Any]:
+    """The fields that are not as the recipe of the data and the encoder has them."""
+    named = {key: getattr(config, key) for key in ("recipe", "version") if hasattr(config, key)}
+    named = {key: value for key, value in named.items() if value is not None}
+    named["data"] = config.data
+    first = {key: getattr(type(config), key) for key in named}
+    first["arch"] = make_config(type(config), method, named).arch
+    # Options of the recipe's encoder are not those of another.
+    plain = asdict(make_config(type(config), method, {**named, "arch": config.arch}))
+    usual = {**plain, **first}
+    return {key: value for key, value in asdict(config).items() if value != usual[key]}
+
+
+def unread_fields(config: TrainConfig) -> dict[str, str]:
+    """Fields that the run does not read -> what else does, "" if nothing does."""
+    unread = dict(config.unread)
+    if config.optimizer == "adamw":
+        unread["momentum"] = ""
+    if config.optimizer != "lars":
+        unread["trust"] = ""
+    return unread
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslops.training.config import VideoConfig
 from sslops.training.data import Clips, Dataset, Video
 from sslops.training.data.video_folder import read_videos
 from sslops.training.evaluate.propagate import Propagation
 from sslops.training.evaluate.tracking import follow, stand_still, track
 from sslops.training.loggers.console import Console
-from sslops.training.methods.video_colorization import VideoColorizationConfig
 
 __all__ = ["evaluate_tracking", "read_set", "video_sets"]
 
@@ -23,7 +23,7 @@ COLOURS = ((0.9, 0.2, 0.2), (0.2, 0.8, 0.3), (0.25, 0.45, 1.0), (0.95, 0.8, 0.2)
 def evaluate_tracking(
     encoders: dict[str, nn.Module | None],
     sets: dict[str, Clips],
-    config: VideoColorizationConfig,
+    config: VideoConfig,
     folder: Path,
     device: torch.device,
     console: Console,
@@ -81,13 +81,13 @@ def evaluate_tracking(
     return results
 
 
-def video_sets(data: Dataset, config: VideoColorizationConfig) -> dict[str, Clips]:
+def video_sets(data: Dataset, config: VideoConfig) -> dict[str, Clips]:
     """The test videos, if they have masks, and those of `config.eval_video`."""
     sets = {"": data.test.images} if _have_objects(data.test.images) else {}
     return sets if config.eval_video is None else sets | read_set(config.eval_video, config)
 
 
-def read_set(path: str, config: VideoColorizationConfig) -> dict[str, Clips]:
+def read_set(path: str, config: VideoConfig) -> dict[str, Clips]:
     """Name -> videos of a folder, at the size that `config` says."""
     where = Path(path).expanduser()
     return {where.name: read_videos(where, size=config.eval_size)}
@@ -101,7 +101,7 @@ def _has_objects(video: Video) -> bool:
     return video.masks is not None and bool(video.masks[0].any())
 
 
-def propagation(config: VideoColorizationConfig) -> Propagation:
+def propagation(config: VideoConfig) -> Propagation:
     """How a configuration says that labels are taken along."""
     return Propagation(
         top_k=config.top_k,

@@ -52,13 +52,13 @@ def guards_of(method: str) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: no such method, or one without guards.
     """
-    guards = getattr(find_method(method).config, "guards", None)
+    guards = find_method(method).config.guards
     if not guards:
-        known = [name for name, entry in METHODS.items() if getattr(entry.config, "guards", None)]
+        known = [name for name, entry in METHODS.items() if entry.config.guards]
         raise ValueError(
             f"audit: method must be one with guards ({', '.join(known)}), got {method!r}"
         )
-    return dict(guards)
+    return {name: dict(fields) for name, fields in guards.items()}
 
 
 def audit(

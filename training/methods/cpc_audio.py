@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sslops import chance, cpc_loss
 from sslops.distributed import all_gather_with_grad
 from sslops.training.config import TrainConfig
+from sslops.training.config.checks import positive
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape
 from sslops.training.methods.cpc_charts import at_hand, step_charts
 from sslops.training.methods.figures import Chart
@@ -36,6 +37,9 @@ class CPCAudioConfig(TrainConfig):
 
     kind: ClassVar[Literal["image", "sound", "video"]] = "sound"
     archs: ClassVar[tuple[str, ...]] = ("cpc-audio",)
+    unread: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("views", "image_size", "pool", "patch", "depth", "heads", "simclr_control"), ""
+    )
 
     data: str = "tones"  # a name from `sslops list`, or a folder of wav or flac files
     arch: str = "cpc-audio"  # strided convolutions and a GRU
@@ -54,9 +58,7 @@ class CPCAudioConfig(TrainConfig):
                 "cpc-audio: batch must be at least 2, as negatives = other are those of other"
                 f" windows, got {self.batch}"
             )
-        for name in ("window", "context", "pred_steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"config: {name} must be positive, got {getattr(self, name)}")
+        positive(self, "window", "context", "pred_steps", "temperature")
 
     def encoder_options(self) -> dict[str, int]:
         """Options of `AudioEncoder`."""

@@ -24,6 +24,7 @@ from sslops import chance, cpc_loss
 from sslops.distributed import all_gather_with_grad
 from sslops.training.augment import Draw, make_views
 from sslops.training.config import TrainConfig
+from sslops.training.config.checks import at_least, positive, within
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
 from sslops.training.methods.cpc_charts import at_hand, step_charts
 from sslops.training.methods.figures import Chart
@@ -38,6 +39,7 @@ class CPCImageConfig(TrainConfig):
     """CPC's own knobs."""
 
     archs: ClassVar[tuple[str, ...]] = ("cpc-patches",)
+    unread: ClassVar[Mapping[str, str]] = dict.fromkeys(("pool", "depth", "heads"), "")
 
     arch: str = "cpc-patches"
     patch: int = 8  # side in pixels; patches overlap by half
@@ -51,13 +53,11 @@ class CPCImageConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.drop <= 1:
-            raise ValueError(f"config: drop must be in [0, 1], got {self.drop}")
-        for name, least in (("patch", 2), ("pred_steps", 1), ("skip", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"config: {name} must be at least {least}, got {getattr(self, name)}"
-                )
+        within(self, 0, 1, "drop")
+        at_least(self, 2, "patch")
+        at_least(self, 1, "pred_steps")
+        at_least(self, 0, "skip")
+        positive(self, "temperature")
 
     def encoder_options(self) -> dict[str, Any]:
         """Options of `PatchEncoder`."""

@@ -27,6 +27,7 @@ from sslops.training.augment import Draw, make_views
 from sslops.training.augment.masks import centre_hole, nearest_fill, random_regions, rim
 from sslops.training.augment.statistics import MEAN, STD
 from sslops.training.config import TrainConfig
+from sslops.training.config.checks import at_least, positive, within
 from sslops.training.methods.base import Batch, DataShape, Method, find_views
 from sslops.training.methods.figures import Chart
 from sslops.training.methods.inpainting_scores import score_fills
@@ -53,25 +54,17 @@ class InpaintingConfig(TrainConfig):
     lr_ratio: float = 10.0  # the generator's learning rate (lr) over the discriminator's
     beta1: float = 0.5  # of both optimisers, Adam's first
 
-    guards: ClassVar[dict[str, dict[str, Any]]] = {"random regions": {"mask": "centre"}}
+    guards: ClassVar[Mapping[str, Mapping[str, Any]]] = {"random regions": {"mask": "centre"}}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (
-            ("overlap", 0),
-            ("overlap_weight", 0),
-            ("cells", 2),
-            ("decoder_width", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"config: {name} must be at least {least}, got {value}")
+        at_least(self, 0, "overlap", "overlap_weight")
+        at_least(self, 2, "cells")
+        at_least(self, 1, "decoder_width")
+        within(self, 0, 1, "adversarial")
+        positive(self, "lr_ratio")
         if not 0 < self.area < 1:
             raise ValueError(f"config: area must be in (0, 1), got {self.area}")
-        if not 0 <= self.adversarial <= 1:
-            raise ValueError(f"config: adversarial must be in [0, 1], got {self.adversarial}")
-        if not self.lr_ratio > 0:
-            raise ValueError(f"config: lr_ratio must be positive, got {self.lr_ratio}")
 
 
 class Inpainting(Method):

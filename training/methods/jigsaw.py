@@ -49,7 +49,8 @@ class JigsawConfig(TrainConfig):
     embed: int = 128  # numbers of each tile that the head sees
     hidden: int = 512  # of the head
 
-    guards: ClassVar[dict[str, dict[str, Any]]] = {
+    unread: ClassVar[Mapping[str, str]] = {"views": "the control with labels"}
+    guards: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gap": {"gap": 0.0},
         "jitter": {"jitter": 0.0},
         "grey": {"grey": 0.0},

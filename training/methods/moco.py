@@ -26,6 +26,7 @@ from sslops import KeyQueue, MomentumEncoder, chance, info_nce
 from sslops.distributed import all_gather, world_size
 from sslops.training.augment import make_views
 from sslops.training.config import TrainConfig
+from sslops.training.config.checks import at_least, positive, within
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
 from sslops.training.methods.figures import Chart
 from sslops.training.methods.queue_report import HINTS, RISE, WHOLE_BATCH, queue_charts
@@ -48,6 +49,12 @@ class MoCoConfig(TrainConfig):
     bn_splits: int = 8  # parts of a batch, over all processes, that batch norm sees at a time
     proj_hidden: int = 2048  # width of v2's head; v1's is linear
     proj_dim: int = 128  # of q and k
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "queue", "proj_hidden", "proj_dim")
+        positive(self, "temperature")
+        within(self, 0, 1, "key_momentum")
 
 
 class MoCo(ContrastiveMethod):

@@ -23,6 +23,7 @@ from sslops import MomentumEncoder, chance, cosine_momentum, info_nce
 from sslops.distributed import all_gather, rank, world_size
 from sslops.training.augment import make_views
 from sslops.training.config import TrainConfig
+from sslops.training.config.checks import at_least, positive, within
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
 from sslops.training.methods.figures import Chart
 from sslops.training.models import Projector, ViT, build_encoder
@@ -46,6 +47,12 @@ class MoCoV3Config(TrainConfig):
     proj_layers: int | None = None  # of the projector: 3 for a vit, else 2, if unset
     pred_bn: bool | None = None  # BN behind the predictor: for a vit only, if unset
     freeze_patch: bool = True  # a vit's patch projection stays random, which keeps it stable
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "proj_hidden", "proj_dim", "proj_layers")
+        positive(self, "temperature")
+        within(self, 0, 1, "key_momentum")
 
 
 class MoCoV3(ContrastiveMethod):

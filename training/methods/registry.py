@@ -17,10 +17,11 @@ from sslops.training.methods.relative_patch import RelativePatch, RelativePatchC
 from sslops.training.methods.rotation import Rotation, RotationConfig
 from sslops.training.methods.simclr import SimCLR, SimCLRConfig
 from sslops.training.methods.split_brain import SplitBrain, SplitBrainConfig
-from sslops.training.methods.supervised import Supervised
+from sslops.training.methods.supervised import Supervised, SupervisedConfig
+from sslops.training.methods.supervised_audio import SupervisedAudio
 from sslops.training.methods.video_colorization import VideoColorization, VideoColorizationConfig
 
-__all__ = ["METHODS", "Entry", "find_method"]
+__all__ = ["CONTROLS", "METHODS", "Entry", "find_method"]
 
 
 class Entry(NamedTuple):
@@ -49,7 +50,14 @@ METHODS: dict[str, Entry] = {
     "colorization": Entry(ColorizationConfig, Colorization),
     "split-brain": Entry(SplitBrainConfig, SplitBrain),
     "video-colorization": Entry(VideoColorizationConfig, VideoColorization),
-    "supervised": Entry(TrainConfig, Supervised),
+    "supervised": Entry(SupervisedConfig, Supervised),
+}
+
+
+# What is trained with labels beside a method, by what it learns from.
+CONTROLS: dict[Kind, Callable[[Any, DataShape], Method]] = {
+    "image": Supervised,
+    "sound": SupervisedAudio,
 }
 
 

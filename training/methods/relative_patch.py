@@ -49,7 +49,8 @@ class RelativePatchConfig(TrainConfig):
     coarse: float = 0.0  # share of the patches brought to half their size and back
     hidden: int = 256  # of the head
 
-    guards: ClassVar[dict[str, dict[str, Any]]] = {
+    unread: ClassVar[Mapping[str, str]] = {"views": "the control with labels"}
+    guards: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "gap": {"gap": 0.0},
         "jitter": {"jitter": 0.0},
         "colour drop": {"drop": 0.0},

@@ -41,7 +41,7 @@ class RotationConfig(TrainConfig):
     interpolate: bool = False  # turn by bilinear look-up, which leaves a shortcut
     angle_error: float = 1.0  # degrees by which such a quarter turn is too wide
 
-    guards: ClassVar[dict[str, dict[str, Any]]] = {"exact rotation": {"interpolate": True}}
+    guards: ClassVar[Mapping[str, Mapping[str, Any]]] = {"exact rotation": {"interpolate": True}}
 
 
 class Rotation(Method):

@@ -9,19 +9,20 @@ Chen et al. 2020, arXiv:2002.05709, algorithm 1:
         each view must pick its partner among 2B - 1 others       NT-Xent
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from sslops import Gather, NTXentLoss, chance
 from sslops.training.augment import make_views
-from sslops.training.config import TrainConfig
+from sslops.training.config import TrainConfig, make_config
+from sslops.training.config.checks import at_least, positive
 from sslops.training.methods.base import Batch, ContrastiveMethod, DataShape, find_views
 from sslops.training.models import Projector, build_encoder
 
-__all__ = ["SimCLR", "SimCLRConfig"]
+__all__ = ["SimCLR", "SimCLRConfig", "simclr_config"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,29 @@ class SimCLRConfig(TrainConfig):
     proj_hidden: int = 256  # width of the projector
     proj_dim: int = 128  # of z
     proj_layers: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 2, "num_views")
+        at_least(self, 1, "proj_hidden", "proj_dim", "proj_layers")
+        positive(self, "temperature")
+
+
+# What SimCLR's recipe decides in the control; the rest is the run's.
+_OWN = (
+    "views optimizer lr lr_scaling warmup_epochs schedule weight_decay momentum trust clip"
+    " temperature num_views proj_hidden proj_dim proj_layers"
+).split()
+
+
+def simclr_config(config: TrainConfig) -> SimCLRConfig:
+    """The settings of SimCLR as a control of a run on images: its recipe, the run's budget."""
+    own = make_config(SimCLRConfig, "simclr", {"data": config.data, "recipe": config.recipe})
+    changed = {name: getattr(own, name) for name in _OWN}
+    # Of both classes, so that the encoder's options are those that the method gives it.
+    both: Any = dataclass(frozen=True)(type("Control", (SimCLRConfig, type(config)), {}))
+    control: SimCLRConfig = both(**{**asdict(own), **asdict(config), **changed, "knn_every": 0})
+    return control
 
 
 class SimCLR(ContrastiveMethod):

@@ -22,6 +22,7 @@ from sslops.training.augment import make_views
 from sslops.training.augment.colour_bins import ab_bins, lightness_bins, soft_encode
 from sslops.training.augment.lab import lab_to_rgb, rgb_to_lab
 from sslops.training.config import TrainConfig
+from sslops.training.config.checks import at_least
 from sslops.training.methods.base import Batch, DataShape, Method
 from sslops.training.methods.colour import LIGHTNESS_ROWS, colour_recipe, pixel_decoder, row_of
 from sslops.training.methods.figures import Chart
@@ -48,10 +49,7 @@ class SplitBrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.lightness_bins < 2:
-            raise ValueError(
-                f"config: lightness_bins must be at least 2, got {self.lightness_bins}"
-            )
+        at_least(self, 2, "lightness_bins")
 
     def encoder_options(self) -> dict[str, Any]:
         """Two encoders of half the width."""

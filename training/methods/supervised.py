@@ -1,7 +1,7 @@
 """The supervised control: the same encoder, views and loop, but with labels."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import torch
@@ -13,7 +13,14 @@ from sslops.training.config import TrainConfig
 from sslops.training.methods.base import Batch, DataShape, Method, find_views
 from sslops.training.models import build_encoder
 
-__all__ = ["Supervised", "supervised_config"]
+__all__ = ["Supervised", "SupervisedConfig", "supervised_config"]
+
+
+@dataclass(frozen=True)
+class SupervisedConfig(TrainConfig):
+    """No knobs of its own."""
+
+    uses_labels: ClassVar[bool] = True
 
 
 class Supervised(Method):

@@ -16,7 +16,7 @@ frame to frame (sslops.training.evaluate.propagate).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from sslops.training.augment import Draw
 from sslops.training.augment.lab import lab_to_rgb, rgb_to_lab
-from sslops.training.config import TrainConfig
+from sslops.training.config import VideoConfig
+from sslops.training.config.checks import at_least, positive
 from sslops.training.data import Clips
 from sslops.training.methods.base import Batch, DataShape, Method
 from sslops.training.methods.colour_copy import (
@@ -44,39 +45,28 @@ SHOWN = 12  # videos in a picture
 
 
 @dataclass(frozen=True)
-class VideoColorizationConfig(TrainConfig):
+class VideoColorizationConfig(VideoConfig):
     """Video colorization's own knobs; `batch` counts videos."""
 
-    kind: ClassVar[Literal["image", "sound", "video"]] = "video"
     archs: ClassVar[tuple[str, ...]] = ("frame-cnn",)
+    unread: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("views", "supervised_epochs", "simclr_control", "eval_train", "eval_stages",
+         "tsne_images"), ""
+    )  # fmt: skip
 
     data: str = "moving-shapes"  # a name from `sslops list`, or a folder of folders of frames
     arch: str = "frame-cnn"
     references: int = 3  # frames that colours are copied from
     spacing: int = 2  # frames from one to the next at most, drawn for each video
     clusters: int = 16  # of colours
-    normalize: bool = True  # compare by cosine; the paper's similarity is the plain product
     temperature: float = 0.05  # of the similarities in training
     radius: int | None = None  # a place is looked for so many cells around it; everywhere if unset
 
-    eval_temperature: float = 0.1  # in propagation
-    eval_radius: int | None = 6  # in cells; everywhere if unset
-    top_k: int = 5  # places that a mask is copied from
-    context: int = 7  # frames that are copied from, beside the first
-    eval_video: str | None = None  # a folder of videos with masks to follow as well
-    eval_size: int | None = 120  # shorter side of its frames in pixels
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("references", "spacing", "top_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"config: {name} must be at least 1, got {getattr(self, name)}")
-        if not self.eval_temperature > 0:
-            raise ValueError(
-                f"config: eval_temperature must be positive, got {self.eval_temperature}"
-            )
-        if self.clusters < 2:
-            raise ValueError(f"config: clusters must be at least 2, got {self.clusters}")
+        at_least(self, 1, "references", "spacing")
+        at_least(self, 2, "clusters")
+        positive(self, "temperature")
 
 
 class VideoColorization(Method):

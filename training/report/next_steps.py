@@ -2,12 +2,11 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from sslops.training import data
-from sslops.training.config import TrainConfig, make_config
+from sslops.training.config import TrainConfig, departures
 from sslops.training.evaluate.table import arms, has_labels
 
 __all__ = ["next_steps"]
@@ -59,18 +58,9 @@ def _quoted(code: str) -> str:
 
 def _flags(name: str, config: TrainConfig) -> list[str]:
     """Those of `sslops train` that give this configuration, but for the seed."""
-    given = {key: getattr(config, key) for key in ("recipe", "version") if hasattr(config, key)}
-    given = {key: value for key, value in given.items() if value is not None}
-    given["data"] = config.data
-    first = {key: getattr(type(config), key) for key in given}
-    first["arch"] = make_config(type(config), name, given).arch
-    # Options of the recipe's encoder are not those of another.
-    plain = asdict(make_config(type(config), name, {**given, "arch": config.arch}))
-    own = asdict(config)
-    changed = {**first, **{key: value for key, value in plain.items() if key not in first}}
     flags = []
-    for key, value in own.items():
-        if key == "seed" or value == changed[key]:
+    for key, value in departures(name, config).items():
+        if key == "seed":
             continue
         flag = key.replace("_", "-")
         if isinstance(value, bool):
