@@ -21,11 +21,12 @@ from sslops.training.distributed.process import join, leave, seed_everything, wa
 from sslops.training.distributed.wrap import parallelise
 from sslops.training.engine.setup import shape_of
 from sslops.training.engine.signals import Interrupted
-from sslops.training.engine.step import Step, blocks_of, prepare_encoder
+from sslops.training.engine.step import Step, prepare_encoder, restore_encoder
 from sslops.training.loggers.console import Console
 from sslops.training.methods import Batch, ContrastiveMethod, Method, find_method
 from sslops.training.methods.simclr import SimCLR
 from sslops.training.models import build_encoder, encoder_names
+from sslops.training.models.declared import checkpoint_blocks
 from sslops.training.storage.checkpoint import load
 from tests.ops.test_grad_cache import relative
 from tests.training.method_cases import METHOD_CASES
@@ -189,7 +190,7 @@ def test_checkpointing_holds_less_and_gives_the_same(arch):
     other, start = copy.deepcopy(encoder), copy.deepcopy(encoder.state_dict())
     config = make_config(find_method("simclr").config, "simclr", {"checkpointing": True})
     prepare_encoder(other, config)
-    assert len(blocks_of(encoder)) >= 3
+    assert len(checkpoint_blocks(encoder)) >= 3
     images = torch.rand(16, 3, size, size)
     assert saved_bytes(other, images) < 0.7 * saved_bytes(encoder, images)
     for each in (encoder, other):
@@ -247,3 +248,40 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path):
         for how, process in itertools.product(("ddp", "fsdp"), range(2)):
             _, grads = torch.load(tmp_path / f"{n}-{how}-{process}.pt")
             assert relative(grads, expected) < 1e-6, (case[0], how, process)
+
+
+def test_an_encoder_may_checkpoint_by_itself():
+    """One that declares `set_grad_checkpointing` is asked, and its modules are left alone."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.on, self.layers = False, nn.Sequential(nn.Linear(2, 2))
+
+        def set_grad_checkpointing(self, enable=True):
+            self.on = enable
+
+    encoder = Own()
+    for checkpointing in (False, True):
+        changes = {"checkpointing": checkpointing}
+        config = make_config(find_method("simclr").config, "simclr", changes)
+        prepare_encoder(encoder, config)
+        assert encoder.on is checkpointing
+        assert not any("forward" in vars(module) for module in encoder.modules())
+        restore_encoder(encoder, config)
+        assert not encoder.on
+
+
+def test_an_encoder_may_declare_its_blocks():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))
+
+        def checkpoint_blocks(self):
+            return [self.first]
+
+    encoder = Own()
+    config = make_config(find_method("simclr").config, "simclr", {"checkpointing": True})
+    prepare_encoder(encoder, config)
+    assert [name for name, each in encoder.named_modules() if "forward" in vars(each)] == ["first"]

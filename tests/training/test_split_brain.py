@@ -7,10 +7,11 @@ import torch
 
 from sslops.training.augment.colour_bins import ab_bins
 from sslops.training.augment.lab import lab_to_rgb, rgb_to_lab
-from sslops.training.engine.step import blocks_of, prepare_encoder
+from sslops.training.engine.step import prepare_encoder
 from sslops.training.methods.base import Batch, DataShape
 from sslops.training.methods.split_brain import SplitBrain, SplitBrainConfig
 from sslops.training.models import build_encoder
+from sslops.training.models.declared import checkpoint_blocks
 
 TINY = {"arch": "cnn4", "width": 16, "batch": 6, "decoder_width": 16}
 
@@ -98,7 +99,7 @@ def test_checkpointed_halves_give_the_same_gradients():
         model.step(x)["loss"].backward()
         grads.append([p.grad for p in model.encoder.parameters()])
         statistics.append(list(model.encoder.buffers()))
-    assert len(blocks_of(model.encoder)) == 8
+    assert len(checkpoint_blocks(model.encoder)) == 8
     for pair in zip(*grads, strict=True):
         torch.testing.assert_close(*pair)
     for pair in zip(*statistics, strict=True):

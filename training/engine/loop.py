@@ -15,7 +15,6 @@ from sslops.training.data import Split
 from sslops.training.data.loader import Feed, Sampler, groups_of
 from sslops.training.distributed.machine import peak_memory_gb, resolve_precision
 from sslops.training.distributed.process import World, main_value
-from sslops.training.distributed.wrap import parallelise
 from sslops.training.engine.collapse import Diagnosis, feature_spread
 from sslops.training.engine.nonfinite import (
     FiniteCheck,
@@ -29,7 +28,7 @@ from sslops.training.engine.signals import (
     StopRequest,
     watch_processes,
 )
-from sslops.training.engine.step import Step, prepare_encoder
+from sslops.training.engine.step import make_step
 from sslops.training.loggers.console import Console
 from sslops.training.loggers.metrics import Clock, MetricsFile, Window, truncate_metrics
 from sslops.training.loggers.words import BATCHED
@@ -80,7 +79,8 @@ class Loop:
         warmup = round(config.warmup_epochs * self.sampler.steps_per_epoch)
         self.warmup = min(warmup, self.steps // 2)
         self.peak_lr = scaled_lr(config.lr, config.batch, config.lr_scaling)
-        self._model = parallelise(method, world, config.parallel)  # may make new parameters
+        self.precision = resolve_precision(config.precision, world.device)
+        self._compute = make_step(method, config, world, self.precision)  # before the optimiser
         self.optimizer = make_optimizer(
             config.optimizer,
             method.optimizer_groups(),
@@ -89,7 +89,6 @@ class Loop:
             momentum=config.momentum,
             trust=config.trust,
         )
-        self.precision = resolve_precision(config.precision, world.device)
         # The parameters of views are drawn on the host, so that it never waits for a GPU.
         self.generator = SharedGenerator()
         self.generator.manual_seed(config.seed * 1_000_003)
@@ -102,15 +101,6 @@ class Loop:
         self.before: dict[str, Any] = {}  # random states that the step under way began with
         self._finite = FiniteCheck(world.device)
         self._norm = torch.zeros(())
-        prepare_encoder(method.encoder, config)
-        self._compute = Step(
-            method,
-            self._model,
-            config,
-            share=config.batch // world.size,
-            device=world.device,
-            bf16=self.precision == "bf16",
-        )
 
     def run(self) -> None:
         """Train to the end, from wherever `resume` has put the loop.

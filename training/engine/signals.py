@@ -1,4 +1,4 @@
-"""What ends a run from outside: signals, a lost process."""
+"""What can end a run early: signals, a lost process, a failing evaluation."""
 
 import signal
 import threading

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from sslops import GradCache
 from sslops._compile_cache import separate_by_processor
 from sslops.grad_cache import kept_buffers
-from sslops.training.config import TrainConfig
+from sslops.training.config import SystemConfig, TrainConfig
+from sslops.training.distributed.process import World
+from sslops.training.distributed.wrap import parallelise
 from sslops.training.methods import ContrastiveMethod, Method
-from sslops.training.models.colour_inputs import ChannelEncoder, SplitEncoder
+from sslops.training.models.declared import called_parts, checkpoint_blocks, set_checkpointing
 
-__all__ = ["Step", "blocks_of", "prepare_encoder", "restore_encoder"]
+__all__ = ["Step", "make_step", "prepare_encoder", "restore_encoder"]
 
 CALLED = ("feature_maps", "grid", "latents")  # what methods call of an encoder, but itself
 
@@ -120,6 +122,34 @@ class Step:
         return whole
 
 
+def make_step(
+    method: Method,
+    config: TrainConfig,
+    world: World,
+    precision: Literal["fp32", "bf16"],
+    processes: int | None = None,
+) -> Step:
+    """The step of a run, or of one made again; the method is changed in place.
+
+    It may get new parameters, which an optimiser made before would not know.
+
+    Args:
+        method: on its device.
+        config: of the run.
+        world: this process among all.
+        precision: of the forward pass.
+        processes: that the batch is divided among; those of `world` if None.
+
+    Raises:
+        ValueError: as `Step` and `prepare_encoder`.
+    """
+    model = parallelise(method, world, config.parallel)
+    prepare_encoder(method.encoder, config)
+    share = config.batch // (processes or world.size)
+    bf16 = precision == "bf16"
+    return Step(method, model, config, share=share, device=world.device, bf16=bf16)
+
+
 def _backward(out: dict[str, Tensor], watch: Callable[[Tensor], None]) -> dict[str, Tensor]:
     watch(out["loss"])
     out["loss"].backward()  # type: ignore[no-untyped-call]
@@ -132,19 +162,24 @@ def _rows(views: Any) -> int:
     return len(views)
 
 
-def prepare_encoder(encoder: nn.Module, config: TrainConfig) -> None:
+def prepare_encoder(encoder: nn.Module, config: SystemConfig) -> None:
     """Checkpoint the activations of the encoder's blocks and compile it, as `config` says.
+
+    An encoder with a `set_grad_checkpointing` of its own is asked to do it by itself.
 
     Raises:
         ValueError: `checkpointing` of an encoder without blocks.
     """
     if config.compile:
         separate_by_processor()
-    if not config.checkpointing:
+    own = set_checkpointing(encoder)
+    if config.checkpointing and own is not None:
+        own(True)
+    if own is not None or not config.checkpointing:
         if config.compile:
             _compile(encoder)
         return
-    blocks = blocks_of(encoder)
+    blocks = checkpoint_blocks(encoder)
     if not blocks:
         raise ValueError(
             "train: --checkpointing needs an encoder with nn.Sequential or nn.ModuleList in it, got"
@@ -156,8 +191,11 @@ def prepare_encoder(encoder: nn.Module, config: TrainConfig) -> None:
         block.__dict__["forward"] = _Checkpointed(block, compute)
 
 
-def restore_encoder(encoder: nn.Module) -> None:
+def restore_encoder(encoder: nn.Module, config: SystemConfig) -> None:
     """Undo `prepare_encoder`: a copy would go on computing with the weights of the original."""
+    own = set_checkpointing(encoder)
+    if config.checkpointing and own is not None:
+        own(False)
     for module in encoder.modules():
         for name in ("forward", *CALLED):
             if callable(module.__dict__.get(name)):  # a transformer's `grid` is its size
@@ -165,30 +203,12 @@ def restore_encoder(encoder: nn.Module) -> None:
 
 
 def _compile(encoder: nn.Module) -> None:
-    """Compile all that methods call: of the encoder, and of the halves of a split one."""
-    parts = [encoder, *encoder.halves] if isinstance(encoder, SplitEncoder) else [encoder]
-    for part in parts:
+    """Compile all that methods call: of the encoder, and of its parts that they call."""
+    for part in (encoder, *called_parts(encoder)):
         part.compile()
         for name in CALLED:
             if callable(getattr(part, name, None)):
                 part.__dict__[name] = torch.compile(getattr(part, name))
-
-
-def blocks_of(encoder: nn.Module) -> list[nn.Module]:
-    """What is checkpointed: the members of its containers, or a container of single layers."""
-    if isinstance(encoder, SplitEncoder):
-        return [block for half in encoder.halves for block in blocks_of(half)]
-    if isinstance(encoder, ChannelEncoder):
-        return blocks_of(encoder.base)
-    blocks: list[nn.Module] = []
-    for child in encoder.children():
-        if isinstance(child, nn.Sequential | nn.ModuleList):
-            made_of_layers = [each for each in child if any(True for _ in each.children())]
-            if made_of_layers:
-                blocks += made_of_layers
-            elif isinstance(child, nn.Sequential) and len(child):
-                blocks.append(child)
-    return blocks
 
 
 class _Checkpointed:

@@ -3,7 +3,6 @@
 import math
 import os
 import socket
-from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +14,14 @@ from torch.multiprocessing.spawn import spawn
 from sslops._names import shown
 from sslops.training.augment import SharedGenerator
 from sslops.training.distributed.process import World, join, leave, wait
-from sslops.training.distributed.wrap import parallelise
 from sslops.training.engine.nonfinite import failure_path, local
 from sslops.training.engine.optim import clip_gradient
-from sslops.training.engine.step import Step, prepare_encoder
+from sslops.training.engine.setup import build_method
+from sslops.training.engine.step import make_step
 from sslops.training.loggers.console import Console
-from sslops.training.methods import Batch, DataShape, find_method
+from sslops.training.methods import Batch, DataShape
 from sslops.training.storage import checkpoint
+from sslops.training.storage.folder import saved_config
 
 __all__ = ["replay"]
 
@@ -77,6 +77,7 @@ class _Found(NamedTuple):
 
 
 def _read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+
     state = checkpoint.load(path, device)
     if "before" not in state:
         raise ValueError(f"train: --replay needs a nonfinite.pt, got another file, {path}")
@@ -122,16 +123,12 @@ def _process(rank: int, paths: list[Path], device: str, port: int, found: Any) -
 
 def _again(path: Path, world: World) -> _Found:
     """Make the step of a file again, as the process `world` says."""
-    from sslops.training.engine.setup import build_method
-
     state = _read(path, world.device)
-    cls = find_method(state["name"]).config
-    known = {field.name for field in fields(cls)}
-    config = cls(**{name: value for name, value in state["config"].items() if name in known})
+    config = saved_config(state["name"], state["config"])
     if world.size > 1 and config.threads is not None:
         torch.set_num_threads(config.threads)
     method = build_method(state["name"], config, DataShape(*state["shape"]), world)
-    model = parallelise(method, world, config.parallel)
+    step = make_step(method, config, world, state["precision"], state["processes"])
     with torch.no_grad():
         for name, value in method.state_dict().items():
             local(value).copy_(state["method"].pop(name))
@@ -149,14 +146,11 @@ def _again(path: Path, world: World) -> _Found:
         views = method.views(Batch(state["images"], state["labels"]), generator)
         same = _equal(views, state["views"])
         lines = [f"views     {'the same bits' if same else 'NOT those of the run'}"]
-    prepare_encoder(method.encoder, config)
     first: list[str] = []
     for name, module in method.named_modules():
         if not list(module.children()):
             module.register_forward_hook(_watch(name, first))
-    bf16, share = state["precision"] == "bf16", config.batch // state["processes"]
-    compute = Step(method, model, config, share=share, device=world.device, bf16=bf16)
-    loss = float(compute(views, lambda loss: None)["loss"].detach())
+    loss = float(step(views, lambda loss: None)["loss"].detach())
     weights = [name for name, each in method.named_parameters() if not _finite(each)]
     grads = [name for name, each in method.named_parameters() if not _finite(each.grad)]
     norm = float(clip_gradient(method, None))

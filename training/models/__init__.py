@@ -6,7 +6,12 @@ from sslops.training.models.frames import FrameCNN
 from sslops.training.models.heads import Projector, plain_head
 from sslops.training.models.log_mel import LogMel
 from sslops.training.models.patches import PatchEncoder
-from sslops.training.models.registry import build_encoder, check_side, encoder_names
+from sslops.training.models.registry import (
+    build_encoder,
+    check_side,
+    encoder_names,
+    rebuild_encoder,
+)
 from sslops.training.models.vit import ViT
 
 __all__ = [
@@ -21,4 +26,5 @@ __all__ = [
     "check_side",
     "encoder_names",
     "plain_head",
+    "rebuild_encoder",
 ]

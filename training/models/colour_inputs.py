@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sslops.training.augment.lab import lightness, rgb_to_lab
+from sslops.training.models.declared import checkpoint_blocks
 
 __all__ = ["INPUTS", "ChannelEncoder", "SplitEncoder", "build_colour_encoder"]
 
@@ -38,6 +39,10 @@ class ChannelEncoder(nn.Module):
         """[B, 3, H, W] -> [B, dim]."""
         return cast(Tensor, self.base(self.channels(x)))
 
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        """Those of the base network."""
+        return checkpoint_blocks(self.base)
+
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """Those of the base network."""
         return cast(list[Tensor], cast(Any, self.base).feature_maps(self.channels(x)))
@@ -65,6 +70,14 @@ class SplitEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, dim]."""
         return torch.cat([half(x) for half in self.halves], 1)
+
+    def called_parts(self) -> list[nn.Module]:
+        """The halves, which the method also calls one by one."""
+        return list(self.halves)
+
+    def checkpoint_blocks(self) -> list[nn.Module]:
+        """Those of both halves."""
+        return [block for half in self.halves for block in checkpoint_blocks(half)]
 
     def feature_maps(self, x: Tensor) -> list[Tensor]:
         """The halves' maps of each block, their channels side by side."""

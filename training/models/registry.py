@@ -1,13 +1,14 @@
 """Names of the encoders, and the one function that builds them."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from sslops._names import shown
+from sslops.training.models.audio import AudioEncoder
 from sslops.training.models.cnn import CNN
 from sslops.training.models.colour_inputs import build_colour_encoder
 from sslops.training.models.frames import FrameCNN
@@ -16,7 +17,7 @@ from sslops.training.models.resnet import ResNet
 from sslops.training.models.subsampled import subsample_first
 from sslops.training.models.vit import ViT
 
-__all__ = ["build_encoder", "check_side", "encoder_names"]
+__all__ = ["build_encoder", "check_side", "encoder_names", "rebuild_encoder"]
 
 SMALL = 64  # largest side in pixels of images that get the CIFAR stem
 
@@ -136,6 +137,17 @@ def build_encoder(
             encoder = build_colour_encoder(build, inputs, channels, image_size, options)
     subsample_first(encoder)
     return encoder
+
+
+def rebuild_encoder(about: Mapping[str, Any]) -> nn.Module:
+    """The network that the description beside exported weights names, with random weights.
+
+    Args:
+        about: "arch", "options", and "rate" of sound or "channels" and "image_size" of images.
+    """
+    if "rate" in about:
+        return AudioEncoder(about["rate"], **about["options"])
+    return build_encoder(about["arch"], about["channels"], about["image_size"], **about["options"])
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ __all__ = [
     "open_folder",
     "read_config",
     "read_json",
+    "saved_config",
     "write_json",
 ]
 
@@ -112,13 +113,22 @@ def read_config(folder: Path) -> tuple[str, TrainConfig]:
     """
     values = read_json(folder / "config.json")
     method = values.pop("method")
+    return method, saved_config(method, values)
+
+
+def saved_config(method: str, saved: Mapping[str, Any]) -> TrainConfig:
+    """The configuration that was written down, perhaps by another version.
+
+    Fields that this version has no more are left out, those that it has since have their defaults.
+    """
     cls = find_method(method).config
     known = {field.name for field in fields(cls)}
+    values = {name: value for name, value in saved.items() if name in known}
     if cls.archs and values.get("arch") not in cls.archs:
         # From before `archs`: any --arch was written down, and never built (cpc-audio ignored it,
         # the others failed with it).
         values["arch"] = cls.archs[0]
-    return method, cls(**{name: value for name, value in values.items() if name in known})
+    return cls(**values)
 
 
 def default_config(method: str, given: dict[str, Any], options: RunOptions) -> TrainConfig:

@@ -12,7 +12,7 @@ from sslops.training.distributed.machine import resolve_precision
 from sslops.training.distributed.process import World
 from sslops.training.engine.optim import make_optimizer
 from sslops.training.engine.setup import build_method
-from sslops.training.engine.step import Step, prepare_encoder
+from sslops.training.engine.step import make_step
 from sslops.training.experiments.plan.simulate import make_batch
 from sslops.training.loggers.progress import working
 from sslops.training.methods import DataShape
@@ -30,27 +30,20 @@ class Updates:
         name: of the method.
         config: its batch is that of this process.
         shape: of the images.
-        world: gives the device.
+        world: this process alone; gives the device.
     """
 
     def __init__(self, name: str, config: TrainConfig, shape: DataShape, world: World) -> None:
         self.config, self.shape, self.device = config, shape, world.device
         self.method = build_method(name, config, shape, world).train()
+        precision = resolve_precision(config.precision, world.device)
+        self.compute = make_step(self.method, config, world, precision)
         self.optimizer = make_optimizer(
             config.optimizer,
             self.method.optimizer_groups(),
             lr=1e-4,
             weight_decay=0.0,
             momentum=config.momentum,
-        )
-        prepare_encoder(self.method.encoder, config)
-        self.compute = Step(
-            self.method,
-            self.method,
-            config,
-            share=config.batch,
-            device=world.device,
-            bf16=resolve_precision(config.precision, world.device) == "bf16",
         )
         self.generator = torch.Generator().manual_seed(0)
         self.step = 0
