@@ -54,7 +54,7 @@ def test_it_has_the_recipe_of_simclr_and_the_budget_of_the_run(tmp_path, monkeyp
         def run(self):
             pass
 
-    monkeypatch.setattr("sslops.training.evaluate.baselines.Loop", Spy)
+    monkeypatch.setattr("sslops.training.engine.loop.Loop", Spy)
     split = Split(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64))
     config = MoCoV3Config(data="digits", epochs=7, batch=32, lr=0.123, temperature=0.9, width=4)
     shape, world = DataShape(1, 8, 10), World(0, 1, torch.device("cpu"))

@@ -11,6 +11,7 @@ from sslops.training.cli import main
 from sslops.training.cli.afterwards import evaluate_again, evaluate_elsewhere, export_checkpoint
 from sslops.training.data import registry
 from sslops.training.engine.loop import Loop
+from sslops.training.engine.setup import DataSource
 from sslops.training.evaluate import run as evaluation
 from sslops.training.evaluate import transfer
 from sslops.training.loggers.console import Console
@@ -123,7 +124,7 @@ def test_several_seeds_and_values_read_the_same_data_once(tmp_path, counts, no_n
 
 
 def test_other_data_are_not_mistaken_for_those_at_hand():
-    source = evaluation.DataSource()
+    source = DataSource()
     digits = source("digits")
     assert source("digits") is digits
     assert source("digits", size=16).image_size == 16

@@ -12,17 +12,13 @@ from sslops.training.cli import command_line as cli
 from sslops.training.distributed.process import World
 from sslops.training.engine.setup import build_method, load_data, shape_of
 from sslops.training.evaluate import rotnet as protocol
-from sslops.training.evaluate.rotnet import (
-    HalfFrozen,
-    RotNetOptions,
-    freeze_first,
-    rotnet,
-    rotnet_table,
-)
+from sslops.training.evaluate.rotnet import RotNetOptions, rotnet, rotnet_table
 from sslops.training.loggers.console import Console
 from sslops.training.methods.base import DataShape
+from sslops.training.methods.half_frozen import HalfFrozen, freeze_first
 from sslops.training.methods.simclr import SimCLRConfig
 from sslops.training.models import build_encoder
+from sslops.training.storage.encoder import read_trained
 from sslops.training.storage.folder import read_config
 
 WORLD = World(0, 1, torch.device("cpu"))
@@ -36,6 +32,11 @@ def run(tmp_path_factory):
         "rotation", data="digits", out=folder, console=Console(io.StringIO()), steps=20, width=8,
         knn_every=0, evaluate=False, threads=1,
     ).dir  # fmt: skip
+
+
+def rotnet_of(folder, options):
+    trained = read_trained(folder, WORLD.device)
+    return rotnet(trained, load_data(trained.config)[0], options, WORLD, Console(io.StringIO()))
 
 
 def state(module):
@@ -123,7 +124,7 @@ def test_arms_differ_in_the_frozen_blocks_alone(run, monkeypatch):
         "_train",
         lambda method, few, *rest: (begun.append(state(method)), seen.append(few)),
     )
-    rotnet(run, RotNetOptions(freeze=1, labels=(5,), steps=1), WORLD, Console(io.StringIO()))
+    rotnet_of(run, RotNetOptions(freeze=1, labels=(5,), steps=1))
     pretrained, scratch = begun
     differ = {name for name in scratch if not torch.equal(pretrained[name], scratch[name])}
     assert differ
@@ -155,7 +156,7 @@ def test_results_table_and_report(run):
 
 
 def test_same_bits_twice(run):
-    first, second = (rotnet(run, QUICK, WORLD, Console(io.StringIO())) for _ in range(2))
+    first, second = (rotnet_of(run, QUICK) for _ in range(2))
     assert first == second
 
 
@@ -173,7 +174,7 @@ def test_works_for_other_methods(tmp_path):
         "simclr", data="digits", out=tmp_path / "a", console=Console(io.StringIO()), steps=2,
         batch=64, width=8, proj_hidden=16, proj_dim=8, knn_every=0, evaluate=False, threads=1,
     ).dir  # fmt: skip
-    results = rotnet(folder, QUICK, WORLD, Console(io.StringIO()))
+    results = rotnet_of(folder, QUICK)
     assert set(results["accuracy"]["5"]) == {"simclr", "from scratch"}
 
 
@@ -193,7 +194,7 @@ def test_refuses_options(changes, message):
 def test_refuses_more_labels_than_there_are(run):
     options = RotNetOptions(freeze=1, labels=(5000,))
     with pytest.raises(ValueError, match="every class must have 5000 labels, got fewer: digits"):
-        rotnet(run, options, WORLD, Console(io.StringIO()))
+        rotnet_of(run, options)
 
 
 def test_frozen_blocks_see_as_the_run_does(run):

@@ -182,7 +182,7 @@ def test_non_finite_loss_stops_before_the_update(tmp_path, monkeypatch):
 
 def test_a_failing_evaluation_keeps_the_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "sslops.training.evaluate.run.evaluate_run",
+        "sslops.training.run.run.evaluate_run",
         lambda *_: (_ for _ in ()).throw(KeyError("boom")),
     )
     with pytest.raises(EvaluationFailed, match=r"KeyError.*encoder\.safetensors.*sslops eval"):

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sslops.training import load_encoder, train
+from sslops.training.cli.afterwards import evaluate_elsewhere
 from sslops.training.data import Clips, Video
 from sslops.training.data.moving_shapes import make_clip
-from sslops.training.distributed.process import World
 from sslops.training.evaluate.tracking import score_tracks, stand_still
-from sslops.training.evaluate.transfer import transfer
 from sslops.training.experiments.plan.command import PlanOptions, describe
 from sslops.training.loggers.console import Console
 from sslops.training.methods.base import Batch, DataShape
@@ -273,14 +272,13 @@ def test_a_run_is_evaluated_on_videos_of_a_folder(tmp_path):
     still = score_tracks(one, stand_still(one))
     assert result.results["identity"]["ball J"] == pytest.approx(still["J"], abs=1e-6)
     assert (tmp_path / "a" / "pictures" / "followed-ball-1.png").is_file()
-    world = World(0, 1, torch.device("cpu"))
-    again = transfer(tmp_path / "a", str(frames), None, world, QUIET)
+    again = evaluate_elsewhere(tmp_path / "a", str(frames), None, "cpu", QUIET)
     assert again["video-colorization"]["ball J"] == own["ball J"]
     for mask in (tmp_path / "ball_mask").iterdir():
         mask.unlink()
     (tmp_path / "ball_mask").rmdir()
     with pytest.raises(ValueError, match="whose first frame has a mask, got none in ball"):
-        transfer(tmp_path / "a", str(frames), None, world, QUIET)
+        evaluate_elsewhere(tmp_path / "a", str(frames), None, "cpu", QUIET)
 
 
 def test_learns_from_a_folder_without_masks(tmp_path):

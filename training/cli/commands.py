@@ -47,10 +47,11 @@ def eval_command(argv: list[str]) -> int:
     from sslops.training.loggers.console import Console
 
     if chosen.protocol == "rotnet":
-        from sslops.training.evaluate.rotnet import RotNetOptions, run_rotnet
+        from sslops.training.cli.afterwards import evaluate_few_labels
+        from sslops.training.evaluate.rotnet import RotNetOptions
 
         options = RotNetOptions(chosen.freeze, tuple(chosen.labels), chosen.steps)
-        run_rotnet(chosen.run, options, chosen.device, Console())
+        evaluate_few_labels(chosen.run, options, chosen.device, Console())
     elif chosen.eval_data:
         evaluate_elsewhere(chosen.run, chosen.eval_data, chosen.eval_root, chosen.device, Console())
     else:

@@ -1,6 +1,6 @@
 """What a method is measured beside: plain features, its encoder untrained and with labels."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +8,24 @@ import torch
 from torch import nn
 
 from sslops._names import shown
-from sslops.training.config import TrainConfig, make_config
+from sslops.training.config import TrainConfig
 from sslops.training.data import Dataset, Split
 from sslops.training.data.split import take
 from sslops.training.distributed.process import World, seed_everything
-from sslops.training.engine.loop import Loop
 from sslops.training.loggers.console import Console
-from sslops.training.methods import DataShape, Method
-from sslops.training.methods.cpc_audio import CPCAudioConfig
-from sslops.training.methods.simclr import SimCLR, SimCLRConfig
-from sslops.training.methods.supervised import Supervised, supervised_config
-from sslops.training.methods.supervised_audio import SupervisedAudio
+from sslops.training.methods import CONTROLS, DataShape, Method, find_method
+from sslops.training.methods.simclr import simclr_config
+from sslops.training.methods.supervised import supervised_config
 from sslops.training.models import LogMel
-from sslops.training.storage import encoder as export
+from sslops.training.storage.encoder import exported, load_encoder, save_encoder
 
-# What SimCLR's recipe decides in the control; the rest is the run's.
-OWN_OF_SIMCLR = (
-    "views optimizer lr lr_scaling warmup_epochs schedule weight_decay momentum trust clip"
-    " temperature num_views proj_hidden proj_dim proj_layers"
-).split()
-
-__all__ = ["plain_features", "simclr_arm", "supervised_arms", "train_supervised"]
+__all__ = [
+    "kept_control",
+    "plain_features",
+    "simclr_arm",
+    "supervised_arms",
+    "train_supervised",
+]
 
 
 def plain_features(data: Dataset) -> dict[str, nn.Module | None]:
@@ -41,16 +38,56 @@ def train_supervised(
 ) -> nn.Module:
     """The encoder of `config` trained with labels, by the same loop, views and optimiser."""
     config = supervised_config(config)
+    return _trained(CONTROLS[config.kind], config, train, shape, world, console)
+
+
+def _trained(
+    build: Callable[[Any, DataShape], Method],
+    config: TrainConfig,
+    train: Split,
+    shape: DataShape,
+    world: World,
+    console: Console,
+) -> nn.Module:
+    """The encoder of a control after its training."""
+    from sslops.training.engine.loop import Loop  # evaluating what is kept needs no loop
+
     seed_everything(config.seed)
-    method: Method
-    if isinstance(config, CPCAudioConfig):
-        method = SupervisedAudio(config, shape).to(world.device)
-    else:
-        method = Supervised(config, shape).to(world.device)
+    method = build(config, shape).to(world.device)
     if config.channels_last:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    Loop(method, train, config, world, console=console).run()
+    updating = Console(console.stream, quiet=console.quiet or not console.live)
+    Loop(method, train, config, world, console=updating).run()
     return method.encoder
+
+
+def _file(folder: Path, name: str) -> Path:
+    """Where a run keeps the encoder of a control."""
+    return folder / "checkpoint" / f"{name}.safetensors"
+
+
+def kept_control(folder: Path, name: str) -> nn.Module | None:
+    """The encoder of a control that a run's folder keeps; None if it was not trained."""
+    path = _file(folder, name)
+    return load_encoder(path) if path.is_file() else None
+
+
+def _kept(
+    folder: Path,
+    name: str,
+    method: str,
+    config: TrainConfig,
+    shape: DataShape,
+    train: Callable[[], nn.Module],
+) -> nn.Module:
+    """A control's encoder: of the folder where it is there, else trained and kept in it."""
+    kept = kept_control(folder, name)
+    if kept is not None:
+        return kept
+    encoder = train()
+    path = _file(folder, name)
+    save_encoder(path, encoder, config, shape, method=method, data=config.data)
+    return exported(encoder, config, shape)
 
 
 def supervised_arms(
@@ -76,14 +113,13 @@ def supervised_arms(
         splits["supervised-unseen"] = (_without(train, data, held_out), shape)
     encoders = {}
     for name, (split, size) in splits.items():
-        path = folder / "checkpoint" / f"{name}.safetensors"
-        if not path.is_file():
-            asked = name.replace("supervised-", "") if name != "supervised" else "supervised"
-            console.print(f"training the {asked} control ...")
-            updating = Console(console.stream, quiet=console.quiet or not console.live)
-            encoder = train_supervised(config, split, size, world, updating)
-            export.save_encoder(path, encoder, config, size, method="supervised", data=config.data)
-        encoders[name] = export.load_encoder(path).to(world.device)
+
+        def train_it(name: str = name, split: Split = split, size: DataShape = size) -> nn.Module:
+            console.print(f"training the {name.removeprefix('supervised-')} control ...")
+            return train_supervised(config, split, size, world, console)
+
+        encoder = _kept(folder, name, "supervised", config, size, train_it)
+        encoders[name] = encoder.to(world.device)
     return encoders
 
 
@@ -100,22 +136,13 @@ def simclr_arm(
     Views, optimiser and projector are those of SimCLR's own recipe for the data. It is kept in
     the folder, so that a second evaluation trains none again.
     """
-    path = folder / "checkpoint" / "simclr.safetensors"
-    if not path.is_file():
+    control = simclr_config(config)
+
+    def train_it() -> nn.Module:
         console.print("training the SimCLR control ...")
-        own = make_config(SimCLRConfig, "simclr", {"data": config.data, "recipe": config.recipe})
-        changed = {name: getattr(own, name) for name in OWN_OF_SIMCLR}
-        # Of both classes, so that the encoder's options are those that the method gives it.
-        both: Any = dataclass(frozen=True)(type("Control", (SimCLRConfig, type(config)), {}))
-        control = both(**{**asdict(own), **asdict(config), **changed, "knn_every": 0})
-        seed_everything(config.seed)
-        method = SimCLR(control, shape).to(world.device)
-        if config.channels_last:
-            method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        updating = Console(console.stream, quiet=console.quiet or not console.live)
-        Loop(method, train, control, world, console=updating).run()
-        export.save_encoder(path, method.encoder, control, shape, method="simclr", data=config.data)
-    return export.load_encoder(path).to(world.device)
+        return _trained(find_method("simclr").build, control, train, shape, world, console)
+
+    return _kept(folder, "simclr", "simclr", control, shape, train_it).to(world.device)
 
 
 def _without(split: Split, data: Dataset, held_out: str) -> Split:

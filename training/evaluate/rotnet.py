@@ -6,29 +6,26 @@ stay as they are, the others and a linear layer are trained from fresh weights w
 beside it. Both arms begin with the same fresh weights and see the same batches and views.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sslops.training.config import TrainConfig
-from sslops.training.data import Split
+from sslops.training.data import Dataset, Split
 from sslops.training.data.split import subset, take
-from sslops.training.distributed.process import World, join
-from sslops.training.engine.loop import Loop
-from sslops.training.engine.setup import build_method, load_data, shape_of
+from sslops.training.distributed.process import World
+from sslops.training.engine.setup import build_method, shape_of
 from sslops.training.evaluate.few_labels import draw_labels, feasible
 from sslops.training.evaluate.table import align
 from sslops.training.loggers.console import Console
 from sslops.training.methods.base import DataShape
-from sslops.training.methods.supervised import Supervised
-from sslops.training.storage import encoder as export
-from sslops.training.storage.folder import read_config, write_json
+from sslops.training.methods.half_frozen import HalfFrozen, freeze_first
+from sslops.training.storage.encoder import Trained
+from sslops.training.storage.folder import write_json
 
-__all__ = ["HalfFrozen", "RotNetOptions", "freeze_first", "rotnet", "rotnet_table", "run_rotnet"]
+__all__ = ["RotNetOptions", "rotnet", "rotnet_table"]
 
 SCRATCH = "from scratch"
 WARMUP = 0.1  # of the steps
@@ -53,80 +50,28 @@ class RotNetOptions:
             raise ValueError(f"rotnet: labels must be numbers from 1 on, got {self.labels}")
 
 
-class HalfFrozen(Supervised):
-    """An encoder whose first blocks stay as they are, to the bit, and a linear layer.
-
-    Args:
-        config: hyper-parameters.
-        shape: of the data set.
-        encoder: to train.
-        frozen: its modules that stay in evaluation mode; see `freeze_first`.
-    """
-
-    def __init__(
-        self, config: TrainConfig, shape: DataShape, encoder: nn.Module, frozen: Sequence[nn.Module]
-    ) -> None:
-        super().__init__(config, shape, encoder)
-        self._frozen = tuple(frozen)
-        self.train()
-
-    def train(self, mode: bool = True) -> "HalfFrozen":
-        """As of any module, but the batch norm of frozen blocks never counts."""
-        super().train(mode)
-        for module in self._frozen:
-            module.training = False
-        return self
-
-
-def freeze_first(encoder: nn.Module, blocks: int, image: Tensor) -> list[nn.Module]:
-    """Freeze all that the output of block number `blocks` is computed from (a stem, too).
-
-    Args:
-        encoder: with `stage_modules` and `feature_maps`.
-        blocks: 1 to all.
-        image: [1, C, H, W] that it can encode.
-
-    Returns:
-        The frozen modules, to be held in evaluation mode.
-
-    Raises:
-        ValueError: the encoder has no such block.
-    """
-    known = cast(Any, encoder).stage_modules()
-    if not 1 <= blocks <= len(known):
-        raise ValueError(f"rotnet: freeze must be in 1..{len(known)} blocks, got {blocks}")
-    training = {module: module.training for module in encoder.modules()}
-    encoder.eval()
-    params = [each for each in encoder.parameters() if each.requires_grad]
-    output = cast(Any, encoder).feature_maps(image)[blocks - 1]
-    grads = torch.autograd.grad(output.sum(), params, allow_unused=True)
-    for param, grad in zip(params, grads, strict=True):
-        param.requires_grad_(grad is None)
-    frozen = {module: None for block in known[:blocks] for module in block.modules()}
-    for module, was in training.items():
-        module.training = was
-        own = list(module.parameters(recurse=False))
-        if own and not any(param.requires_grad for param in own):
-            frozen[module] = None
-    return list(frozen)
-
-
-def rotnet(folder: Path, options: RotNetOptions, world: World, console: Console) -> dict[str, Any]:
+def rotnet(
+    trained: Trained, data: Dataset, options: RotNetOptions, world: World, console: Console
+) -> dict[str, Any]:
     """Run the protocol on a finished run and write its rotnet.json.
+
+    Args:
+        trained: the run.
+        data: its data set.
+        options: the budget of each arm.
+        world: gives the device.
+        console: where to report.
 
     Returns:
         What rotnet.json holds: {"accuracy": {labels a class: {arm: share of 1}}, "protocol"}.
 
     Raises:
-        FileNotFoundError: it is no run folder, or its training is not over.
         ValueError: sound, too few labels, an encoder without blocks, or a wrong `freeze`.
     """
-    name, config = read_config(folder)
-    trained = export.load_encoder(folder).to(world.device)
-    data, _, _ = load_data(config)
+    folder, name, config, encoder = trained
     if data.rate or data.train.labels is None or data.test.labels is None:
         raise ValueError(f"rotnet: needs labelled images, got {config.data}")
-    if not hasattr(trained, "stage_modules"):
+    if not hasattr(encoder, "stage_modules"):
         raise ValueError(f"rotnet: needs an encoder with stages, got {config.arch}")
     counts = feasible(data.train.labels, options.labels, len(data.classes))
     if not counts:
@@ -144,7 +89,7 @@ def rotnet(folder: Path, options: RotNetOptions, world: World, console: Console)
         accuracy[str(n)] = {}
         for arm, blocks in ((name, options.freeze), (SCRATCH, 0)):
             console.print(f"training with {n:,} labels a class: {arm} ...")
-            method = _build(name, config, shape_of(data), trained, blocks, world)
+            method = _build(name, config, shape_of(data), encoder, blocks, world)
             _train(method, few, config, options, world)
             accuracy[str(n)][arm] = _accuracy(method, test, world.device)
     results = {
@@ -173,7 +118,7 @@ def _settings(config: TrainConfig, options: RotNetOptions) -> TrainConfig:
 
 def _build(
     name: str, config: TrainConfig, shape: DataShape, trained: nn.Module, blocks: int, world: World
-) -> Supervised:
+) -> HalfFrozen:
     """The method's encoder with fresh weights, its first `blocks` taken from `trained`."""
     encoder = build_method(name, config, shape, world).encoder
     frozen: list[nn.Module] = []
@@ -197,8 +142,10 @@ def _build(
 
 
 def _train(
-    method: Supervised, few: Split, config: TrainConfig, options: RotNetOptions, world: World
+    method: HalfFrozen, few: Split, config: TrainConfig, options: RotNetOptions, world: World
 ) -> None:
+    from sslops.training.engine.loop import Loop
+
     batch = min(options.batch, len(few))
     warmup = WARMUP * options.steps / (len(few) // batch)  # in epochs
     config = replace(config, batch=batch, warmup_epochs=warmup)
@@ -206,7 +153,7 @@ def _train(
 
 
 @torch.no_grad()
-def _accuracy(method: Supervised, test: Split, device: torch.device) -> float:
+def _accuracy(method: HalfFrozen, test: Split, device: torch.device) -> float:
     method.eval()
     assert test.labels is not None
     right = 0
@@ -228,19 +175,3 @@ def rotnet_table(results: dict[str, Any]) -> str:
         title = arm if arm == SCRATCH else f"{arm}, first {freeze} blocks frozen"
         lines.append([title, *(f"{100 * each[arm]:.1f}" for each in accuracy.values())])
     return align(lines)
-
-
-def run_rotnet(
-    folder: Path, options: RotNetOptions, device: str, console: Console
-) -> dict[str, Any]:
-    """The protocol on a run folder: its table, its rotnet.json, and the report anew."""
-    from sslops.training.report.report import write_report
-
-    _, config = read_config(folder)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    results = rotnet(folder, options, World(0, 1, join(device).device), console)
-    console.print("\n" + rotnet_table(results))
-    console.print(f"\nnumbers   {folder / 'rotnet.json'}")
-    console.print(f"report    {write_report(folder).resolve()}")
-    return results

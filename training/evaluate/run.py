@@ -1,57 +1,60 @@
-"""After training: the method beside its controls, pictures, numbers, report."""
+"""The evaluation of a run: its encoder beside controls, numbers and pictures."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from sslops.training.config import TrainConfig
-from sslops.training.data import Dataset
+from sslops.training.config import TrainConfig, VideoConfig
+from sslops.training.data import Dataset, Split
 from sslops.training.distributed.process import World
-from sslops.training.engine.setup import DataSource, build_method, load_data, shape_of
-from sslops.training.engine.signals import EvaluationFailed, Interrupted
+from sslops.training.engine.setup import build_method, shape_of
 from sslops.training.evaluate.baselines import plain_features, simclr_arm, supervised_arms
 from sslops.training.evaluate.video import evaluate_tracking, video_sets
 from sslops.training.loggers.console import Console
-from sslops.training.methods.video_colorization import VideoColorizationConfig
-from sslops.training.storage import encoder as export
-from sslops.training.storage.folder import read_config, read_json, write_json
-from sslops.training.storage.older import today_results
+from sslops.training.storage.encoder import Trained
+from sslops.training.storage.folder import write_json
 
-__all__ = [
-    "evaluate_and_report",
-    "evaluate_arms",
-    "evaluate_run",
-    "forget_seen",
-]
+__all__ = ["evaluate_arms", "evaluate_run", "forget_seen"]
 
 
 def evaluate_run(
-    folder: Path, world: World, console: Console, source: DataSource | None = None
+    trained: Trained,
+    data: Dataset,
+    train: Split,
+    before: Mapping[str, Any],
+    world: World,
+    console: Console,
 ) -> dict[str, Any]:
-    """Evaluate the exported encoder of a run against controls; write results.json and pictures.
+    """Evaluate the encoder of a run against controls; write results.json and pictures.
 
     The controls are raw pixels (of sound log-mel), the same encoder untrained, and the same
     encoder trained with labels. On videos objects are followed, and the controls are the same
     encoder untrained and the first mask in every frame.
 
+    Args:
+        trained: what is evaluated.
+        data: the data set of the run.
+        train: the part that it was trained on.
+        before: the results so far; their "cost" and "pretext" are kept.
+        world: gives the device.
+        console: where to report.
+
     Returns:
         What results.json holds.
     """
     started = time.perf_counter()
-    name, config = read_config(folder)
-    before = today_results(read_json(folder / "results.json"))
-    data, train, _ = load_data(config, source)
+    folder, name, config, encoder = trained
     shape = shape_of(data)
-
-    trained = export.load_encoder(folder).to(world.device)
     untrained = build_method(name, config, shape, world).encoder.eval()
-    arms: dict[str, nn.Module | None] = {name: trained, "random-init": untrained}
-    if isinstance(config, VideoColorizationConfig):
+    arms: dict[str, nn.Module | None] = {name: encoder, "random-init": untrained}
+    if config.kind == "video":
         arms["identity"] = None
-        sets = video_sets(data, config)
-        results = evaluate_tracking(arms, sets, config, folder, world.device, console)
+        how = cast(VideoConfig, config)
+        sets = video_sets(data, how)
+        results = evaluate_tracking(arms, sets, how, folder, world.device, console)
         results["protocol"] |= {
             "data": data.name,
             "licence": data.licence,
@@ -61,9 +64,9 @@ def evaluate_run(
         }
     else:
         arms |= plain_features(data)
-        if name != "supervised":
+        if not config.uses_labels:
             arms |= supervised_arms(folder, config, data, train, shape, world, console)
-        if config.simclr_control and name != "simclr" and not shape.rate:
+        if config.simclr_control and "simclr" not in arms and config.kind == "image":
             arms["simclr"] = simclr_arm(folder, config, train, shape, world, console)
         results = _evaluate_features(arms, data, config, folder, world, console)
     spent = time.perf_counter() - started
@@ -106,46 +109,6 @@ def evaluate_arms(
         device=world.device,
         stages=config.eval_stages,
     )
-    return results
-
-
-def evaluate_and_report(
-    folder: Path,
-    world: World,
-    console: Console,
-    source: DataSource | None = None,
-    *,
-    again: bool = False,
-) -> dict[str, Any]:
-    """`evaluate_run`, then the report.
-
-    Args:
-        folder: of a run whose training is over.
-        world: gives the device.
-        console: where to report.
-        source: has the data set, if it was loaded before.
-        again: asked for by itself, so that doing just this is no advice where it fails.
-
-    Raises:
-        FileNotFoundError: training is not over.
-        EvaluationFailed: it raised; the weights are saved, and the message says so.
-    """
-    weights = export.find(folder)
-    try:
-        results = evaluate_run(folder, world, console, source)
-        from sslops.training.report.report import write_report
-
-        write_report(folder)
-    except (Interrupted, KeyboardInterrupt):
-        if not again:
-            console.print(f"the weights are saved; evaluate them with: sslops eval {folder}")
-        raise
-    except Exception as error:
-        advice = "" if again else f"; try again with: sslops eval {folder}"
-        raise EvaluationFailed(
-            f"{'eval' if again else 'train'}: the evaluation failed ({type(error).__name__}:"
-            f" {error}); the trained weights are in {weights}{advice}"
-        ) from error
     return results
 
 

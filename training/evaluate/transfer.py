@@ -2,67 +2,83 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sslops.training.augment.colour import LUMA
-from sslops.training.config import TrainConfig
-from sslops.training.data import Dataset, Split
+from sslops.training.config import VideoConfig
+from sslops.training.data import Clips, Dataset, DataShape, Split
 from sslops.training.data.dataset import one_class
 from sslops.training.distributed.process import World
-from sslops.training.engine.setup import DataSource, build_method, load_data, shape_of
+from sslops.training.engine.setup import DataSource, build_method
 from sslops.training.evaluate.run import evaluate_arms
 from sslops.training.evaluate.video import evaluate_tracking, read_set
 from sslops.training.loggers.console import Console
-from sslops.training.methods import DataShape
-from sslops.training.methods.video_colorization import VideoColorizationConfig
-from sslops.training.report.summary import print_tables
-from sslops.training.storage import encoder as export
-from sslops.training.storage.folder import read_config, write_json
+from sslops.training.storage.encoder import Trained
+from sslops.training.storage.folder import write_json
 
-__all__ = ["match_channels", "transfer"]
+__all__ = ["load_other", "match_channels", "transfer"]
+
+
+def load_other(
+    trained: Trained, shape: DataShape, data: str, root: str | None, source: DataSource
+) -> Dataset | dict[str, Clips]:
+    """What a run's encoder is probed on: a data set, or for one of videos those of a folder.
+
+    Args:
+        trained: the run.
+        shape: of the data that it was trained on.
+        data: name or folder, as of `--data`.
+        root: where the data set's files lie, if not where it looks itself.
+        source: has the data set, if it was loaded before.
+
+    Raises:
+        FileNotFoundError: there are no such data.
+    """
+    if trained.config.kind == "video":
+        return read_set(data, cast(VideoConfig, trained.config))
+    return source(data, root=root, size=shape.image_size or None)
 
 
 def transfer(
-    folder: Path,
-    data: str,
-    root: str | None,
+    trained: Trained,
+    shape: DataShape,
+    other: Dataset | dict[str, Clips],
     world: World,
     console: Console,
-    source: DataSource | None = None,
+    supervised: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run's encoder on another data set; say it, and write transfer/DATA.json.
+    """Evaluate a run's encoder on another data set; write transfer/DATA.json.
 
-    Of a run on videos, objects are followed through those of the folder `data`.
-
-    The arms are the method, the same encoder untrained, raw pixels, and the encoder trained with
-    the labels of the first data set where the run has one. Probes are fitted on the training part
-    of the other data set. Its images are brought to the size and the channels of the encoder.
+    Of a run on videos, objects are followed through the others. The arms are the method, the same
+    encoder untrained, raw pixels, and the encoder trained with the labels of the first data set.
+    Probes are fitted on the training part of the other data set. Its images are brought to the
+    channels of the encoder.
 
     Args:
-        folder: of a run that is over.
-        data: name or folder, as of `--data`.
-        root: where the data set's files lie, if not where it looks itself.
+        trained: the run.
+        shape: of the data that it was trained on.
+        other: what `load_other` gave.
         world: gives the device.
         console: where to report.
-        source: has the data set of the run, if it was loaded before.
+        supervised: the encoder trained with labels, if there is one.
 
     Returns:
         As `evaluate`, with the name of the first data set under "trained_on".
 
     Raises:
-        FileNotFoundError: no complete run, or no such data.
         ValueError: sound against images, or data without labels of two classes.
     """
-    name, config = read_config(folder)
-    trained = export.load_encoder(folder).to(world.device)
-    source = source or DataSource()
-    shape = export.read_shape(folder) or shape_of(load_data(config, source)[0])  # of older runs
-    if isinstance(config, VideoColorizationConfig):
-        return _follow(folder, data, name, trained, shape, config, world, console)
-    other = source(data, root=root, size=shape.image_size or None)
+    folder, name, config, encoder = trained
+    arms: dict[str, nn.Module | None]
+    if not isinstance(other, Dataset):
+        untrained = build_method(name, config, shape, world).encoder.eval()
+        arms = {name: encoder, "random-init": untrained, "identity": None}
+        how = cast(VideoConfig, config)
+        results = evaluate_tracking(arms, other, how, folder, world.device, console)
+        return _kept(results, trained, next(iter(other)))
     if bool(other.rate) != bool(shape.rate) or shape.rate:
         raise ValueError(
             f"eval: --eval-data needs images for an encoder of images, got {other.name} for {name}"
@@ -76,49 +92,21 @@ def transfer(
             f" {single}, in {other.name}"
         )
     other = match_channels(other, shape.channels)
-    arms: dict[str, nn.Module | None] = {
-        name: trained,
-        "random-init": build_method(name, config, shape, world).encoder.eval(),
-        "pixels": None,
-    }
-    supervised = folder / "checkpoint" / "supervised.safetensors"
-    if supervised.is_file() and name != "supervised":
-        arms["supervised"] = export.load_encoder(supervised).to(world.device)
+    untrained = build_method(name, config, shape, world).encoder.eval()
+    arms = {name: encoder, "random-init": untrained, "pixels": None}
+    if supervised is not None and not config.uses_labels:
+        arms["supervised"] = supervised.to(world.device)
     console.print(f"probing {', '.join(arms)} on {other.name} ...")
-    results = evaluate_arms(arms, other, config, world)
-    _keep(results, folder, other.name, config, console)
+    return _kept(evaluate_arms(arms, other, config, world), trained, other.name)
+
+
+def _kept(results: dict[str, Any], trained: Trained, data: str) -> dict[str, Any]:
+    """The results, written into the run's folder."""
+    results["trained_on"] = Path(trained.config.data).name
+    folder = trained.folder / "transfer"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / f"{data}.json", results)
     return results
-
-
-def _follow(
-    folder: Path,
-    data: str,
-    name: str,
-    trained: nn.Module,
-    shape: DataShape,
-    config: VideoColorizationConfig,
-    world: World,
-    console: Console,
-) -> dict[str, Any]:
-    """Objects in the videos of the folder `data`; pictures go into the run's folder."""
-    arms: dict[str, nn.Module | None] = {
-        name: trained,
-        "random-init": build_method(name, config, shape, world).encoder.eval(),
-        "identity": None,
-    }
-    sets = read_set(data, config)
-    results = evaluate_tracking(arms, sets, config, folder, world.device, console)
-    _keep(results, folder, next(iter(sets)), config, console)
-    return results
-
-
-def _keep(
-    results: dict[str, Any], folder: Path, data: str, config: TrainConfig, console: Console
-) -> None:
-    results["trained_on"] = Path(config.data).name
-    (folder / "transfer").mkdir(exist_ok=True)
-    write_json(folder / "transfer" / f"{data}.json", results)
-    print_tables(results, console)
 
 
 def match_channels(data: Dataset, channels: int) -> Dataset:

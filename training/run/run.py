@@ -1,5 +1,7 @@
 """A whole run: folder, data, method, loop, export, evaluation, report."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -7,18 +9,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslops.training.config import RunOptions, TrainConfig, closest, default_out
+from sslops.training.config import (
+    RunOptions,
+    TrainConfig,
+    closest,
+    default_out,
+    departures,
+    unread_fields,
+)
+from sslops.training.data import Dataset, Split
 from sslops.training.distributed.machine import environment, peak_memory_gb
 from sslops.training.distributed.process import World, join, leave, restarted, wait
 from sslops.training.engine.loop import Loop
 from sslops.training.engine.nonfinite import NonFiniteLoss
 from sslops.training.engine.setup import DataSource, build_method, load_data, shape_of, whole
-from sslops.training.engine.signals import Interrupted, ProcessLost
+from sslops.training.engine.signals import EvaluationFailed, Interrupted, ProcessLost
 from sslops.training.engine.step import restore_encoder
+from sslops.training.evaluate.baselines import kept_control
 from sslops.training.evaluate.knn_monitor import make_monitor
 from sslops.training.evaluate.pretext import measure_pretext
-from sslops.training.evaluate.run import evaluate_and_report
-from sslops.training.evaluate.transfer import transfer
+from sslops.training.evaluate.run import evaluate_run
+from sslops.training.evaluate.transfer import load_other, transfer
 from sslops.training.evaluate.verdict import over_seeds
 from sslops.training.loggers.console import Console
 from sslops.training.loggers.progress import shown_on
@@ -26,16 +37,16 @@ from sslops.training.methods import Method, find_method
 from sslops.training.models.subsampled import SAFE_CHANNELS, subsampled
 from sslops.training.report.next_steps import next_steps
 from sslops.training.report.summary import (
-    count_parameters,
-    print_banner,
     print_closing,
     print_next,
+    print_tables,
     summarise,
     summary_table,
 )
+from sslops.training.run.banner import count_parameters, print_banner
 from sslops.training.run.drawing import draw_figures, draw_pictures
 from sslops.training.run.packages import need
-from sslops.training.storage import encoder as export
+from sslops.training.storage.encoder import Trained, exported, save_encoder
 from sslops.training.storage.folder import (
     check_folder,
     default_config,
@@ -47,8 +58,10 @@ from sslops.training.storage.folder import (
 
 __all__ = [
     "Result",
+    "evaluate_and_report",
     "execute",
     "train",
+    "weights_are_safe",
 ]
 
 
@@ -226,7 +239,7 @@ def _one(
         if world.main:
             write_json(folder / "env.json", environment(world.device, loop.precision))
             draw_pictures(method, split, folder, world)
-            _caution(method, world, console)
+            _caution(name, config, method, world, console)
         loop.run()
     except (Interrupted, ProcessLost):
         if has_checkpoint(folder):  # a process may be lost before the first one
@@ -238,13 +251,13 @@ def _one(
         if world.main and loop.step == 0:  # settings that no step can be made with
             discard_folder(folder)
         raise
-    restore_encoder(method.encoder)
+    restore_encoder(method.encoder, config)
     encoder = whole(method, config, shape, world)
     if not world.main:
         return Result(folder, {}, encoder.eval())
 
     facts = {"method": name, "data": config.data, "steps": loop.step}
-    export.save_encoder(folder / "encoder.safetensors", encoder, config, shape, **facts)
+    save_encoder(folder / "encoder.safetensors", encoder, config, shape, **facts)
     results: dict[str, Any] = {"cost": _cost(method, loop)}
     if not loop.sharded:  # one process alone has no weights then
         if len(data.test) < config.batch:
@@ -257,15 +270,69 @@ def _one(
     if not loop.sharded:
         draw_figures(method, split, folder, world)
     if config.evaluate:
-        results = evaluate_and_report(folder, alone, console, source)
+        trained = Trained(folder, name, config, exported(encoder, config, shape).to(world.device))
+        with weights_are_safe(folder, console):
+            results = evaluate_and_report(trained, data, split, results, alone, console)
         if config.eval_data is not None:
-            transfer(folder, config.eval_data, config.eval_root, alone, console, source)
+            other = load_other(trained, shape, config.eval_data, config.eval_root, source)
+            supervised = kept_control(folder, "supervised")
+            print_tables(transfer(trained, shape, other, alone, console, supervised), console)
     print_closing(name, config, folder, results, console, None if part else "train")
     return Result(folder, results, encoder.eval())
 
 
-def _caution(method: Method, world: World, console: Console) -> None:
+def evaluate_and_report(
+    trained: Trained,
+    data: Dataset,
+    train: Split,
+    before: Mapping[str, Any],
+    world: World,
+    console: Console,
+) -> dict[str, Any]:
+    """`evaluate_run`, then the report."""
+    from sslops.training.report.report import write_report  # needs Pillow
+
+    results = evaluate_run(trained, data, train, before, world, console)
+    write_report(trained.folder)
+    return results
+
+
+@contextmanager
+def weights_are_safe(folder: Path, console: Console, *, again: bool = False) -> Iterator[None]:
+    """Say of an evaluation inside the block that fails where the trained weights are.
+
+    Args:
+        folder: of the run.
+        console: where to report.
+        again: asked for by itself, so that doing just this is no advice where it fails.
+
+    Raises:
+        EvaluationFailed: the block raised.
+    """
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        if not again:
+            console.print(f"the weights are saved; evaluate them with: sslops eval {folder}")
+        raise
+    except Exception as error:
+        advice = "" if again else f"; try again with: sslops eval {folder}"
+        raise EvaluationFailed(
+            f"{'eval' if again else 'train'}: the evaluation failed ({type(error).__name__}:"
+            f" {error}); the trained weights are in {folder / 'encoder.safetensors'}{advice}"
+        ) from error
+
+
+def _caution(
+    name: str, config: TrainConfig, method: Method, world: World, console: Console
+) -> None:
     """Say what is done otherwise than one would think, and what is wrong with the settings."""
+    changed = departures(name, config)
+    for field, reader in unread_fields(config).items():
+        if field in changed:
+            flag = f"--{field.replace('_', '-')}"
+            by = f"by {reader} alone" if reader else "by nothing in this run"
+            console.print(f"note: {flag} is read {by}")
     if world.device.type == "cpu" and (layers := subsampled(method)):
         console.print(
             f"note: strided 1x1 convolutions of fewer than {SAFE_CHANNELS} channels take their"

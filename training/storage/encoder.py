@@ -2,18 +2,53 @@
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslops.training.config import TrainConfig
-from sslops.training.methods import DataShape
-from sslops.training.models import AudioEncoder, build_encoder
+from sslops.training.data import DataShape
+from sslops.training.models import rebuild_encoder
+from sslops.training.storage.folder import read_config
 
-__all__ = ["find", "fresh_encoder", "load_encoder", "read_shape", "save_encoder"]
+__all__ = [
+    "Trained",
+    "exported",
+    "find",
+    "fresh_encoder",
+    "load_encoder",
+    "read_shape",
+    "read_trained",
+    "save_encoder",
+]
+
+
+class Trained(NamedTuple):
+    """A run whose training is over: what is evaluated, and probed on other data.
+
+    Attributes:
+        folder: of the run.
+        name: of the method.
+        config: of the run.
+        encoder: as exported, in eval mode.
+    """
+
+    folder: Path
+    name: str
+    config: TrainConfig
+    encoder: nn.Module
+
+
+def read_trained(folder: Path, device: torch.device) -> Trained:
+    """A run from the disk.
+
+    Raises:
+        FileNotFoundError: it is no run folder, or its training is not over.
+    """
+    name, config = read_config(folder)
+    return Trained(folder, name, config, load_encoder(folder).to(device))
 
 
 def save_encoder(
@@ -35,16 +70,30 @@ def save_encoder(
 
     path.parent.mkdir(parents=True, exist_ok=True)
     description = {**_describe(config, shape, cast(int, encoder.dim)), **facts}
-    # Copies: safetensors refuses tensors that share memory, such as weights under two names.
-    weights = {
-        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, value in encoder.state_dict().items()
-    }
+    weights = _plain(encoder)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_bytes(save(weights))
     os.replace(temporary, path)
     path.with_suffix(".json").write_text(json.dumps(description, indent=2) + "\n")
     return path
+
+
+def _plain(encoder: nn.Module) -> dict[str, Tensor]:
+    """The weights on the CPU in the plain memory layout.
+
+    Copies: safetensors refuses tensors that share memory, such as weights under two names.
+    """
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in encoder.state_dict().items()
+    }
+
+
+def exported(encoder: nn.Module, config: TrainConfig, shape: DataShape) -> nn.Module:
+    """What `load_encoder` gives once `save_encoder` has written `encoder`, without the disk."""
+    copy = fresh_encoder(config, shape)
+    copy.load_state_dict(_plain(encoder))
+    return copy.eval()
 
 
 def _describe(config: TrainConfig, shape: DataShape, dim: int) -> dict[str, Any]:
@@ -69,7 +118,7 @@ def _describe(config: TrainConfig, shape: DataShape, dim: int) -> dict[str, Any]
 
 def fresh_encoder(config: TrainConfig, shape: DataShape) -> nn.Module:
     """The encoder that a method with this configuration trains, untrained."""
-    return _build(_describe(config, shape, 0))
+    return rebuild_encoder(_describe(config, shape, 0))
 
 
 def read_shape(folder: Path) -> DataShape | None:
@@ -121,12 +170,6 @@ def load_encoder(path: str | Path) -> nn.Module:
     from safetensors.torch import load_file
 
     path = find(path)
-    encoder = _build(json.loads(path.with_suffix(".json").read_text()))
+    encoder = rebuild_encoder(json.loads(path.with_suffix(".json").read_text()))
     encoder.load_state_dict(load_file(path))
     return encoder.eval()
-
-
-def _build(about: Mapping[str, Any]) -> nn.Module:
-    if "rate" in about:
-        return AudioEncoder(about["rate"], **about["options"])
-    return build_encoder(about["arch"], about["channels"], about["image_size"], **about["options"])
