@@ -3,6 +3,7 @@
 import math
 import os
 import socket
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +78,8 @@ class _Found(NamedTuple):
 
 
 def _read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+
+    import_module("torch.distributed.tensor")  # or torch.load refuses sharded weights; slow
 
     state = checkpoint.load(path, device)
     if "before" not in state:
