@@ -12,8 +12,7 @@ from sslops.training.cli import main
 from sslops.training.config import make_config
 from sslops.training.data import Split
 from sslops.training.distributed.process import World
-from sslops.training.experiments.audit import audit, audit_splits, guards_of
-from sslops.training.experiments.audit_table import audit_table, verdicts
+from sslops.training.experiments.audit import audit, audit_splits, audit_table, guards_of, verdicts
 from sslops.training.loggers.console import Console
 from sslops.training.methods import METHODS
 from sslops.training.methods.base import DataShape

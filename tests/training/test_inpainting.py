@@ -12,8 +12,7 @@ from sslops.training.augment.masks import centre_hole, nearest_fill, random_regi
 from sslops.training.engine.optim import make_optimizer
 from sslops.training.loggers.console import Console
 from sslops.training.methods.base import Batch, DataShape
-from sslops.training.methods.inpainting import Inpainting, InpaintingConfig
-from sslops.training.methods.inpainting_scores import FillScores
+from sslops.training.methods.inpainting import FillScores, Inpainting, InpaintingConfig
 from sslops.training.models.discriminator import Discriminator, adversarial_losses
 from sslops.training.run.run import train
 
