@@ -33,6 +33,7 @@ import torch
 import triton
 from torch import Tensor
 
+from sslops._info_nce_args import InfoNCEArgs, InfoNCESaved, result_shapes, split_backward
 from sslops.kernels._architectures import family
 from sslops.kernels._config import MAX_ROWS, cases, options
 from sslops.kernels._finish import Pulls, factors, finish, peak_of, segments
@@ -58,13 +59,13 @@ class Rows(NamedTuple):
     precision: str
 
 
-def _rows(queries: Tensor, keys: Tensor, negatives: Tensor | None, normalize: bool) -> Rows:
-    dtype = queries.dtype
-    if negatives is not None and negatives.dtype in HALF:
-        dtype = negatives.dtype
-    precision = matmul_precision(dtype, queries.device)
-    x, x_norm = unit_rows(queries, normalize, precision, dtype)
-    k, k_norm = unit_rows(keys, normalize, precision, dtype)
+def _rows(a: InfoNCEArgs) -> Rows:
+    dtype = a.queries.dtype
+    if a.negatives is not None and a.negatives.dtype in HALF:
+        dtype = a.negatives.dtype
+    precision = matmul_precision(dtype, a.queries.device)
+    x, x_norm = unit_rows(a.queries, a.normalize, precision, dtype)
+    k, k_norm = unit_rows(a.keys, a.normalize, precision, dtype)
     return Rows(x, x_norm, k, k_norm, precision)
 
 
@@ -75,124 +76,110 @@ def _padded(rows: Rows, negatives: Tensor | None) -> tuple[Tensor, Tensor]:
     return unit_rows(negatives, False, rows.precision, rows.x.dtype)
 
 
-def _cases(
-    scale: Tensor | None, scale_factor: float, bounded: bool, D: int, N: int, dtype: torch.dtype
-) -> tuple[list[bool], float]:
-    return cases(scale, scale_factor, bounded and N <= MAX_ROWS, D, dtype)
+def _cases(a: InfoNCEArgs, dtype: torch.dtype) -> tuple[list[bool], float]:
+    (M, D), N = a.queries.shape, len(a.candidates)
+    bounded = a.normalize and a.negatives is None and max(M, N) <= MAX_ROWS
+    return cases(a.scale, a.scale_factor, bounded, D, dtype)
 
 
-def info_nce_fwd(
-    queries: Tensor,
-    keys: Tensor,
-    negatives: Tensor | None,
-    targets: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    scale: Tensor | None,
-    scale_factor: float,
-    within: bool,
-    columns: bool,
-    normalize: bool,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def info_nce_fwd(*args: Any) -> tuple[Tensor, ...]:
     """Launch the forward pass; arguments and results as of `sslops.reference.info_nce`."""
-    (M, D), own = queries.shape, negatives is None
-    N = len(keys) if negatives is None else len(negatives)
+    a = _with_dense_vectors(InfoNCEArgs(*args))
+    *saved, hit, key_hit = result_shapes(a)
+    results = [a.queries.new_empty(shape, dtype=torch.float32) for shape in saved]
+    results += [a.queries.new_empty(shape, dtype=torch.bool) for shape in (hit, key_hit)]
+    (_frozen_keys if a.plan == "frozen_keys" else _statistics)(a, results)
+    return tuple(results)
 
-    def empty(n: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-        return queries.new_empty(n, dtype=dtype)
 
-    losses = [empty(M), empty(M), empty(N if columns else 0), empty(N if columns else 0)]
-    hits = [empty(M if stats else 0, torch.bool), empty(N if stats and columns else 0, torch.bool)]
-    targets, query_ids, key_ids = map(_contiguous, (targets, query_ids, key_ids))
-    with torch.cuda.device_of(queries):
-        rows = _rows(queries, keys, negatives, normalize)
-        y, _ = _padded(rows, negatives)
+def _with_dense_vectors(a: InfoNCEArgs) -> InfoNCEArgs:
+    """`a`, its targets and ids as kernels read them."""
+    targets, query_ids, key_ids = map(_contiguous, (a.targets, a.query_ids, a.key_ids))
+    return a._replace(targets=targets, query_ids=query_ids, key_ids=key_ids)
+
+
+def _statistics(a: InfoNCEArgs, results: list[Tensor]) -> None:
+    """The first pass of two: losses and hits."""
+    losses, hits = results[:4], results[-2:]
+    columns, stats, own = a.symmetric, a.stats, a.negatives is None
+    M, N = len(a.queries), len(a.candidates)
+
+    def empty(*shape: int) -> Tensor:
+        return a.queries.new_empty(shape, dtype=torch.float32)
+
+    with torch.cuda.device_of(a.queries):
+        rows = _rows(a)
+        y, _ = _padded(rows, a.negatives)
         (M_pad, D_pad), N_pad = rows.x.shape, len(y)
         (row_strip, G), (col_strip, H) = strips(M), strips(N)
-        sums, best = empty((H, M_pad)), empty((H, M_pad)) if stats else None
-        cols = empty((G, N_pad)) if columns else None
-        col_best = empty((G, N_pad)) if columns and stats else None
+        sums, best = empty(H, M_pad), empty(H, M_pad) if stats else None
+        cols = empty(G, N_pad) if columns else None
+        col_best = empty(G, N_pad) if columns and stats else None
         positive = empty(M_pad) if stats and own else None
-        launches, limit = _cases(scale, scale_factor, normalize and own, D, max(M, N), rows.x.dtype)
-        narrow = stats or query_ids is not None or targets is not None
+        launches, limit = _cases(a, rows.x.dtype)
+        narrow = stats or a.query_ids is not None or a.targets is not None
         for online in launches:
             case = (online, rows.x.dtype, rows.precision, D_pad)
             info_nce_fwd_kernel[(G, H)](
-                rows.x, y, scale, targets, query_ids, key_ids,
+                rows.x, y, a.scale, a.targets, a.query_ids, a.key_ids,
                 sums, cols, best, col_best, positive,
-                M, N, M_pad, N_pad, D_pad, row_strip, col_strip, scale_factor, limit, own, within,
-                **options("fwd", case, family(queries.device), narrow, raised=columns),
+                M, N, M_pad, N_pad, D_pad, row_strip, col_strip, a.scale_factor, limit, own,
+                a.same_id_only, **options("fwd", case, family(y.device), narrow, raised=columns),
             )  # fmt: skip
-        finishing: list[tuple[Any, ...]] = [(rows.x, rows.k, targets, sums, best, M, len(keys), H)]
+        finishing: list[tuple[Any, ...]] = [
+            (rows.x, rows.k, a.targets, sums, best, M, len(a.keys), H)
+        ]
         if columns:
             finishing.append((rows.k, rows.x, None, cols, col_best, N, M, G))
         for side, (x, k, index, slots, top, m, n, count) in enumerate(finishing):
             info_nce_loss_kernel[(triton.cdiv(m, LOSS_OPTIONS["ROWS"]),)](
-                x, k, scale, index, slots, top, positive,
+                x, k, a.scale, index, slots, top, positive,
                 losses[2 * side], losses[2 * side + 1], hits[side] if stats else None,
-                m, n, len(x), D_pad, count, scale_factor, limit, **LOSS_OPTIONS,
+                m, n, len(x), D_pad, count, a.scale_factor, limit, **LOSS_OPTIONS,
             )  # fmt: skip
-    return losses[0], losses[1], losses[2], losses[3], hits[0], hits[1]
 
 
 def info_nce_bwd(
-    grad_loss: Tensor,
-    grad_key_loss: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    negatives: Tensor | None,
-    targets: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    loss: Tensor,
-    lse: Tensor,
-    key_loss: Tensor,
-    key_lse: Tensor,
-    scale: Tensor | None,
-    scale_factor: float,
-    within: bool,
-    normalize: bool,
-    needs: list[bool],
+    grad_loss: Tensor, grad_key_loss: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch the backward pass; arguments and results as of `sslops.reference.info_nce`."""
-    M, D = queries.shape
-    own, third = negatives is None, loss if negatives is None else negatives
-    results = [t.new_empty(0) for t in (queries, keys, third)]
-    dscale = loss.new_full((), float("nan"))
-    targets, query_ids, key_ids = map(_contiguous, (targets, query_ids, key_ids))
-    with torch.cuda.device_of(queries):
-        rows = _rows(queries, keys, negatives, normalize)
-        y, y_norm = _padded(rows, negatives)
-        N, M_pad = len(keys) if negatives is None else len(negatives), len(rows.x)
+    """Launch the second pass of two; arguments and results as of `sslops.reference.info_nce`."""
+    a, saved, needs = split_backward(rest)
+    a = _with_dense_vectors(a)
+    M, own = len(a.queries), a.negatives is None
+    third = saved.loss if a.negatives is None else a.negatives
+    results = [t.new_empty(0) for t in (a.queries, a.keys, third)]
+    dscale = saved.loss.new_full((), float("nan"))
+    with torch.cuda.device_of(a.queries):
+        rows = _rows(a)
+        y, y_norm = _padded(rows, a.negatives)
+        N, M_pad = len(a.candidates), len(rows.x)
         peak = peak_of(grad_loss)
         if grad_key_loss is not None:
             peak = torch.maximum(peak, peak_of(grad_key_loss))
-        mine = factors(grad_loss, peak, lse, loss, M_pad)
+        mine = factors(grad_loss, peak, saved.lse, saved.loss, M_pad)
         pull, theirs = mine[3], None
         if grad_key_loss is not None:
-            theirs = factors(grad_key_loss, peak, key_lse, key_loss, len(y))
+            theirs = factors(grad_key_loss, peak, saved.key_lse, saved.key_loss, len(y))
             pull = pull + theirs[3]
-        launches, limit = _cases(scale, scale_factor, normalize and own, D, max(M, N), rows.x.dtype)
-        queries_side = (rows.x, M, mine, targets, query_ids)
-        negatives_side = (y, N, theirs, None, key_ids)
-        total = functools.partial(
-            _sum_tiles, rows.precision, scale, scale_factor, launches, limit, own, within
-        )
-        common = (scale, scale_factor, normalize, peak)
+        queries_side = (rows.x, M, mine, a.targets, a.query_ids)
+        negatives_side = (y, N, theirs, None, a.key_ids)
+        total = functools.partial(_sum_tiles, a, rows.precision)
+        common = (a.scale, a.scale_factor, a.normalize, peak)
         if needs[0]:
-            pulls = Pulls(rows.k, len(keys), pull, targets)
+            pulls = Pulls(rows.k, len(a.keys), pull, a.targets)
             dx = total(queries_side, negatives_side)
-            results[0], dscale = finish(queries, rows.x_norm, dx, *common, queries.dtype, pulls)
+            results[0], dscale = finish(a.queries, rows.x_norm, dx, *common, a.queries.dtype, pulls)
         dy = total(negatives_side, queries_side) if needs[1 if own else 2] else None
         if needs[1]:
-            index, starts = (None, None) if targets is None else segments(targets, len(keys))
+            index, starts = None, None
+            if a.targets is not None:
+                index, starts = segments(a.targets, len(a.keys))
             pulls = Pulls(rows.x, M, pull, index, starts)
             dk = dy if own else None
-            results[1], _ = finish(keys, rows.k_norm, dk, *common, keys.dtype, pulls)
-        if needs[2] and negatives is not None:
+            results[1], _ = finish(a.keys, rows.k_norm, dk, *common, a.keys.dtype, pulls)
+        if needs[2] and a.negatives is not None:
             results[2], _ = finish(
-                negatives, y_norm, dy, scale, scale_factor, False, peak, negatives.dtype
+                a.negatives, y_norm, dy, a.scale, a.scale_factor, False, peak, a.negatives.dtype
             )
     return results[0], results[1], results[2], dscale
 
@@ -202,27 +189,21 @@ def _contiguous(vector: Tensor | None) -> Tensor | None:
 
 
 def _sum_tiles(
-    precision: str,
-    scale: Tensor | None,
-    scale_factor: float,
-    launches: list[bool],
-    limit: float,
-    own: bool,
-    within: bool,
-    side: tuple[Any, ...],
-    other: tuple[Any, ...],
+    a: InfoNCEArgs, precision: str, side: tuple[Any, ...], other: tuple[Any, ...]
 ) -> Tensor:
     """sum_j g[i, j] y[j] / peak of the rows of `side`: [M_pad, D_pad] float32."""
     (x, M, mine, asks, ids), (y, N, theirs, other_asks, other_ids) = side, other
     M_pad, D_pad = x.shape
+    launches, limit = _cases(a, x.dtype)
     out: Tensor = x.new_empty(M_pad, D_pad, dtype=torch.float32)
     for online in launches:
         case = (online, x.dtype, precision, D_pad)
         chosen = options("bwd", case, family(x.device), narrow=ids is not None, raised=True)
         grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
         info_nce_bwd_kernel[grid](
-            x, y, scale, mine, theirs, asks, other_asks, ids, other_ids, out,
-            M, N, M_pad, len(y), D_pad, scale_factor, limit, own, within, **chosen,
+            x, y, a.scale, mine, theirs, asks, other_asks, ids, other_ids, out,
+            M, N, M_pad, len(y), D_pad, a.scale_factor, limit, a.negatives is None,
+            a.same_id_only, **chosen,
         )  # fmt: skip
     return out
 
@@ -243,37 +224,22 @@ def _processors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def info_nce_single(
-    queries: Tensor,
-    keys: Tensor,
-    negatives: Tensor | None,
-    targets: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    scale: Tensor | None,
-    scale_factor: float,
-    within: bool,
-    normalize: bool,
-    stats: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Launch the single pass; arguments and results as of `sslops.reference.info_nce`."""
+def _frozen_keys(a: InfoNCEArgs, results: list[Tensor]) -> None:
+    """The single pass: losses, hits, and each row's own gradient."""
+    out, hit, queries, negatives = InfoNCESaved(*results[:-2]), results[-2], a.queries, a.negatives
     (M, D), own = queries.shape, negatives is None
-    loss, lse, slope = (queries.new_empty(M, dtype=torch.float32) for _ in range(3))
-    hit = queries.new_empty(M if stats else 0, dtype=torch.bool)
-    dqueries = queries.new_empty(M, D, dtype=torch.float32)
-    targets, query_ids, key_ids = map(_contiguous, (targets, query_ids, key_ids))
     with torch.cuda.device_of(queries):
-        rows = _rows(queries, keys, negatives, normalize)
+        rows = _rows(a)
         (M_pad, D_pad), dtype = rows.x.shape, rows.x.dtype
         if negatives is None:
-            y, N, width = rows.k, len(keys), D_pad
+            y, N, width = rows.k, len(a.keys), D_pad
         else:
             # 2**24: a tile's row times the stride is held in 32 bits
             plain = negatives.stride(1) == 1 and negatives.stride(0) < 1 << 24
             y, N, width = negatives if plain else negatives.contiguous(), len(negatives), D
         whole = dtype in HALF and D <= WHOLE_D
         case = (not whole, dtype, rows.precision, D_pad)
-        narrow = query_ids is not None or y.dtype != dtype
+        narrow = a.query_ids is not None or y.dtype != dtype
         chosen = options("heavy", case, family(queries.device), narrow)
         del chosen["ONLINE"]
         grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
@@ -285,19 +251,18 @@ def info_nce_single(
             queries.new_empty(splits, M_pad, *rest, dtype=torch.float32)
             for rest in ((), (), (D_pad,))
         )
-        positive = queries.new_empty(M_pad, dtype=torch.float32) if stats and own else None
+        positive = queries.new_empty(M_pad, dtype=torch.float32) if a.stats and own else None
         even = width % chosen["BLOCK_K"] == width % chosen["BLOCK_D"] == 0
         info_nce_single_kernel[(*grid, splits)](
-            rows.x, y, scale, targets, query_ids, key_ids, top, sums, acc, positive,
-            M, N, width, M_pad, D_pad, y.stride(0), split, scale_factor,
-            own, within, even, **chosen,
+            rows.x, y, a.scale, a.targets, a.query_ids, a.key_ids, top, sums, acc, positive,
+            M, N, width, M_pad, D_pad, y.stride(0), split, a.scale_factor,
+            own, a.same_id_only, even, **chosen,
         )  # fmt: skip
         padded = triton.next_power_of_2(splits)
         block = max(1, 64 // padded)
         info_nce_combine_kernel[(triton.cdiv(M, block),)](
-            top, sums, acc, positive, rows.x, rows.k, targets, rows.x_norm, queries, scale,
-            loss, lse, hit if stats else None, dqueries, slope,
-            M, len(keys), D, M_pad, D_pad, splits, *queries.stride(), scale_factor,
-            normalize, padded, block, **COMBINE_OPTIONS,
+            top, sums, acc, positive, rows.x, rows.k, a.targets, rows.x_norm, queries, a.scale,
+            out.loss, out.lse, hit if a.stats else None, out.dqueries, out.dscale,
+            M, len(a.keys), D, M_pad, D_pad, splits, *queries.stride(), a.scale_factor,
+            a.normalize, padded, block, **COMBINE_OPTIONS,
         )  # fmt: skip
-    return loss, lse, hit, dqueries, slope

@@ -8,7 +8,6 @@ import functools
 import importlib
 import importlib.util
 import os
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -139,6 +138,7 @@ def define(
     fake: Callable[..., Any],
     triton: str | None = None,
     cuda: bool = False,
+    on_gpu: Callable[..., bool] | None = None,
     tags: tuple[torch.Tag, ...] = (),
 ) -> None:
     """Define an op and its twin `<name>_reference`, which compiled kernels also fall back to.
@@ -151,6 +151,8 @@ def define(
         triton: "<module>.<function>" below sslops.kernels, with the reference's signature.
             Imported at the first call: the import costs more than all of sslops.
         cuda: whether csrc/cuda has a kernel, registered as `<name>_cuda`.
+        on_gpu: whether the GPU kernels are for these arguments; else the reference runs. Default:
+            for all.
         tags: of torch.Tag.
     """
     plain = _without_autocast(reference)
@@ -163,9 +165,9 @@ def define(
     if triton is None and not cuda:
         return
 
-    def on_gpu(*args: Any) -> Any:
+    def run_on_gpu(*args: Any) -> Any:
         kernel = gpu_kernel(name, triton if HAS_TRITON else None, cuda, args)
-        if kernel is None:
+        if kernel is None or not (on_gpu is None or on_gpu(*args)):
             return reference(*args)
         for n in written:  # or autograd would not notice that a saved tensor has changed
             tensors = args[n] if isinstance(args[n], list) else [args[n]]
@@ -175,7 +177,7 @@ def define(
 
     arguments = getattr(torch.ops.sslops, name).default._schema.arguments
     written = [n for n, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write]
-    LIB.impl(name, _without_autocast(on_gpu), "CUDA")  # type: ignore[no-untyped-call]
+    LIB.impl(name, _without_autocast(run_on_gpu), "CUDA")  # type: ignore[no-untyped-call]
 
 
 def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -247,7 +249,7 @@ def register_autograd(
 
 
 def _refused(name: str, what: str, instead: str) -> RuntimeError:
-    loss = re.sub("_(fwd|single|joint|kept)$", "", name.removesuffix("_reference"))
+    loss = name.removesuffix("_reference").removesuffix("_fwd")
     return RuntimeError(
         f"{loss}: differentiation by {what} is not implemented, got a tensor that needs it; use"
         f" {instead}, or write the loss with plain PyTorch ops"

@@ -1,4 +1,4 @@
-// InfoNCE on NVIDIA GPUs: the ops of sslops/ops/info_nce.py; formulas in tiles.h and finish.h.
+// InfoNCE on NVIDIA GPUs: the ops of sslops/ops/_info_nce_op.py; formulas in tiles.h and finish.h.
 // Launches of a call: unit rows of queries and keys, tiles, finish; nothing is read on the host.
 #include "finish.h"
 #include "rows.h"
@@ -11,6 +11,39 @@ using OptionalTensor = std::optional<Tensor>;
 
 unsigned to_grid(int64_t n) { return static_cast<unsigned>(n); }
 
+// The arguments of a call, one after another; each is read once, as reading takes it over.
+class StackReader {
+ public:
+  explicit StackReader(StableIValue* stack) : next_(stack) {}
+  template <class T>
+  T next() {
+    return torch::stable::detail::to<T>(*next_++);
+  }
+
+ private:
+  StableIValue* next_;
+};
+
+// What the ops take: the one list of the CUDA kernels, in the order of sslops/_info_nce_args.py,
+// which says what each is.
+struct InfoNceArgs {
+  StackReader& in;  // members are read in this order
+  Tensor queries = in.next<Tensor>(), keys = in.next<Tensor>();
+  OptionalTensor negatives = in.next<OptionalTensor>();
+  OptionalTensor targets = in.next<OptionalTensor>();
+  OptionalTensor query_ids = in.next<OptionalTensor>(), key_ids = in.next<OptionalTensor>();
+  OptionalTensor row_weights = in.next<OptionalTensor>();
+  OptionalTensor scale = in.next<OptionalTensor>();
+  double scale_factor = in.next<double>();
+  bool same_id_only = in.next<bool>(), symmetric = in.next<bool>();
+  bool normalize = in.next<bool>(), stats = in.next<bool>();
+  std::string plan = in.next<std::string>();
+};
+
+struct InfoNceSaved {
+  Tensor loss, lse, key_loss, key_lse, similarities, dqueries, dkeys, dnegatives, dscale;
+};
+
 // Rows, ids and scale of one call.
 struct Problem {
   Device device;
@@ -20,23 +53,20 @@ struct Problem {
   OptionalTensor targets, query_ids, key_ids, scale;
   float scale_factor;
 
-  Problem(const Tensor& queries, const Tensor& keys, const OptionalTensor& negatives,
-          const OptionalTensor& given_targets, const OptionalTensor& row_ids,
-          const OptionalTensor& col_ids, const OptionalTensor& given_scale, double factor,
-          bool inside, bool normalize)
-      : device(queries),
-        type(queries.scalar_type()),
-        x(make_rows(device, queries, type, normalize)),
-        k(make_rows(device, keys, type, normalize)),
-        y(negatives ? make_rows(device, *negatives, type, false) : k),
-        own(!negatives),
-        within(inside),
-        targets(in_order(given_targets)),
-        query_ids(in_order(row_ids)),
-        key_ids(in_order(col_ids)),
-        scale(given_scale),
-        scale_factor(static_cast<float>(factor)) {
-    STD_TORCH_CHECK(keys.scalar_type() == type && kind_of(queries) <= Kind::kHalf,
+  explicit Problem(const InfoNceArgs& a)
+      : device(a.queries),
+        type(a.queries.scalar_type()),
+        x(make_rows(device, a.queries, type, a.normalize)),
+        k(make_rows(device, a.keys, type, a.normalize)),
+        y(a.negatives ? make_rows(device, *a.negatives, type, false) : k),
+        own(!a.negatives),
+        within(a.same_id_only),
+        targets(in_order(a.targets)),
+        query_ids(in_order(a.query_ids)),
+        key_ids(in_order(a.key_ids)),
+        scale(a.scale),
+        scale_factor(static_cast<float>(a.scale_factor)) {
+    STD_TORCH_CHECK(a.keys.scalar_type() == type && kind_of(a.queries) <= Kind::kHalf,
                     "info_nce: needs queries and keys of one dtype of at most 32 bits");
     STD_TORCH_CHECK(!scale || scale->scalar_type() == ScalarType::Float,
                     "info_nce: the scale must be float32");
@@ -114,9 +144,9 @@ struct RowResults {
   Tensor loss, lse, hit;
 };
 
-// Results of the rows `a`, whose positives are rows of `b`. `dqueries` and `slope` may be missing.
+// Results of the rows `a`, whose positives are rows of `b`. `dqueries` and `dscale` may be missing.
 RowResults finish_forward(const Problem& problem, const Tiles& tiles, const Rows& a, const Rows& b,
-                          bool stats, const Tensor* dqueries, const Tensor* slope) {
+                          bool stats, const Tensor* dqueries, const Tensor* dscale) {
   RowResults r{problem.floats({a.rows}), problem.floats({a.rows}),
                new_tensor(*a.values, {stats ? a.rows : 0}, ScalarType::Bool)};
   FinishForward p{};
@@ -139,41 +169,41 @@ RowResults finish_forward(const Problem& problem, const Tiles& tiles, const Rows
   if (dqueries != nullptr) {
     p.part_out = pointer<float>(tiles.out);
     p.dqueries = mutable_pointer<float>(*dqueries);
-    p.slope = mutable_pointer<float>(*slope);
+    p.slope = mutable_pointer<float>(*dscale);
   }
   problem.device.launch(finish_forward_kernel, dim3(to_grid(a.rows)), kFinishThreads, 256, p);
   return r;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_fwd(
-    const Tensor& queries, const Tensor& keys, const OptionalTensor& negatives,
-    const OptionalTensor& targets, const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-    const OptionalTensor& scale, double scale_factor, bool within, bool columns, bool normalize,
-    bool stats) {
-  const Problem p(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
-                  within, normalize);
-  const Tiles tiles(p, Pass::kStats, p.tiles(p.x, p.y, false));
-  const RowResults rows = finish_forward(p, tiles, p.x, p.k, stats, nullptr, nullptr);
-  if (!columns) {
-    const Tensor none = p.floats({0});
-    return {rows.loss,     rows.lse, none,
-            p.floats({0}), rows.hit, new_tensor(queries, {0}, ScalarType::Bool)};
+void info_nce_fwd(StableIValue* stack, uint64_t, uint64_t) {
+  StackReader in(stack);
+  const InfoNceArgs a{in};
+  const bool single = a.plan == "frozen_keys";
+  STD_TORCH_CHECK(single || a.plan == "recompute",
+                  "info_nce: plan must be recompute or frozen_keys on a GPU");
+  const Problem p(a);
+  const auto none = [&] { return p.floats({0}); };
+  InfoNceSaved s{none(), none(), none(), none(), none(), none(), none(), none(), none()};
+  if (single) {
+    s.dqueries = p.floats({p.x.rows, p.x.D});
+    s.dscale = p.floats({p.x.rows});
   }
-  const Tiles turned(p, Pass::kStats, p.tiles(p.k, p.x, true));
-  const RowResults cols = finish_forward(p, turned, p.k, p.x, stats, nullptr, nullptr);
-  return {rows.loss, rows.lse, cols.loss, cols.lse, rows.hit, cols.hit};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> info_nce_single(
-    const Tensor& queries, const Tensor& keys, const OptionalTensor& negatives,
-    const OptionalTensor& targets, const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-    const OptionalTensor& scale, double scale_factor, bool within, bool normalize, bool stats) {
-  const Problem p(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
-                  within, normalize);
-  const Tiles tiles(p, Pass::kSingle, p.tiles(p.x, p.y, false));
-  const Tensor dqueries = p.floats({p.x.rows, p.x.D}), slope = p.floats({p.x.rows});
-  const RowResults rows = finish_forward(p, tiles, p.x, p.k, stats, &dqueries, &slope);
-  return {rows.loss, rows.lse, rows.hit, dqueries, slope};
+  const Tiles tiles(p, single ? Pass::kSingle : Pass::kStats, p.tiles(p.x, p.y, false));
+  const RowResults rows = finish_forward(
+      p, tiles, p.x, p.k, a.stats, single ? &s.dqueries : nullptr, single ? &s.dscale : nullptr);
+  s.loss = rows.loss;
+  s.lse = rows.lse;
+  Tensor key_hit = new_tensor(a.queries, {0}, ScalarType::Bool);
+  if (a.symmetric) {
+    const Tiles turned(p, Pass::kStats, p.tiles(p.k, p.x, true));
+    const RowResults cols = finish_forward(p, turned, p.k, p.x, a.stats, nullptr, nullptr);
+    s.key_loss = cols.loss;
+    s.key_lse = cols.lse;
+    key_hit = cols.hit;
+  }
+  for (const Tensor& each : {s.loss, s.lse, s.key_loss, s.key_lse, s.similarities, s.dqueries,
+                             s.dkeys, s.dnegatives, s.dscale, rows.hit, key_hit})
+    *stack++ = torch::stable::detail::from(each);
 }
 
 // One side's gradient from its tiles, or from the positives alone where there are none.
@@ -212,14 +242,17 @@ struct Gradient {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_bwd(
-    const Tensor& grad_loss, const OptionalTensor& grad_key_loss, const Tensor& queries,
-    const Tensor& keys, const OptionalTensor& negatives, const OptionalTensor& targets,
-    const OptionalTensor& query_ids, const OptionalTensor& key_ids, const Tensor& loss,
-    const Tensor& lse, const Tensor& key_loss, const Tensor& key_lse, const OptionalTensor& scale,
-    double scale_factor, bool within, bool normalize, std::vector<bool> needs) {
-  const Problem p(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
-                  within, normalize);
+void info_nce_bwd(StableIValue* stack, uint64_t, uint64_t) {
+  StackReader in(stack);
+  const Tensor grad_loss = in.next<Tensor>();
+  const OptionalTensor grad_key_loss = in.next<OptionalTensor>();
+  const InfoNceArgs a{in};
+  const auto tensor = [&] { return in.next<Tensor>(); };
+  const InfoNceSaved saved{tensor(), tensor(), tensor(), tensor(), tensor(),
+                           tensor(), tensor(), tensor(), tensor()};
+  const auto needs = in.next<std::vector<bool>>();
+  STD_TORCH_CHECK(a.plan == "recompute", "info_nce: plan must be recompute on a GPU");
+  const Problem p(a);
   const Tensor weight = in_order(grad_loss);
   const OptionalTensor key_weight = in_order(grad_key_loss);
   const bool columns = key_weight.has_value();
@@ -231,9 +264,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_bwd(
   // each pair's weight and lse, of its query and, with `columns`, of its key
   const auto weigh = [&](TileProblem tiles, bool turned) {
     (turned ? tiles.col_weight : tiles.row_weight) = pointer<float>(weight);
-    (turned ? tiles.col_lse : tiles.row_lse) = pointer<float>(lse);
+    (turned ? tiles.col_lse : tiles.row_lse) = pointer<float>(saved.lse);
     (turned ? tiles.row_weight : tiles.col_weight) = pointer<float>(key_weight);
-    if (columns) (turned ? tiles.row_lse : tiles.col_lse) = pointer<float>(key_lse);
+    if (columns) (turned ? tiles.row_lse : tiles.col_lse) = pointer<float>(saved.key_lse);
     tiles.unit = pointer<float>(unit);
     return tiles;
   };
@@ -242,14 +275,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_bwd(
     finish.targets = pointer<int64_t>(p.targets);
     finish.M = p.x.rows;
     finish.weight = pointer<float>(weight);
-    finish.loss = pointer<float>(loss);
+    finish.loss = pointer<float>(saved.loss);
     finish.key_weight = pointer<float>(key_weight);
-    if (columns) finish.key_loss = pointer<float>(key_loss);
+    if (columns) finish.key_loss = pointer<float>(saved.key_loss);
   };
 
   Tensor dqueries, dkeys, dnegatives;
   if (needs[0]) {
-    dqueries = new_tensor(queries, {p.x.rows, p.x.D}, p.type);
+    dqueries = new_tensor(a.queries, {p.x.rows, p.x.D}, p.type);
     const TileProblem tiles = weigh(p.tiles(p.x, p.y, false), false);
     Gradient gradient(p, p.x, p.k, &tiles, unit);
     pull(gradient.p, Pull::kOwn);
@@ -259,34 +292,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_bwd(
     p.device.launch(sum_kernel, dim3(1), kFinishThreads, 256, pointer<float>(slope), p.x.rows,
                     mutable_pointer<float>(dscale));
   } else {
-    dqueries = new_tensor(queries, {0}, p.type);
+    dqueries = new_tensor(a.queries, {0}, p.type);
     torch::stable::fill_(dscale, NAN);
   }
   if (needs[1]) {
-    dkeys = new_tensor(keys, {p.k.rows, p.k.D}, p.type);
+    dkeys = new_tensor(a.keys, {p.k.rows, p.k.D}, p.type);
     const TileProblem tiles = weigh(p.tiles(p.k, p.x, true), true);
     Gradient gradient(p, p.k, p.x, p.own ? &tiles : nullptr, unit);
     pull(gradient.p, Pull::kAnyQuery);
     gradient.finish(dkeys);
   } else {
-    dkeys = new_tensor(keys, {0}, p.type);
+    dkeys = new_tensor(a.keys, {0}, p.type);
   }
-  const Tensor& third = negatives ? *negatives : lse;
-  if (negatives && needs[2]) {
+  const Tensor& third = a.negatives ? *a.negatives : saved.lse;
+  if (a.negatives && needs[2]) {
     dnegatives = new_tensor(third, {p.y.rows, p.y.D}, third.scalar_type());
     const TileProblem tiles = weigh(p.tiles(p.y, p.x, true), true);
     Gradient(p, p.y, p.x, &tiles, unit).finish(dnegatives);
   } else {
     dnegatives = new_tensor(third, {0}, third.scalar_type());
   }
-  return {dqueries, dkeys, dnegatives, dscale};
+  for (const Tensor& each : {dqueries, dkeys, dnegatives, dscale})
+    *stack++ = torch::stable::detail::from(each);
 }
 
 }  // namespace
 }  // namespace sslops
 
 SSLOPS_LIBRARY(m) {
-  m.impl("info_nce_fwd_cuda", TORCH_BOX(&sslops::info_nce_fwd));
-  m.impl("info_nce_bwd_cuda", TORCH_BOX(&sslops::info_nce_bwd));
-  m.impl("info_nce_single_cuda", TORCH_BOX(&sslops::info_nce_single));
+  m.impl("info_nce_fwd_cuda", &sslops::info_nce_fwd);
+  m.impl("info_nce_bwd_cuda", &sslops::info_nce_bwd);
 }

@@ -4,10 +4,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sslops._info_nce_args import InfoNCEArgs
 from sslops._names import shown
 from sslops.ops._group import GRADIENTS, total_with_grad, wants
 from sslops.ops._group_info_nce import against_other_keys
-from sslops.ops._info_nce_rows import InfoNCEStats
+from sslops.ops._info_nce_op import InfoNCEStats
 from sslops.ops._remote import wide
 from sslops.parallel import Same, Team, agree
 
@@ -66,16 +67,7 @@ def rows_at(team: Team, places: Tensor, before: int, keys: Tensor) -> Tensor:
 
 
 def against_other_sequences(
-    own: tuple[Tensor, InfoNCEStats],
-    team: Team,
-    positions: list[int],
-    rows: Tensor,
-    keys: Tensor,
-    positive: Tensor,
-    scale: Tensor | None,
-    factor: float,
-    normalize: bool,
-    stats: bool,
+    own: tuple[Tensor, InfoNCEStats], team: Team, positions: list[int], a: InfoNCEArgs
 ) -> tuple[Tensor, InfoNCEStats]:
     """The loss of each row, [M], with all positions of the other ranks as negatives.
 
@@ -83,17 +75,9 @@ def against_other_sequences(
         own: the same without them.
         team: the ranks.
         positions: keys of every rank.
-        rows: [M, D] predictions.
-        keys: [N, D] of this rank.
-        positive: [M], places of the rows' positives in `keys`.
-        scale: 0-d or None.
-        factor: see `scale`.
-        normalize: whether rows are divided by their norms.
-        stats: whether hits are wanted.
+        a: the comparison with this rank's keys.
     """
     loss, found = own
-    loss, lse, hit = against_other_keys(
-        (loss, found.lse, found.hit), team, positions, rows, keys, positive, None, None, scale,
-        factor, normalize, stats,
-    )  # fmt: skip
+    a = a._replace(query_ids=None, key_ids=None)
+    loss, lse, hit = against_other_keys((loss, found.lse, found.hit), team, positions, a)
     return loss, found._replace(loss=loss.detach(), lse=lse, hit=hit)

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslops._info_nce_args import InfoNCEArgs
 from sslops._library import op
 from sslops._names import shown
 from sslops.ops._group import GRADIENTS, as_compared, one_scale, wants
-from sslops.ops._info_nce_rows import rows_of_info_nce
+from sslops.ops._info_nce_op import info_nce_rows
 from sslops.ops._remote import Lse, against_others, first_row, wide
 from sslops.parallel import Team, agree
 
@@ -50,7 +51,7 @@ def rows_among_all(
         )
     x, kappa = as_compared(z, normalize), one_scale(scale, factor, z)
 
-    positives = Lse(_match(labels), labels, within=True) if inside else LabelSums(labels)
+    positives = Lse(_match(labels), labels, same_id_only=True) if inside else LabelSums(labels)
     seen, of_positives, others = against_others(
         [Lse(first_row), positives, Counts(labels)], team, rows, x, x, labels, kappa
     )
@@ -153,9 +154,7 @@ def _own_lse(x: Tensor, kappa: Tensor) -> Tensor:
         return wide(x).new_full((M,), float("-inf"))
     own = torch.arange(M, device=x.device)
     following = (own + 1) % M  # the anchor, which is one of the rows that are seen
-    loss, _ = rows_of_info_nce(
-        x, x, x, following, own, own, kappa, 1.0, normalize=False, stats=False
-    )
+    loss, _ = info_nce_rows(InfoNCEArgs(x, x, x, following, own, own, scale=kappa, normalize=False))
     positive = (wide(x) * wide(x).index_select(0, following)).sum(dim=1) * kappa
     return positive + loss + torch.log(-torch.expm1(-loss))
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslops._info_nce_args import InfoNCEArgs
 from sslops.ops._checks import integer_vector
-from sslops.ops._info_nce_rows import rows_of_info_nce
+from sslops.ops._info_nce_op import info_nce_rows
 
 
 def sample_ids(ids: Tensor, num_views: int, z: Tensor) -> Tensor:
@@ -38,11 +39,11 @@ def rows_without_duplicates(
     normalize: bool,
     stats: bool,
     reduced: bool,
-    shares: Tensor | None,
+    row_weights: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss [M], lse [M], hit [M] or [0]) of `sslops.nt_xent` for samples with ids [B].
 
-    `reduced` and `shares` as for `rows_of_info_nce`.
+    `reduced` and `row_weights` as for `info_nce_rows`.
     """
     M = z.shape[0]
     shift: int | Tensor = M // 2
@@ -53,10 +54,11 @@ def rows_without_duplicates(
         shift = (best + 1) * (M // num_views)
     targets = (torch.arange(M, device=z.device) + shift) % M
     groups = _groups(ids).repeat(num_views)
-    loss, found = rows_of_info_nce(
-        z, z, None, targets, groups, groups, scale, factor, normalize=normalize, stats=stats,
-        reduced=reduced and num_views == 2, shares=shares,
+    a = InfoNCEArgs(
+        z, z, targets=targets, query_ids=groups, key_ids=groups, row_weights=row_weights,
+        scale=scale, scale_factor=factor, normalize=normalize, stats=stats,
     )  # fmt: skip
+    loss, found = info_nce_rows(a, reduced=reduced and num_views == 2)
     if num_views == 2:
         return loss, found.lse, found.hit
     column = best[:, None]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslops._info_nce_args import InfoNCEArgs, InfoNCESaved
 from sslops._library import op
 from sslops.parallel import Team, eager, visit
 
@@ -53,14 +54,18 @@ class Lse:
     Args:
         anchor: (keys, targets), as of the op info_nce_fwd, for rows, a block and its ids.
         ids: [M] of the rows, or None.
-        within: a row sees only what has its id, instead of all but that.
+        same_id_only: a row sees only what has its id, instead of all but that.
         stats: keep in `hit` whether each row's anchor is above all it has seen.
     """
 
     def __init__(
-        self, anchor: Anchor, ids: Tensor | None = None, within: bool = False, stats: bool = False
+        self,
+        anchor: Anchor,
+        ids: Tensor | None = None,
+        same_id_only: bool = False,
+        stats: bool = False,
     ) -> None:
-        self.anchor, self.ids, self.within, self.stats = anchor, ids, within, stats
+        self.anchor, self.ids, self.same_id_only, self.stats = anchor, ids, same_id_only, stats
         self.hit: Tensor | None = None
 
     def start(self, x: Tensor) -> Tensor:
@@ -72,11 +77,8 @@ class Lse:
         self, total: Tensor, x: Tensor, block: Tensor, ids: Tensor | None, scale: Tensor
     ) -> Tensor:
         """Merge by log-add-exp."""
-        keys, targets = self.anchor(x, block, ids)
-        loss, lse, _, _, hit, _ = op("info_nce_fwd", x)(
-            x, keys, block, targets, self.ids, None if self.ids is None else ids, scale, 1.0,
-            self.within, False, False, self.stats,
-        )  # fmt: skip
+        a = self._args(x, block, ids, scale)._replace(stats=self.stats)
+        loss, lse, *_, hit, _ = op("info_nce_fwd", x)(*a)
         if self.hit is not None:
             self.hit &= hit
         return torch.logaddexp(total, lse + torch.log(-torch.expm1(-loss)))
@@ -92,14 +94,28 @@ class Lse:
         needs: list[bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The op's own gradient, given the lse over everything; a loss of zero does not pull."""
-        keys, targets = self.anchor(x, block, ids)
-        none = grad.new_empty(0)
+        a = self._args(x, block, ids, scale)
         lse = torch.where(total == float("-inf"), FAR, total)
-        dx, _, dy, dscale = op("info_nce_bwd", x)(
-            grad, None, x, keys, block, targets, self.ids, None if self.ids is None else ids,
-            torch.zeros_like(grad), lse, none, none, scale, 1.0, self.within, False, needs,
-        )  # fmt: skip
+        saved = saved_of(torch.zeros_like(grad), lse)
+        dx, _, dy, dscale = op("info_nce_bwd", x)(grad, None, *a, *saved, needs)
         return dx, dy, dscale
+
+    def _args(self, x: Tensor, block: Tensor, ids: Tensor | None, scale: Tensor) -> InfoNCEArgs:
+        keys, targets = self.anchor(x, block, ids)
+        block_ids = None if self.ids is None else ids
+        return InfoNCEArgs(
+            x, keys, block, targets, self.ids, block_ids, scale=scale,
+            same_id_only=self.same_id_only, normalize=False,
+        )  # fmt: skip
+
+
+def saved_of(
+    loss: Tensor, lse: Tensor, key_loss: Tensor | None = None, key_lse: Tensor | None = None
+) -> InfoNCESaved:
+    """What info_nce_fwd would have returned for info_nce_bwd, had it seen all blocks."""
+    none = loss.new_empty(0)
+    key_loss, key_lse = (none if each is None else each for each in (key_loss, key_lse))
+    return InfoNCESaved(loss, lse, key_loss, key_lse, *[none] * 5)
 
 
 def first_row(x: Tensor, block: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -165,7 +181,7 @@ class _AgainstOthers(torch.autograd.Function):
         x, y, scale, *totals = ctx.saved_tensors
         ids = totals.pop(0) if ctx.with_ids else None
         *_, want_x, want_y, want_scale = ctx.needs_input_grad
-        needs = [want_x or want_scale, False, want_y]
+        needs = [want_x or want_scale, False, want_y, want_scale]
         dx, dscale = torch.zeros_like(wide(x)), torch.zeros_like(scale)
 
         def step(packet: tuple[Tensor, ...]) -> Tensor | None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sslops._info_nce_args import InfoNCEArgs
 from sslops._library import op
-from sslops.ops._remote import Lse, first_row, wide
+from sslops.ops._remote import Lse, first_row, saved_of, wide
 from sslops.parallel import Team, eager, visit
 
 
@@ -51,12 +52,10 @@ class _PairsWithOthers(torch.autograd.Function):
                 return columns
             if len(x) == len(block):
                 # lse and key_lse hold the diagonal, which is the positive of this rank alone
-                found = op("info_nce_fwd", x)(
-                    x, block, None, None, None, None, scale, 1.0, False, True, False, False
-                )
+                a = InfoNCEArgs(x, block, scale=scale, symmetric=True, normalize=False)
+                found: tuple[Tensor, ...] = op("info_nce_fwd", x)(*a)
                 total = torch.logaddexp(total, found[1])
-                of_block: Tensor = found[3]
-                return of_block
+                return found[3]
             one_way = Lse(first_row)
             total = one_way.forward(total, x, block, None, scale)
             return one_way.forward(columns, block, x, None, scale)
@@ -86,13 +85,13 @@ class _PairsWithOthers(torch.autograd.Function):
                 row_loss, column_loss = (
                     -torch.log1p((diagonal - each).exp()) for each in (total, lse)
                 )
-                found = op("info_nce_bwd", x)(
-                    grad, w, x, block, None, None, None, None, row_loss, total, column_loss, lse,
-                    scale, 1.0, False, False, [want_x or want_scale, want_y, False],
-                )  # fmt: skip
-                gradients = [(found[0], found[1], found[3])]
+                a = InfoNCEArgs(x, block, scale=scale, symmetric=True, normalize=False)
+                saved = saved_of(row_loss, total, column_loss, lse)
+                needs = [want_x or want_scale, want_y, False, want_scale]
+                back = op("info_nce_bwd", x)(grad, w, *a, *saved, needs)
+                gradients = [(back[0], back[1], back[3])]
             else:
-                needs = [True, False, True]
+                needs = [True, False, True, True]
                 one_way = Lse(first_row)
                 one = one_way.backward(grad, total, x, block, None, scale, needs)
                 two = one_way.backward(w, lse, block, x, None, scale, needs)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslops._info_nce_args import InfoNCEArgs
 from sslops.ops._checks import (
     as_rows,
     check_number,
@@ -18,7 +19,7 @@ from sslops.ops._checks import (
 )
 from sslops.ops._group import reduce_over, total_of, total_with_grad
 from sslops.ops._group_info_nce import rows_of_team
-from sslops.ops._info_nce_rows import InfoNCEStats, rows_of_info_nce
+from sslops.ops._info_nce_op import InfoNCEStats, info_nce_rows
 from sslops.parallel import Group, Team, checked_by_all, team_of
 
 __all__ = ["clip_loss"]
@@ -102,17 +103,15 @@ def clip_loss(
 
     dtype, row_ids, column_ids, scale, factor, w = checked_by_all(team, name, image, checked)
     image, text = (as_rows(each, dtype, normalize) for each in (image, text))
-    args = (image, text, None, None, row_ids, column_ids, scale, factor)
+    a = InfoNCEArgs(
+        image, text, query_ids=row_ids, key_ids=column_ids, row_weights=w, scale=scale,
+        scale_factor=factor, symmetric=True, normalize=normalize, stats=return_stats,
+    )  # fmt: skip
     if team is None:
-        rows, stats = rows_of_info_nce(
-            *args, symmetric=True, normalize=normalize, stats=return_stats,
-            reduced=reduction != "none", shares=w,
-        )  # fmt: skip
+        rows, stats = info_nce_rows(a, reduced=reduction != "none")
     else:
-        rows, stats = rows_of_team(
-            team, name, *args, symmetric=True, normalize=normalize, stats=return_stats,
-            given={"reduction": reduction, "label_smoothing": label_smoothing},
-        )  # fmt: skip
+        given: dict[str, float | str] = {"reduction": reduction, "label_smoothing": label_smoothing}
+        rows, stats = rows_of_team(team, name, a, given=given)
     if label_smoothing:
         kappa = factor if scale is None else scale * factor
         rows = rows + label_smoothing * kappa * _above_mean(team, image, text, normalize)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslops._info_nce_args import InfoNCEArgs
 from sslops.ops._checks import (
     as_rows,
     check_device,
@@ -20,7 +21,7 @@ from sslops.ops._group_cpc import (
     drawn_by_first,
     rows_at,
 )
-from sslops.ops._info_nce_rows import InfoNCEStats, rows_of_info_nce
+from sslops.ops._info_nce_op import InfoNCEStats, info_nce_rows
 from sslops.parallel import Group, checked_by_all, team_of
 
 __all__ = ["CPCStats", "cpc_loss"]
@@ -112,7 +113,6 @@ def cpc_loss(
     index, positive, step = _positions(K, B, T, predictions.device)
     rows = predictions.reshape(-1, D).index_select(0, index)  # [M, D]
     keys = as_rows(targets, dtype, normalize).reshape(-1, D)  # [B T, D]
-    options = (scale, factor, normalize, return_stats)
     sequences = [B]
     if team is not None:
         sequences = agree_on_cpc(
@@ -135,17 +135,18 @@ def cpc_loss(
         key_ids = torch.arange(B, device=keys.device).repeat_interleave(T)
         query_ids = positive // T
     count = T - torch.arange(1, K + 1, device=keys.device)  # [K], rows of a sequence
+    a = InfoNCEArgs(
+        rows, keys, sampled, positive, query_ids, key_ids,
+        row_weights=count.to(wide).reciprocal()[step], scale=scale, scale_factor=factor,
+        same_id_only=negatives == "sequence", normalize=normalize, stats=return_stats,
+    )  # fmt: skip
     if len(rows):
-        found = rows_of_info_nce(
-            rows, keys, sampled, positive, query_ids, key_ids, scale, factor,
-            within=negatives == "sequence", normalize=normalize, stats=return_stats,
-            reduced=team is None, shares=count.to(wide).reciprocal()[step],
-        )  # fmt: skip
+        found = info_nce_rows(a, reduced=team is None)
     else:
         found = _nothing(scale, rows, keys, *(() if sampled is None else (sampled,)))
     if team is not None and negatives in ("all", "other"):
         places = [each * T for each in sequences]
-        found = against_other_sequences(found, team, places, rows, keys, positive, *options)
+        found = against_other_sequences(found, team, places, a)
     loss, stats = found
 
     by_step = loss.new_zeros(K).index_add(0, step, loss) / count

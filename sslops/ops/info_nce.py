@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sslops._info_nce_args import InfoNCEArgs
 from sslops.ops._checks import (
     as_rows,
     check_reduction,
@@ -16,7 +17,7 @@ from sslops.ops._checks import (
 )
 from sslops.ops._group import reduce_over
 from sslops.ops._group_info_nce import rows_of_team
-from sslops.ops._info_nce_rows import InfoNCEStats, rows_of_info_nce
+from sslops.ops._info_nce_op import InfoNCEStats, info_nce_rows
 from sslops.parallel import Group, checked_by_all, team_of
 
 __all__ = ["InfoNCEStats", "info_nce"]
@@ -110,69 +111,46 @@ def info_nce(
     """
     name = "info_nce"
     team = team_of(name, group)
-    options = (targets, query_ids, key_ids, temperature, symmetric, weights, reduction)
 
-    def checked() -> _Checked:
+    def checked() -> InfoNCEArgs:
         if _more:
             raise TypeError(
                 f"{name}: only queries and keys come without a name, got {2 + len(_more)}"
                 f" arguments; write {name}(queries, keys, queue=negatives, temperature=0.07)"
             )
-        return _check(queries, keys, queue, *options, 1 if team is None else 0)
+        a = InfoNCEArgs(
+            queries, keys, queue, targets, query_ids, key_ids, weights, symmetric=symmetric,
+            normalize=normalize, stats=return_stats,
+        )  # fmt: skip
+        return _checked(a, temperature, reduction, 1 if team is None else 0)
 
-    dtype, index, row_ids, column_ids, scale, factor, w = checked_by_all(
-        team, name, queries, checked
-    )
-    rows_and_ids = (
-        as_rows(queries, dtype, normalize), as_rows(keys, dtype, normalize),
-        None if queue is None else queue.detach(), index, row_ids, column_ids, scale, factor,
-    )  # fmt: skip
+    a = checked_by_all(team, name, queries, checked)
     if team is None:
-        loss, stats = rows_of_info_nce(
-            *rows_and_ids, symmetric=symmetric, normalize=normalize, stats=return_stats,
-            reduced=reduction != "none", shares=w,
-        )  # fmt: skip
+        loss, stats = info_nce_rows(a, reduced=reduction != "none")
     else:
-        loss, stats = rows_of_team(
-            team, name, *rows_and_ids, symmetric=symmetric, normalize=normalize,
-            stats=return_stats, given={"reduction": reduction},
-        )  # fmt: skip
-    loss = reduce_over(team, loss, w, reduction)
+        loss, stats = rows_of_team(team, name, a, given={"reduction": reduction})
+    loss = reduce_over(team, loss, a.row_weights, reduction)
     return (loss, stats) if return_stats else loss
 
 
-# dtype, targets, query_ids, key_ids, scale, factor, weights
-_Checked = tuple[
-    torch.dtype, Tensor | None, Tensor | None, Tensor | None, Tensor | None, float, Tensor | None
-]
-
-
-def _check(
-    queries: Tensor,
-    keys: Tensor,
-    queue: Tensor | None,
-    targets: Tensor | None,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    temperature: float | Tensor,
-    symmetric: bool,
-    weights: Tensor | None,
-    reduction: str,
-    least: int,
-) -> _Checked:
-    name = "info_nce"
+def _checked(
+    a: InfoNCEArgs, temperature: float | Tensor, reduction: str, least: int
+) -> InfoNCEArgs:
+    """`a` of a caller as the op takes it, with at least as many rows as `least`."""
+    name, queries = "info_nce", a.queries
     check_reduction(name, reduction)
-    also = {} if queue is None else {"queue": queue}
-    check_rows(name, least, queries=queries, keys=keys, **also)
-    if queue is not None:
-        check_rows(name, queue=queue)  # which is never empty
-    dtype = common_dtype(name, queries=queries, keys=keys)
+    also = {} if a.negatives is None else {"queue": a.negatives}
+    check_rows(name, least, queries=queries, keys=a.keys, **also)
+    if a.negatives is not None:
+        check_rows(name, queue=a.negatives)  # which is never empty
+    dtype = common_dtype(name, queries=queries, keys=a.keys)
     scale, factor = inverse_temperature(name, temperature, queries, dtype)
-    M, N = queries.shape[0], keys.shape[0]
-    if symmetric and (targets is not None or queue is not None or M != N):
+    M, N = queries.shape[0], a.keys.shape[0]
+    targets, query_ids, key_ids, weights = a.targets, a.query_ids, a.key_ids, a.row_weights
+    if a.symmetric and (targets is not None or a.negatives is not None or M != N):
         raise ValueError(
             f"{name}: symmetric needs as many queries as keys, no targets and no queue, got"
-            f" {M} and {N}, targets {targets is not None}, queue {queue is not None}"
+            f" {M} and {N}, targets {targets is not None}, queue {a.negatives is not None}"
         )
     if targets is None and M > N:
         raise ValueError(f"{name}: without targets every query needs its key, got {M} and {N}")
@@ -183,11 +161,20 @@ def _check(
         raise ValueError(f"{name}: query_ids and key_ids go together, got one without the other")
     if query_ids is not None:
         query_ids = integer_vector(name, "query_ids", query_ids, M, queries)
-        length = N if queue is None else queue.shape[0]
-        key_ids = integer_vector(name, "key_ids", key_ids, length, queries)
+        key_ids = integer_vector(name, "key_ids", key_ids, a.candidates.shape[0], queries)
     if weights is not None:
         weights = row_weights(name, weights, M, queries, dtype)
-    return dtype, targets, query_ids, key_ids, scale, factor, weights
+    return a._replace(
+        queries=as_rows(queries, dtype, a.normalize),
+        keys=as_rows(a.keys, dtype, a.normalize),
+        negatives=None if a.negatives is None else a.negatives.detach(),
+        targets=targets,
+        query_ids=query_ids,
+        key_ids=key_ids,
+        row_weights=weights,
+        scale=scale,
+        scale_factor=factor,
+    )
 
 
 def _check_range(name: str, targets: Tensor, N: int) -> None:

@@ -242,7 +242,7 @@ def _rows(
     normalize: bool,
     stats: bool,
     reduced: bool = False,
-    shares: Tensor | None = None,
+    row_weights: Tensor | None = None,
 ) -> Rows:
     """(loss [M], lse [M], hit) among the samples of this process; the last two as for info_nce."""
     if not len(z):
@@ -252,7 +252,7 @@ def _rows(
         ids = torch.arange(len(z) // num_views, device=z.device)
     if ids is not None:
         args = (z, ids, num_views, scale, factor, normalize, stats)
-        return rows_without_duplicates(*args, reduced, shares)
+        return rows_without_duplicates(*args, reduced, row_weights)
     found: Rows = op("nt_xent_fwd", z)(z, scale, factor, num_views, normalize, stats)
     return found
 

@@ -60,7 +60,7 @@ def chunks(rows: int, columns: int, device: torch.device) -> Iterator[Tensor]:
 
 
 def left_out(
-    rows: Tensor, row_ids: Tensor | None, col_ids: Tensor | None, within: bool
+    rows: Tensor, row_ids: Tensor | None, col_ids: Tensor | None, same_id_only: bool
 ) -> Tensor | None:
     """Pairs that no sum may see, [C, N] bool; None if every pair may be seen.
 
@@ -68,9 +68,9 @@ def left_out(
         rows: [C] indices of the rows of this chunk.
         row_ids: [M] int64, or None like `col_ids`; a negative id matches nothing.
         col_ids: [N] int64.
-        within: leave out what does not match instead of what matches.
+        same_id_only: leave out what does not match instead of what matches.
     """
     if row_ids is None or col_ids is None:
         return None
     same = (row_ids[rows, None] == col_ids) & (row_ids[rows, None] >= 0)
-    return ~same if within else same
+    return ~same if same_id_only else same

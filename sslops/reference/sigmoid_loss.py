@@ -57,7 +57,7 @@ def sigmoid_loss_fwd(
     for rows in chunks(len(x), len(y), x.device):
         logits = x[rows] @ y.T * factor + shift
         positive = rows[:, None] == columns
-        out = left_out(rows, query_ids, key_ids, within=False)
+        out = left_out(rows, query_ids, key_ids, same_id_only=False)
         signed = torch.where(positive, -logits, logits)
         if out is not None:
             signed.masked_fill_(out & ~positive, float("-inf"))

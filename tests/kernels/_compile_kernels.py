@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from sslops._info_nce_args import InfoNCEArgs, InfoNCESaved
 from sslops.kernels import ema, info_nce, nt_xent, sigmoid_loss, sup_con
 from sslops.kernels import queue as queue_kernels
 from sslops.kernels._architectures import AMD, NVIDIA
@@ -97,29 +98,25 @@ def call_info_nce(width: int, dtype: torch.dtype) -> None:
     """The least and the most that a tile may hold, and negatives in half precision."""
     x, row, scale = empty(256, width, dtype=dtype), empty(256), empty()
     ids = empty(256, dtype=torch.int64)
-    plain = x, x, None, None, None, None
-    full = x, x, None, ids, ids, ids
+    plain = InfoNCEArgs(x, x, scale=scale, symmetric=True)
+    full = InfoNCEArgs(x, x, None, ids, ids, ids, scale=scale, stats=True)
+    masked = full._replace(same_id_only=True)
+    single = plain._replace(symmetric=False, plan="frozen_keys")
+    saved, needs = InfoNCESaved(*[row] * 9), [True] * 4
     queue = empty(4096, width, dtype=torch.bfloat16 if dtype is torch.float32 else dtype)
     if dtype is torch.float16:
-        info_nce.info_nce_bwd(
-            row, row, *plain, row, row, row, row, None, 1.0, False, True, [True] * 3
-        )
+        info_nce.info_nce_bwd(row, row, *plain._replace(scale=None), *saved, needs)
     else:
-        info_nce.info_nce_fwd(*plain, scale, 1.0, False, True, True, False)
-        info_nce.info_nce_fwd(*full, scale, 1.0, False, False, True, True)
-        info_nce.info_nce_bwd(
-            row, row, *plain, row, row, row, row, scale, 1.0, False, True, [True] * 3
-        )
-        info_nce.info_nce_bwd(
-            row, None, *full, row, row, row, row, scale, 1.0, True, True, [True] * 3
-        )
-        info_nce.info_nce_single(*full, scale, 1.0, False, True, True)
+        info_nce.info_nce_fwd(*plain)
+        info_nce.info_nce_fwd(*full)
+        info_nce.info_nce_bwd(row, row, *plain, *saved, needs)
+        info_nce.info_nce_bwd(row, None, *masked, *saved, needs)
+        info_nce.info_nce_fwd(*full._replace(plan="frozen_keys"))
         if width == max(WIDTHS):  # the most shared memory; rows that no vector load fits
-            args = *plain[3:], scale, 1.0, False, True, False
-            info_nce.info_nce_single(x, x, queue.float(), *args)
+            info_nce.info_nce_fwd(*single._replace(negatives=queue.float()))
             ragged = empty(256, width - 1, dtype=dtype)
-            info_nce.info_nce_single(ragged, ragged, ragged, *args)
-        info_nce.info_nce_single(x, x, queue, *plain[3:], scale, 1.0, False, True, False)
+            info_nce.info_nce_fwd(*single._replace(queries=ragged, keys=ragged, negatives=ragged))
+        info_nce.info_nce_fwd(*single._replace(negatives=queue))
 
 
 def call_sup_con(width: int, dtype: torch.dtype) -> None:

@@ -17,6 +17,7 @@ import torch
 
 import sslops
 from sslops import _library
+from sslops.ops._info_nce_op import backward_on_gpu, forward_on_gpu
 
 from ._guarded import guarded_memory
 
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 HEADER = Path(__file__).with_name("cuda_emulation.h")
 TORCH = Path(torch.__file__).parent
-OPS = ("info_nce_fwd", "info_nce_bwd", "info_nce_single", "ema_update_", "enqueue_")
+OPS = ("info_nce_fwd", "info_nce_bwd", "ema_update_", "enqueue_")
 
 
 @cache
@@ -110,9 +111,11 @@ def running_cuda(where: str):
             continue
         kernel = getattr(torch.ops.sslops, f"{name}_cuda")
         reference = getattr(torch.ops.sslops, f"{name}_reference")
+        on_gpu = {"info_nce_fwd": forward_on_gpu, "info_nce_bwd": backward_on_gpu}.get(name)
 
-        def run(*args, kernel=kernel, reference=reference):
+        def run(*args, kernel=kernel, reference=reference, on_gpu=on_gpu):
             wide = any(getattr(each, "dtype", None) is torch.float64 for each in args)
+            wide = wide or not (on_gpu is None or on_gpu(*args))
             return (reference if wide else kernel)(*args)
 
         with warnings.catch_warnings():  # that this takes the place of the C++ kernel

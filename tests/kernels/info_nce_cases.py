@@ -21,7 +21,7 @@ def make_inputs(M, N, K, D, normalize, dtype, device):
 
 
 def make_masks(M, N, kind, device):
-    """(targets, query_ids, key_ids, within); N is the number of columns that ids mask."""
+    """(targets, query_ids, key_ids, same_id_only); N is the number of columns that ids mask."""
     targets = torch.randint(N, (M,), device=device) if "targets" in kind else None
     if "ids" not in kind:
         return targets, None, None, False
@@ -29,7 +29,7 @@ def make_masks(M, N, kind, device):
     return targets, *(torch.where(i < 0, -1, i) for i in ids), "within" in kind
 
 
-def naive(q, k, n, targets, query_ids, key_ids, scale, within, columns, normalize):
+def naive(q, k, n, targets, query_ids, key_ids, scale, same_id_only, columns, normalize):
     """(rows' losses, columns' losses) as a user writes them: the similarities are stored."""
     x, y = (F.normalize(t, dim=1) if normalize else t for t in (q, k))
     M = len(x)
@@ -38,7 +38,7 @@ def naive(q, k, n, targets, query_ids, key_ids, scale, within, columns, normaliz
     out = torch.zeros_like(logits, dtype=torch.bool)
     if query_ids is not None:
         out = (query_ids[:, None] == key_ids) & (query_ids >= 0)[:, None]
-        out = ~out if within else out
+        out = ~out if same_id_only else out
     if n is None:
         out = out.scatter(1, where[:, None], False)
     logits = logits.masked_fill(out, float("-inf"))

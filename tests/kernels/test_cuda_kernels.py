@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sslops
+from sslops._info_nce_args import InfoNCEArgs, InfoNCESaved
 from tests.numerics import assert_as_accurate_as, naive_nt_xent
 from tests.ops.info_nce_checks import check, make_case, ours
 
@@ -139,8 +140,11 @@ def test_shares_below_the_numbers_of_float16_are_kept():
     """200 negatives of share e^-17 each beside one of nearly 1: float16 rounds 4e-8 to 6e-8."""
     x, y, z = torch.eye(8)[:3].half()
     negatives = torch.cat([x[None], y.expand(200, 8)])
-    args = (x[None], z[None], negatives, None, None, None, None, 17.0)
-    *_, dqueries, _ = torch.ops.sslops.info_nce_single_cuda(*args, False, False, False)
+    args = InfoNCEArgs(
+        x[None], z[None], negatives, scale_factor=17.0, normalize=False, plan="frozen_keys"
+    )
+    *saved, _, _ = torch.ops.sslops.info_nce_fwd_cuda(*args)
+    dqueries = InfoNCESaved(*saved).dqueries
     share = 1 / (math.exp(17) + 201)
     torch.testing.assert_close(dqueries[0, 1].item(), 17 * 200 * share, rtol=1e-3, atol=0)
 
@@ -184,8 +188,7 @@ def test_the_same_bits_again():
 def test_no_temperature_gives_nan():
     args = [torch.randn(4, 8) for _ in range(2)]
     scale = torch.tensor(-1.0)
-    loss, lse, *_ = torch.ops.sslops.info_nce_fwd_cuda(
-        *args, None, None, None, None, scale, 1.0, False, False, True, True
-    )
+    args = InfoNCEArgs(*args, scale=scale, stats=True)
+    loss, lse, *_ = torch.ops.sslops.info_nce_fwd_cuda(*args)
     assert loss.isnan().all()
     assert lse.isnan().all()

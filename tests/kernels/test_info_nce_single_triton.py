@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sslops._info_nce_args import InfoNCEArgs, InfoNCESaved
 from tests.numerics import assert_as_accurate_as
 
 from .info_nce_cases import make_inputs, make_masks, naive, skip_what_the_interpreter_cannot
@@ -42,22 +43,40 @@ def arguments(M, N, K, D, normalize, kind, dtype, device):
 
 
 def run(q, k, n, masks, factor, normalize, scale=None):
-    """(loss, lse, hit, dqueries, slope) of the launcher."""
-    *ids, within = masks
-    return kernels.info_nce_single(q, k, n, *ids, scale, factor, within, normalize, True)
+    """(loss, lse, hit, dqueries, dscale of the rows) of the launcher."""
+    *ids, same_id_only = masks
+    return of_rows(
+        kernels.info_nce_fwd,
+        InfoNCEArgs(
+            q, k, n, *ids, scale=scale, scale_factor=factor, same_id_only=same_id_only,
+            normalize=normalize, stats=True, plan="frozen_keys",
+        ),
+    )  # fmt: skip
+
+
+def of_rows(forward, args):
+    *saved, hit, _ = forward(*args)
+    found = InfoNCESaved(*saved)
+    return found.loss, found.lse, hit, found.dqueries, found.dscale
 
 
 def check(found, q, k, n, masks, temperature, normalize):
     """Every result against float64, allowed twice the error of plain PyTorch in the dtype."""
-    *ids, within = masks
+    *ids, same_id_only = masks
     dtype = q.dtype if n is None or n.dtype is torch.float32 else n.dtype
     wide = [None if t is None else t.double() for t in (q, k, n)]
-    truth = reference.info_nce_single(*wide, *ids, None, 1 / temperature, within, normalize, True)
+    truth = of_rows(
+        reference.info_nce_fwd,
+        InfoNCEArgs(
+            *wide, *ids, scale_factor=1 / temperature, same_id_only=same_id_only,
+            normalize=normalize, stats=True, plan="frozen_keys",
+        ),
+    )  # fmt: skip
     user = [None if t is None else t.detach().to(dtype) for t in (q, k, n)]
     leaf = user[0].requires_grad_()
     scale = leaf.new_full((len(q),), 1 / temperature).requires_grad_()
-    theirs = naive(*user, *ids, scale[:, None], within, False, normalize)[0]
-    dq, slope = torch.autograd.grad(theirs.sum(), (leaf, scale))
+    theirs = naive(*user, *ids, scale[:, None], same_id_only, False, normalize)[0]
+    dq, dscale = torch.autograd.grad(theirs.sum(), (leaf, scale))
 
     norms = torch.cat([wide[0].norm(dim=1), wide[1].norm(dim=1)])
     largest = 1.0 if normalize else float(norms.max()) ** 2
@@ -65,9 +84,9 @@ def check(found, q, k, n, masks, temperature, normalize):
     by_norm = 1 / float(norms.min()) if normalize else float(norms.max())
     bounds = logit, logit, logit / temperature * max(by_norm, 1), logit * largest
     exact = truth[0], truth[1], truth[3], truth[4]
-    other = theirs, truth[1].to(dtype), dq, slope
+    other = theirs, truth[1].to(dtype), dq, dscale
     ours = found[0], found[1], found[3], found[4]
-    names = "loss", "lse", "dqueries", "slope"
+    names = "loss", "lse", "dqueries", "dscale"
     for name, mine, naives, true, bound in zip(names, ours, other, exact, bounds, strict=True):
         assert_as_accurate_as(mine, naives, true, name=name, scale=bound)
         assert mine.dtype is torch.float32
@@ -136,9 +155,9 @@ def test_nothing_left_to_compare_with(K, device):
     """Ids that leave out every negative: loss and gradient are zero, and the positive hits."""
     q, k, n, _ = arguments(6, 6, K, 5, True, "", torch.float32, device)
     ids = [torch.zeros(size, dtype=torch.int64, device=device) for size in (6, K or 6)]
-    loss, lse, hit, dq, slope = run(q, k, n, (None, *ids, False), 5.0, True)
+    loss, lse, hit, dq, dscale = run(q, k, n, (None, *ids, False), 5.0, True)
     assert hit.all()
-    assert not any(each.any() for each in (loss, dq, slope))
+    assert not any(each.any() for each in (loss, dq, dscale))
     torch.testing.assert_close(lse, 5 * F.cosine_similarity(q, k))
 
 
@@ -177,12 +196,12 @@ def test_a_queue_that_holds_the_positive_ties(D, device):
 def test_one_bad_negative_or_scale_gives_nan(K, dtype, device):
     q, k, n, masks = arguments(70, 70, K, 5, True, "", dtype, device)
     for scale in (0.0, -1.0, float("nan")):
-        loss, lse, hit, dq, slope = run(q, k, n, masks, scale, True)
-        assert all(each.isnan().all() for each in (loss, lse, dq, slope))
+        loss, lse, hit, dq, dscale = run(q, k, n, masks, scale, True)
+        assert all(each.isnan().all() for each in (loss, lse, dq, dscale))
         assert not hit.any()
     (k if n is None else n)[66, 2] = float("nan")
-    loss, lse, hit, dq, slope = run(q, k, n, masks, 5.0, True)
-    assert all(each.isnan().all() for each in (loss, lse, dq, slope))
+    loss, lse, hit, dq, dscale = run(q, k, n, masks, 5.0, True)
+    assert all(each.isnan().all() for each in (loss, lse, dq, dscale))
     assert not hit.any()
 
 

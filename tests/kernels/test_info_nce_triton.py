@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from sslops import _library
+from sslops._info_nce_args import InfoNCEArgs
 from tests.numerics import assert_as_accurate_as, assert_same_in_another_order
 
 from .info_nce_cases import make_inputs, make_masks, naive, skip_what_the_interpreter_cannot
@@ -38,14 +39,16 @@ SHAPES = [
 
 def run(q, k, n, masks, scale, factor, columns, normalize, grads, needs=(True, True, True)):
     """Everything that the two launchers return, as a dictionary."""
-    *ids, within = masks
-    args = (q, k, n, *ids)
-    out = kernels.info_nce_fwd(*args, scale, factor, within, columns, normalize, True)
-    loss, lse, key_loss, key_lse, hit, key_hit = out
+    *ids, same_id_only = masks
+    args = InfoNCEArgs(
+        q, k, n, *ids, scale=scale, scale_factor=factor, same_id_only=same_id_only,
+        symmetric=columns, normalize=normalize, stats=True,
+    )  # fmt: skip
+    *saved, hit, key_hit = kernels.info_nce_fwd(*args)
+    loss, lse, key_loss, key_lse, *rest = saved
+    assert not any(map(len, rest))
     grads = grads if columns else (grads[0], None)
-    back = kernels.info_nce_bwd(
-        *grads, *args, *out[:4], scale, factor, within, normalize, list(needs)
-    )
+    back = kernels.info_nce_bwd(*grads, *args, *saved, [*needs, needs[0]])
     return {
         **{"loss": loss, "lse": lse, "key_loss": key_loss, "key_lse": key_lse, "hit": hit},
         **{"key_hit": key_hit, "dq": back[0], "dk": back[1], "dn": back[2], "dscale": back[3]},
@@ -54,20 +57,21 @@ def run(q, k, n, masks, scale, factor, columns, normalize, grads, needs=(True, T
 
 def check(found, q, k, n, masks, temperature, columns, normalize, grads):
     """Every result against float64, allowed twice the error of plain PyTorch in the dtype."""
-    *ids, within = masks
+    *ids, same_id_only = masks
     dtype = q.dtype if n is None or n.dtype is torch.float32 else n.dtype
     grads = grads if columns else (grads[0], None)
     wide = [None if t is None else t.double() for t in (q, k, n)]
-    setting = (None, 1 / temperature, within)
-    true = reference.info_nce_fwd(*wide, *ids, *setting, columns, normalize, True)
-    true_grads = reference.info_nce_bwd(
-        *(None if g is None else g.double() for g in grads),
-        *wide, *ids, *true[:4], *setting, normalize, [True] * 3,
+    args = InfoNCEArgs(
+        *wide, *ids, scale_factor=1 / temperature, same_id_only=same_id_only,
+        symmetric=columns, normalize=normalize, stats=True,
     )  # fmt: skip
+    *true, true_hit, true_key_hit = reference.info_nce_fwd(*args)
+    doubles = (None if g is None else g.double() for g in grads)
+    true_grads = reference.info_nce_bwd(*doubles, *args, *true, [True] * 4)
 
     user = [None if t is None else t.detach().to(dtype).requires_grad_() for t in (q, k, n)]
     user_scale = torch.tensor(1 / temperature, device=q.device, dtype=dtype, requires_grad=True)
-    losses = naive(*user, *ids, user_scale, within, columns, normalize)
+    losses = naive(*user, *ids, user_scale, same_id_only, columns, normalize)
     pairs = [(each, g.to(dtype)) for each, g in zip(losses, grads, strict=True) if g is not None]
     total = sum((each * g).sum() for each, g in pairs)
     leaves = [t for t in (*user, user_scale) if t is not None]
@@ -93,7 +97,7 @@ def check(found, q, k, n, masks, temperature, columns, normalize, grads):
     bounds["dscale"] = logit * largest * weight
     for name, exact in truth.items():
         assert_as_accurate_as(found[name], theirs[name], exact, name=name, scale=bounds[name])
-    for name, exact in (("hit", true[4]), ("key_hit", true[5])):
+    for name, exact in (("hit", true_hit), ("key_hit", true_key_hit)):
         wrong = (found[name] != exact).double().sum()  # a tie of rounded rows may fall either way
         allowed = 0.0 if dtype is torch.float32 else 0.03 * len(exact)
         assert found[name].shape == exact.shape
@@ -284,11 +288,9 @@ def test_upstream_gradient_of_any_size_in_float16(device):
     q, k, _ = make_inputs(70, 70, None, 32, True, torch.float16, device)
     q, k, masks = q * 100, k * 100, (None, None, None, False)
     ones = torch.ones(70, device=device)
-    wide = (q.double(), k.double(), None, None, None, None)
-    true = reference.info_nce_fwd(*wide, None, 5.0, False, True, True, False)
-    grads = reference.info_nce_bwd(
-        ones.double(), ones.double(), *wide, *true[:4], None, 5.0, False, True, [True] * 3
-    )
+    args = InfoNCEArgs(q.double(), k.double(), scale_factor=5.0, symmetric=True)
+    *true, _, _ = reference.info_nce_fwd(*args)
+    grads = reference.info_nce_bwd(ones.double(), ones.double(), *args, *true, [True] * 4)
     for size in (2.0**16, 1.0):
         found = run(q, k, None, masks, None, 5.0, True, True, (size * ones, size * ones))
         for name, exact in (("dq", grads[0]), ("dk", grads[1])):
@@ -337,7 +339,7 @@ def test_captures_into_a_cuda_graph(kind):
 
 
 def test_cuda_runs_triton_but_for_float64(device):
-    for name in ("info_nce_fwd", "info_nce_bwd", "info_nce_single"):
+    for name in ("info_nce_fwd", "info_nce_bwd"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"sslops::{name}", "CUDA")
         for dtype in (torch.float32, torch.float64):
             args = (torch.ones(2, 2, dtype=dtype, device=device),)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sslops._info_nce_args import InfoNCEArgs, InfoNCESaved
 from sslops.ops._group_info_nce import _positive
 
 from ._cuda import running_cuda
@@ -58,18 +59,17 @@ def sides():
 
 def results(ops, queries, keys, negatives, targets):
     """Everything that does not add rows up, by name: first index is the row's."""
-    args = (queries, keys, negatives, targets, None, None, None, 10.0, False)
-    loss, lse, *columns, hit, _ = ops("info_nce_fwd")(*args, False, True, True)
+    args = InfoNCEArgs(queries, keys, negatives, targets, scale_factor=10.0, stats=True)
+    *saved, hit, _ = ops("info_nce_fwd")(*args)
     ones = torch.ones(ROWS)
-    dq, dk, dn, dscale = ops("info_nce_bwd")(
-        ones, None, *args[:6], loss, lse, *columns, *args[6:], True, [True, True, True]
-    )
-    single, single_lse, single_hit, dqueries, slope = ops("info_nce_single")(*args, True, True)
-    again = torch.ops.sslops.info_nce_single_bwd_reference(
-        ones, queries, keys, targets, single, dqueries, slope, None, 10.0, True, [True] * 3
-    )
-    rows = {"loss": loss, "lse": lse, "dq": dq, "single": single, "single_lse": single_lse}
-    rows |= {"dqueries": dqueries, "slope": slope, "single_dq": again[0]}
+    dq, dk, dn, dscale = ops("info_nce_bwd")(ones, None, *args, *saved, [True] * 4)
+    args = args._replace(plan="frozen_keys")
+    *single, single_hit, _ = ops("info_nce_fwd")(*args)
+    again = torch.ops.sslops.info_nce_bwd_reference(ones, None, *args, *single, [True] * 4)
+    rows = {"loss": saved[0], "lse": saved[1], "dq": dq, "single_dq": again[0]}
+    single = InfoNCESaved(*single)
+    rows |= {"single": single.loss, "single_lse": single.lse}
+    rows |= {"dqueries": single.dqueries, "dscale_rows": single.dscale}
     return rows, (hit, single_hit), {"dk": dk, "dn": dn, "dscale": dscale}, again[1]
 
 
@@ -123,7 +123,7 @@ def test_ids_are_compared_and_never_followed(ops):
     assert len({each % 1000 for each in EXTREME if each >= 0}) == sum(e >= 0 for e in EXTREME)
     found, expected = (
         ops("info_nce_fwd")(
-            queries, keys, None, targets, *each, None, 10.0, False, False, True, True
+            *InfoNCEArgs(queries, keys, None, targets, *each, scale_factor=10.0, stats=True)
         )
         for each in (ids, small)
     )

@@ -8,8 +8,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from sslops.ops import _info_nce_rows
-from sslops.ops._info_nce_rows import rows_of_info_nce
+from sslops._info_nce_args import InfoNCEArgs
+from sslops.ops import _info_nce_op
+from sslops.ops._info_nce_op import info_nce_rows
 from tests.naive import clip_logits, info_nce_logits
 from tests.numerics import assert_as_accurate_as
 
@@ -27,7 +28,7 @@ class Case:
     targets: Tensor | None = None
     query_ids: Tensor | None = None
     key_ids: Tensor | None = None
-    within: bool = False
+    same_id_only: bool = False
     symmetric: bool = False
     normalize: bool = True
 
@@ -68,7 +69,7 @@ def as_user(case: Case, dtype: torch.dtype, trained: tuple[str, ...], grad: Tens
         names = dict(zip(("query_ids", "key_ids"), ids, strict=True))
         logits = info_nce_logits(
             *leaves.values(), queue=queue, targets=case.targets, **names,
-            within=case.within, normalize=case.normalize,
+            within=case.same_id_only, normalize=case.normalize,
         )  # fmt: skip
         sides, own = (logits,), torch.zeros(len(logits), dtype=torch.int64)
     cross_entropy = torch.nn.functional.cross_entropy
@@ -86,11 +87,11 @@ def ours(
     trained: tuple[str, ...],
     grad: Tensor,
     stats: bool = True,
-    shares: Tensor | None = None,
+    row_weights: Tensor | None = None,
 ):
     """(loss, InfoNCEStats, gradients) of whatever is chosen to run.
 
-    With `shares` and trained keys the gradients come with the loss, if `grad` is a multiple.
+    With `row_weights` and trained keys the gradients come with the loss, if `grad` is a multiple.
     """
     leaves = {"queries": case.queries.detach(), "keys": case.keys.detach()}
     wide = torch.promote_types(case.queries.dtype, torch.float32)
@@ -98,12 +99,14 @@ def ours(
     scale = torch.tensor(0.5 / case.temperature, dtype=wide) if "scale" in trained else None
     for name in trained:
         (scale if name == "scale" else leaves[name]).requires_grad_()
-    loss, found = rows_of_info_nce(
+    args = InfoNCEArgs(
         *leaves.values(), case.queue, case.targets, case.query_ids, case.key_ids,
-        scale, 1 / case.temperature if scale is None else 2.0,
-        within=case.within, symmetric=case.symmetric, normalize=case.normalize, stats=stats,
-        reduced=shares is not None, shares=None if shares is None else shares.to(wide),
+        row_weights=None if row_weights is None else row_weights.to(wide), scale=scale,
+        scale_factor=1 / case.temperature if scale is None else 2.0,
+        same_id_only=case.same_id_only, symmetric=case.symmetric, normalize=case.normalize,
+        stats=stats,
     )  # fmt: skip
+    loss, found = info_nce_rows(args, reduced=row_weights is not None)
     if not trained:
         return loss, found, {}
     wanted = [scale if name == "scale" else leaves[name] for name in trained]
@@ -116,8 +119,8 @@ def ours(
 def check(case: Case, grad: Tensor | None = None, trained: tuple[str, ...] = ALL) -> None:
     """Every result against float64, allowed twice the error of plain PyTorch in the dtype.
 
-    In two passes, with the similarities kept from one to the next, and, where keys are trained,
-    with what each row counts said before.
+    By every plan: in two passes, with the similarities kept from one to the next, and, where keys
+    are trained, with what each row counts said before.
     """
     dtype, M = case.queries.dtype, len(case.queries)
     grad = torch.rand(M) + 0.1 if grad is None else grad
@@ -126,17 +129,17 @@ def check(case: Case, grad: Tensor | None = None, trained: tuple[str, ...] = ALL
     halved = case.queue is not None and case.queue.dtype is torch.bfloat16
     plain_dtype = torch.bfloat16 if halved else dtype
     naive_loss, naive_lse, _, naive = as_user(case, plain_dtype, trained, grad)
-    joint = "keys" in trained and case.queue is None
-    for room, shares in ((0, None), (2, None), (2, grad))[: 3 if joint else 2]:
-        with patch.object(_info_nce_rows, "ROOM", room):
-            _check_one(case, grad, trained, shares, (naive_loss, naive_lse, naive), truths)
+    in_forward = "keys" in trained and case.queue is None
+    for room, weights in ((0, None), (2, None), (2, grad))[: 3 if in_forward else 2]:
+        with patch.object(_info_nce_op, "ROOM", room):
+            _check_one(case, grad, trained, weights, (naive_loss, naive_lse, naive), truths)
 
 
-def _check_one(case, grad, trained, shares, plain_results, truths) -> None:
+def _check_one(case, grad, trained, weights, plain_results, truths) -> None:
     naive_loss, naive_lse, naive = plain_results
     truth_loss, truth_lse, logits, truth = truths
-    loss, stats, grads = ours(case, trained, grad, shares=shares)
-    plain, fewer, again = ours(case, trained, grad, stats=False, shares=shares)
+    loss, stats, grads = ours(case, trained, grad, row_weights=weights)
+    plain, fewer, again = ours(case, trained, grad, stats=False, row_weights=weights)
     assert fewer.hit.numel() == fewer.key_hit.numel() == 0
     torch.testing.assert_close(plain, loss, rtol=1e-5, atol=1e-5 / case.temperature)
     assert again.keys() == grads.keys()

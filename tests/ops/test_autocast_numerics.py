@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import sslops
-from sslops.ops import _info_nce_rows
+from sslops.ops import _info_nce_op
 
 from .autocast_cases import ENTRIES, B, D, queue, sides_of
 
@@ -77,10 +77,10 @@ def test_a_queue_is_neither_cast_nor_copied():
         op = original(name, tensor)
         return lambda *args: read.append(args[2].data_ptr()) or op(*args)
 
-    original = _info_nce_rows.op
+    original = _info_nce_op.op
     with (
         torch.autocast("cpu", torch.bfloat16),
-        patch.object(_info_nce_rows, "op", recorded),
+        patch.object(_info_nce_op, "op", recorded),
     ):
         sslops.info_nce(q, k, queue=keys.keys).backward()
         with torch.no_grad():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sslops
+from sslops._info_nce_args import InfoNCEArgs
 from sslops.reference import _rows
 from sslops.reference import info_nce as reference
 from tests.conftest import running
@@ -122,7 +123,7 @@ def test_fuzz(
     if ids is not None:
         case.query_ids = torch.randint(-1, ids, (M,))
         case.key_ids = torch.randint(-1, ids, (N,))
-        case.within = within and kind != "symmetric"
+        case.same_id_only = within and kind != "symmetric"
     for name, way in zip(("queries", "keys", "queue"), layouts, strict=True):
         if getattr(case, name) is not None:
             setattr(case, name, LAYOUTS[way](getattr(case, name)))
@@ -194,8 +195,7 @@ def test_reference_in_chunks(monkeypatch):
 def test_reference_in_float64_has_no_threshold():
     """PyTorch's own softplus drops log(1 + exp(-x)) above x = 20."""
     queries, keys = torch.eye(2).double(), torch.eye(2).double().flip(0)
-    args = (queries, keys, None, None, None, None, None, 1 / 0.047)
-    loss = reference.info_nce_fwd(*args, False, False, True, False)[0]
+    loss, *_ = reference.info_nce_fwd(*InfoNCEArgs(queries, keys, scale_factor=1 / 0.047))
     x = 1 / 0.047
     exact = x + math.log1p(math.exp(-x))
     torch.testing.assert_close(
@@ -320,13 +320,14 @@ def test_light_rows_beside_heavy_ones_with_large_sums(backend, key_weight):
     grad = torch.where(torch.arange(40) < 20, 1e-9, 1.0)
     grads = []
     for dtype in (torch.float32, torch.float64):
-        rows = (queries.to(dtype), keys.to(dtype), None, None, None, None)
-        loss, lse, key_loss, key_lse, *_ = op("info_nce_fwd", queries)(
-            *rows, None, 25.0, False, True, False, False
+        args = InfoNCEArgs(
+            queries.to(dtype), keys.to(dtype), scale_factor=25.0, symmetric=True, normalize=False
         )
-        saved = (loss, lse, key_loss, key_lse, None, 25.0, False, False, [True, False, False])
+        *saved, _, _ = op("info_nce_fwd", queries)(*args)
+        _, lse, *_ = saved
         given = (grad.to(dtype), torch.full((40,), key_weight, dtype=dtype))
-        grads.append(op("info_nce_bwd", queries)(*given, *rows, *saved)[0])
+        needs = [True, False, False, False]
+        grads.append(op("info_nce_bwd", queries)(*given, *args, *saved, needs)[0])
     assert lse.max() < 78  # no maximum is kept
     error = (grads[0].double() - grads[1]) / (grad + key_weight)[:, None]
     assert error.abs().max() < 1e-3

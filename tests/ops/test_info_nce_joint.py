@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 
 import sslops
-from sslops.ops import _info_nce_joint, _info_nce_rows
-from sslops.ops._info_nce_joint import multiple_of
-from sslops.ops._info_nce_rows import rows_of_info_nce
+from sslops._info_nce_args import InfoNCEArgs
+from sslops._library import op
+from sslops.ops import _info_nce_op
+from sslops.ops._info_nce_op import info_nce_rows
+from sslops.reference.info_nce import multiple_of
 from tests.conftest import running
 from tests.numerics import assert_as_accurate_as
 
@@ -20,42 +22,42 @@ from .info_nce_checks import ALL, check, make_case, ours
 
 OPS = torch.ops.sslops
 compiled = pytest.mark.skipif(not sslops.HAS_EXTENSION, reason="sslops._C is not compiled")
-_PLAIN = OPS.info_nce_joint_reference
 
 
 def recorded(monkeypatch):
-    """Names of the ops that are asked for, as they are."""
-    names = []
-    for module in (_info_nce_joint, _info_nce_rows):
-        original = module.op
-        monkeypatch.setattr(
-            module, "op", lambda name, x, f=original: names.append(name) or f(name, x)
-        )
-    return names
+    """The plans that are chosen, as they are."""
+    plans, original = [], _info_nce_op.choose_plan
+
+    def choose(a, *, reduced):
+        plans.append(original(a, reduced=reduced))
+        return plans[-1]
+
+    monkeypatch.setattr(_info_nce_op, "choose_plan", choose)
+    return plans
 
 
 @compiled
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_known_mean_takes_one_pass(monkeypatch, reduction, weighted):
-    names = recorded(monkeypatch)
+    plans = recorded(monkeypatch)
     q, k = (torch.randn(9, 5, requires_grad=True) for _ in range(2))
     w = torch.rand(9, requires_grad=True) if weighted else None
     (3e4 * sslops.info_nce(q, k, weights=w, reduction=reduction)).backward()
-    assert names == ["info_nce_joint"]
-    names.clear()
+    assert plans == ["grad_in_forward"]
+    plans.clear()
     rows = sslops.info_nce(q, k, reduction="none")
     (rows if w is None else rows * w).sum().backward()
-    assert names == ["info_nce_kept"]
-    names.clear()
+    assert plans == ["save_logits"]
+    plans.clear()
     with torch.no_grad():
         sslops.info_nce(q, k)
-    assert names == ["info_nce_fwd"]
+    assert plans == ["recompute"]
 
 
 @compiled
 def test_both_directions_take_one_pass_where_all_pairs_are_no_more_than_the_rows(monkeypatch):
-    names = recorded(monkeypatch)
+    plans = recorded(monkeypatch)
     x, y = (torch.randn(9, 5, requires_grad=True) for _ in range(2))
     scale, w = torch.tensor(3.0, requires_grad=True), torch.rand(9, requires_grad=True)
     for weights in (None, w):
@@ -65,46 +67,51 @@ def test_both_directions_take_one_pass_where_all_pairs_are_no_more_than_the_rows
             )
             loss.backward()
     sslops.info_nce(x, y, symmetric=True).backward()
-    assert names == 5 * ["info_nce_joint"]
-    names.clear()
+    assert plans == 5 * ["grad_in_forward"]
+    plans.clear()
     more = [torch.randn(21, 5, requires_grad=True) for _ in range(2)]
     sslops.clip_loss(*more, scale).backward()  # 21 > 4 x 5
     sslops.info_nce(*more, reduction="none").sum().backward()
-    assert names == 2 * ["info_nce_fwd"]
-    names.clear()
+    assert plans == 2 * ["recompute"]
+    plans.clear()
     sslops.clip_loss(x, y, scale, reduction="none").sum().backward()
     sslops.clip_loss(x, y.detach(), scale).backward()
     sslops.clip_loss(x.detach(), y.detach(), scale).backward()
-    assert names == 3 * ["info_nce_kept"]
+    assert plans == 3 * ["save_logits"]
 
 
 @compiled
 @pytest.mark.parametrize("negatives", ["all", "sequence", "other", 7])
 def test_cpc_takes_one_pass(monkeypatch, negatives):
-    names = recorded(monkeypatch)
+    plans = recorded(monkeypatch)
     predictions, targets = torch.randn(3, 4, 9, 5), torch.randn(4, 9, 5)
     leaves = predictions.requires_grad_(), targets.requires_grad_()
     (0.3 * sslops.cpc_loss(*leaves, negatives=negatives)).backward()
-    assert names == ["info_nce_joint"]
+    assert plans == ["grad_in_forward"]
 
 
 @compiled
 def test_nt_xent_without_duplicates_takes_one_pass(monkeypatch):
-    names = recorded(monkeypatch)
+    plans = recorded(monkeypatch)
     z, ids = torch.randn(12, 5, requires_grad=True), torch.arange(6) % 5
     sslops.nt_xent(z, ids=ids, weights=torch.rand(12)).backward()
-    assert names == ["info_nce_joint"]
-    names.clear()
+    assert plans == ["grad_in_forward"]
+    plans.clear()
     sslops.nt_xent(z, ids=ids[:4], num_views=3).backward()  # several positives: no plain sum
-    assert names == ["info_nce_kept"]
+    assert plans == ["save_logits"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_wrong_guess_costs_time_alone(backend, dtype):
     case = make_case(60, 70, 16, dtype, targets=True)
     grad = torch.rand(60) + 0.1
-    for shares in (torch.ones(60), torch.zeros(60), grad.roll(1), grad * (1 + 1e-5 * (grad > 0.5))):
-        _, _, other = ours(case, ALL, grad, shares=shares)
+    for row_weights in (
+        torch.ones(60),
+        torch.zeros(60),
+        grad.roll(1),
+        grad * (1 + 1e-5 * (grad > 0.5)),
+    ):
+        _, _, other = ours(case, ALL, grad, row_weights=row_weights)
         _, _, exact = ours(case, ALL, grad)
         assert all(torch.equal(other[name], exact[name]) for name in ALL)
 
@@ -137,8 +144,8 @@ def test_strips(backend, dtype, threads, symmetric):
     _, _, exact = ours(case, ALL, grad)
     try:
         torch.set_num_threads(threads)
-        loss, stats, grads = ours(case, ALL, grad, shares=grad)
-        again = ours(case, ALL, grad, shares=grad)
+        loss, stats, grads = ours(case, ALL, grad, row_weights=grad)
+        again = ours(case, ALL, grad, row_weights=grad)
         check(case, grad)
     finally:
         torch.set_num_threads(before)
@@ -152,7 +159,7 @@ def test_strips(backend, dtype, threads, symmetric):
 @pytest.mark.parametrize("length", [30, 64, 100, 300])
 def test_sequences_shorter_than_a_tile(backend, dtype, length):
     """Tiles fall into rectangles, of which some are left out whole; some targets lie in these."""
-    case = make_case(500, 600, 24, dtype, targets=True, within=True)
+    case = make_case(500, 600, 24, dtype, targets=True, same_id_only=True)
     case.query_ids, case.key_ids = torch.arange(500) // length, torch.arange(600) // length
     check(case)
     case.query_ids = case.query_ids.flip(0)
@@ -164,23 +171,22 @@ def test_one_direction_of_two(backend, directions):
     """Rows and columns that do not count alike are no multiple of what was guessed."""
     q, k, w = torch.randn(30, 8), torch.randn(30, 8), torch.rand(30) + 0.1
 
-    def gradients(op, *weights):
+    def gradients(op, **plan):
         leaves = [each.clone().requires_grad_() for each in (q, k)]
-        loss, _, key_loss, *_ = op(
-            *leaves, *[None] * 4, *weights, None, 3.0, False, True, True, False
-        )
+        args = InfoNCEArgs(*leaves, scale_factor=3.0, symmetric=True, **plan)
+        loss, _, key_loss, *_ = op(*args)
         total = ((directions[0] * loss + directions[1] * key_loss) * w).sum()
         return torch.autograd.grad(total, leaves)
 
-    found = gradients(_info_nce_rows.op("info_nce_joint", q), w)
+    found = gradients(op("info_nce_fwd", q), plan="grad_in_forward", row_weights=w)
     torch.testing.assert_close(found, gradients(OPS.info_nce_fwd_reference), rtol=1e-4, atol=1e-5)
 
 
 def test_more_pairs_than_there_is_room_for(backend):
     """1,100 x 1,100 exponentials, when 2 x 2 x 1,100 rows of 3 are fewer: two passes."""
     q, k = torch.randn(1100, 3), torch.randn(1100, 3)
-    args = (q, k, *[None] * 5, None, 3.0, False, True, True, True)
-    found, expected = _info_nce_rows.op("info_nce_joint", q)(*args), _PLAIN(*args)
+    args = InfoNCEArgs(q, k, scale_factor=3.0, symmetric=True, stats=True, plan="grad_in_forward")
+    found, expected = op("info_nce_fwd", q)(*args), OPS.info_nce_fwd_reference(*args)
     for each, exact in zip(found, expected, strict=True):
         torch.testing.assert_close(each, exact, rtol=1e-3, atol=1e-4)
 
@@ -203,19 +209,8 @@ def test_trained_negatives_apart_from_the_keys(backend, dtype, size):
     def losses(kind, plain):
         q, k, n = leaves = [x.to(kind, copy=True).requires_grad_() for x in inputs]
         if not plain:
-            loss, _ = rows_of_info_nce(
-                q,
-                k,
-                n,
-                targets,
-                *ids,
-                None,
-                factor,
-                normalize=False,
-                stats=False,
-                reduced=True,
-                shares=w,
-            )
+            args = InfoNCEArgs(q, k, n, targets, *ids, w, scale_factor=factor, normalize=False)
+            loss, _ = info_nce_rows(args, reduced=True)
         else:
             logits = factor * torch.cat([(q * k[targets]).sum(1, keepdim=True), q @ n.T], dim=1)
             same = (ids[0][:, None] == ids[1]) & (ids[0][:, None] >= 0)
@@ -240,9 +235,7 @@ def test_large_negatives_beside_unit_rows(backend):
     q, k, n = torch.randn(40, 12), torch.randn(40, 12), 60 * torch.randn(50, 12)
     for reduced in (True, False):
         leaves = [each.clone().requires_grad_() for each in (q, k, n)]
-        loss, _ = rows_of_info_nce(
-            *leaves, *[None] * 4, 2.0, normalize=True, stats=False, reduced=reduced
-        )
+        loss, _ = info_nce_rows(InfoNCEArgs(*leaves, scale_factor=2.0), reduced=reduced)
         exact = [each.double().requires_grad_() for each in (q, k, n)]
         x, y = (F.normalize(each, dim=1) for each in exact[:2])
         logits = 2 * torch.cat([(x * y).sum(1, keepdim=True), x @ exact[2].T], dim=1)
@@ -260,7 +253,9 @@ def test_half_precision_gradients_below_their_range(backend, temperature):
     """A gradient scaler's 65,536 must reach them before they are rounded to float16."""
     case = make_case(64, 64, 16, torch.float16, temperature=temperature)
     grad = torch.full((64,), 1.0)
-    tiny = [ours(case, ("keys",), s * grad, shares=1e-9 * grad)[2]["keys"] for s in (1e-9, 1.0)]
+    tiny = [
+        ours(case, ("keys",), s * grad, row_weights=1e-9 * grad)[2]["keys"] for s in (1e-9, 1.0)
+    ]
     assert (tiny[0] == 0).float().mean() > 0.5  # as any float16 gradient of that size
     exact = ours(case, ("keys",), grad)[2]["keys"]
     torch.testing.assert_close(tiny[1], exact, rtol=2e-3, atol=1e-6)
@@ -270,9 +265,7 @@ def test_positives_far_above_what_float32_holds(backend):
     """exp(100) of a key against exp(60) of a trained negative: the quotient is still a number."""
     q, k, n = torch.ones(3, 1), torch.full((3, 1), 100.0), torch.full((2, 1), 60.0)
     n.requires_grad_()
-    loss, _ = rows_of_info_nce(
-        q, k, n, None, None, None, None, 1.0, normalize=False, stats=False, reduced=True
-    )
+    loss, _ = info_nce_rows(InfoNCEArgs(q, k, n, normalize=False), reduced=True)
     (dn,) = torch.autograd.grad(loss.sum(), n)
     torch.testing.assert_close(dn, torch.full((2, 1), 3 * math.exp(-40)), rtol=1e-4, atol=0)
 
@@ -327,14 +320,20 @@ def test_inputs_that_are_not_finite(backend):
 @compiled
 def test_refuses_weights_of_another_length():
     q = torch.randn(6, 4)
-    with pytest.raises(ValueError, match=r"weights must be \[M\] with M = 6, got \[5\]"):
-        OPS.info_nce_joint(
-            q, q, None, None, None, None, torch.ones(5), None, 1.0, False, False, True, False
-        )
+    with pytest.raises(ValueError, match=r"row_weights must be \[M\] with M = 6, got \[5\]"):
+        OPS.info_nce_fwd(*InfoNCEArgs(q, q, row_weights=torch.ones(5), plan="grad_in_forward"))
 
 
 @compiled
-def test_refuses_columns_of_other_keys_than_the_queries_own():
+@pytest.mark.parametrize("plan", ["recompute", "save_logits", "grad_in_forward"])
+def test_refuses_columns_of_other_keys_than_the_queries_own(plan):
     q, k = torch.randn(6, 4), torch.randn(7, 4)
     with pytest.raises(ValueError, match="as many keys as queries, got 7 and 6"):
-        OPS.info_nce_joint(q, k, *[None] * 6, 1.0, False, True, True, False)
+        OPS.info_nce_fwd(*InfoNCEArgs(q, k, symmetric=True, plan=plan))
+
+
+@compiled
+def test_refuses_an_unknown_plan():
+    q = torch.randn(6, 4)
+    with pytest.raises(ValueError, match=r"info_nce: plan must be .*, got guess"):
+        OPS.info_nce_fwd(*InfoNCEArgs(q, q, plan="guess"))

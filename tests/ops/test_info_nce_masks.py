@@ -20,12 +20,12 @@ def ids(n: int, kinds: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kinds", [1, 7, 1000])
-@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("same_id_only", [False, True])
 @pytest.mark.parametrize(("M", "N", "D"), [(1, 1, 3), (40, 90, 8), (290, 300, 20)])
-def test_ids(backend, M, N, D, within, kinds, dtype):
-    """From nearly everything left out to nearly nothing, and the other way with `within`."""
+def test_ids(backend, M, N, D, same_id_only, kinds, dtype):
+    """From nearly everything left out to nearly nothing, and the other way with `same_id_only`."""
     for kwargs in ({}, {"targets": True}, {"queue": dtype}):
-        case = make_case(M, N, D, dtype, within=within, **kwargs)
+        case = make_case(M, N, D, dtype, same_id_only=same_id_only, **kwargs)
         case.query_ids, case.key_ids = ids(M, kinds), ids(N, kinds)
         check(case)
     check(case, trained=("queries",))
@@ -47,8 +47,8 @@ def test_ids_of_both_sides(backend, M, kinds, dtype):
 def test_blocks_of_ids(backend, dtype):
     """Whole tiles are left out, or alone are seen: sequences that lie together."""
     sequence = torch.arange(600) // 100
-    for within in (False, True):
-        case = make_case(600, 600, 12, dtype, within=within)
+    for same_id_only in (False, True):
+        case = make_case(600, 600, 12, dtype, same_id_only=same_id_only)
         case.query_ids = case.key_ids = sequence
         check(case)
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import sslops
+from sslops._info_nce_args import InfoNCEArgs
 
 D = 24
 SLOTS = 2**24 + 8  # of 128 features: the last slots begin beyond 2**31
@@ -104,8 +105,8 @@ def test_rows_of_triton(interpreted, sparse):
         args = (None, 2.0, 2, True)
         loss, lse, hit = nt_xent.nt_xent_fwd(rows, *args, True)
         back = nt_xent.nt_xent_bwd(torch.ones(4), rows, lse, *args)
-        single = info_nce.info_nce_single(
-            rows, rows, negatives, None, None, None, None, 2.0, False, True, True
+        single = info_nce.info_nce_fwd(
+            *InfoNCEArgs(rows, rows, negatives, scale_factor=2.0, stats=True, plan="frozen_keys")
         )
         found.append((loss, lse, hit, *back, *single))
     torch.testing.assert_close(*found, rtol=0, atol=0)

@@ -1,162 +1,141 @@
-// InfoNCE's ops on the CPU, queries and negatives both trained, in two passes: statistics of the
-// rows (and columns), then both gradients. Memory is O((M + N) D), but of `kept`, which leaves all
-// similarities from one pass to the next: for few rows of many features.
+// InfoNCE's ops on the CPU: arguments from the stack, and a plan for them. The plans of two passes,
+// statistics of the rows (and columns), then the gradients, need O((M + N) D) memory, but for
+// save_logits, which leaves all similarities for the second: for few rows of many features.
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/sum.h>
 #include <torch/library.h>
 
-#include <limits>
-
 #include "ops/info_nce_problem.h"
-#include "ops/reference.h"
 #include "tiles/schedule.h"
 
 namespace sslops {
+
+Plan StackReader::plan() {
+  const std::string_view name = (next_++)->toStringView();
+  if (name == "recompute") return Plan::kRecompute;
+  if (name == "save_logits") return Plan::kSaveLogits;
+  if (name == "grad_in_forward") return Plan::kGradInForward;
+  TORCH_CHECK_VALUE(name == "frozen_keys",
+                    "info_nce: plan must be recompute, save_logits, grad_in_forward or"
+                    " frozen_keys, got ",
+                    name);
+  return Plan::kFrozenKeys;
+}
+
 namespace {
 
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
-using Forward = Statistics(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                           const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                           const OptionalTensor&, double, bool, bool, bool, bool);
-using Backward = Gradients(const at::Tensor&, const OptionalTensor&, const at::Tensor&,
-                           const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
-                           const OptionalTensor&, const OptionalTensor&, const at::Tensor&,
-                           const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                           const OptionalTensor&, double, bool, bool, std::array<bool, 3>);
-using Kept = decltype(std::tuple_cat(Statistics{}, std::tuple<at::Tensor>{}));
-
-Statistics statistics(const at::Tensor& queries, const at::Tensor& keys,
-                      const OptionalTensor& negatives, const OptionalTensor& targets,
-                      const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-                      const OptionalTensor& scale, double scale_factor, bool within, bool columns,
-                      bool normalize, bool stats, float* kept) {
-  if (queries.scalar_type() == at::kDouble) {
-    static const auto plain = reference<Forward>("sslops::info_nce_fwd_reference");
-    return plain.call(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
-                      within, columns, normalize, stats);
+InfoNceResults two_passes(const InfoNceArgs& a) {
+  const double inverse = inverse_temperature(a.scale, a.scale_factor);
+  InfoNceResults results;
+  float* similarities = nullptr;
+  if (a.plan == Plan::kSaveLogits) {
+    at::Tensor& room = results.saved.similarities;
+    room = at::empty({round_to_panel(a.queries.size(0)), round_to_panel(a.candidates().size(0))},
+                     at::kFloat);
+    similarities = room.mutable_data_ptr<float>();
   }
-  const double inverse = inverse_temperature(scale, scale_factor);
-  const int64_t M = queries.size(0), N = columns ? keys.size(0) : 0;
-  TORCH_CHECK_VALUE(!columns || (N == M && !targets.has_value() && !negatives.has_value()),
-                    "info_nce: columns need as many keys as queries, got ", N, " and ", M);
-  if (!usable(inverse)) return without_statistics(M, N, stats);
-  const InfoNceProblem all(queries, keys, negatives, targets, query_ids, key_ids, inverse, within,
-                           normalize);
-  return info_nce_statistics(all, inverse, columns, stats, kept);
+  if (usable(inverse))
+    info_nce_statistics(a, InfoNceProblem(a, inverse), inverse, similarities, results);
+  else
+    fill_with_nan(a, results);
+  return results;
 }
 
-Statistics info_nce_fwd(const at::Tensor& queries, const at::Tensor& keys,
-                        const OptionalTensor& negatives, const OptionalTensor& targets,
-                        const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-                        const OptionalTensor& scale, double scale_factor, bool within, bool columns,
-                        bool normalize, bool stats) {
-  return statistics(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
-                    within, columns, normalize, stats, nullptr);
+InfoNceResults forward(const InfoNceArgs& a) {
+  const int64_t M = a.queries.size(0), N = a.keys.size(0);
+  TORCH_CHECK_VALUE(!a.symmetric || (N == M && !a.targets.has_value() && !a.negatives.has_value()),
+                    "info_nce: symmetric needs as many keys as queries, got ", N, " and ", M);
+  if (a.plan == Plan::kGradInForward) return info_nce_grad_in_forward(a);
+  if (a.plan == Plan::kFrozenKeys) return info_nce_frozen_keys(a);
+  return two_passes(a);
 }
 
-Kept info_nce_kept(const at::Tensor& queries, const at::Tensor& keys,
-                   const OptionalTensor& negatives, const OptionalTensor& targets,
-                   const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-                   const OptionalTensor& scale, double scale_factor, bool within, bool columns,
-                   bool normalize, bool stats) {
-  const at::Tensor& others = negatives.has_value() ? *negatives : keys;
-  const bool plain = queries.scalar_type() == at::kDouble;  // which makes no use of it
-  const at::Tensor kept =
-      at::empty({round_to_panel(queries.size(0)), round_to_panel(others.size(0))},
-                plain ? at::kDouble : at::kFloat);
-  Statistics found =
-      statistics(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor, within,
-                 columns, normalize, stats, plain ? nullptr : kept.mutable_data_ptr<float>());
-  if (plain || !usable(inverse_temperature(scale, scale_factor))) kept.fill_(0);  // never read
-  return std::tuple_cat(found, std::make_tuple(kept));
-}
-
-Gradients gradients(const at::Tensor& grad_loss, const OptionalTensor& grad_key_loss,
-                    const at::Tensor& queries, const at::Tensor& keys,
-                    const OptionalTensor& negatives, const OptionalTensor& targets,
-                    const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-                    const LossAndLse& of, const float* kept, const OptionalTensor& scale,
-                    double scale_factor, bool within, bool normalize, std::array<bool, 3> needs) {
-  if (queries.scalar_type() == at::kDouble) {
-    static const auto plain = reference<Backward>("sslops::info_nce_bwd_reference");
-    const auto& [loss, lse, key_loss, key_lse] = of;
-    return plain.call(grad_loss, grad_key_loss, queries, keys, negatives, targets, query_ids,
-                      key_ids, loss, lse, key_loss, key_lse, scale, scale_factor, within, normalize,
-                      needs);
+InfoNceGradients backward(const at::Tensor& grad_loss, const OptionalTensor& grad_key_loss,
+                          const InfoNceArgs& a, const InfoNceSaved& saved,
+                          std::array<bool, 3> needs) {
+  if (a.plan == Plan::kGradInForward)
+    if (auto found = info_nce_multiples(a, saved, grad_loss, grad_key_loss, needs)) return *found;
+  const float* similarities = nullptr;
+  if (a.plan == Plan::kSaveLogits) {
+    const at::Tensor& s = saved.similarities;
+    TORCH_CHECK_VALUE(s.dim() == 2 && s.is_contiguous() &&
+                          s.size(0) == round_to_panel(a.queries.size(0)) &&
+                          s.size(1) == round_to_panel(a.candidates().size(0)),
+                      "info_nce: similarities are not those of info_nce_fwd, got ", s.sizes());
+    similarities = s.const_data_ptr<float>();
   }
-  const double inverse = inverse_temperature(scale, scale_factor);
-  Gradients out = room_for_gradients(queries, keys, negatives, needs, /*wide=*/false);
-  if (!usable(inverse)) return all_nan(std::move(out));
-  const InfoNceProblem all(queries, keys, negatives, targets, query_ids, key_ids, inverse, within,
-                           normalize);
-  return info_nce_gradients(all, grad_loss, grad_key_loss, of, inverse, normalize, std::move(out),
-                            kept);
+  const double inverse = inverse_temperature(a.scale, a.scale_factor);
+  InfoNceGradients out = room_for_gradients(a, needs, /*wide=*/false);
+  if (usable(inverse))
+    info_nce_gradients(a, InfoNceProblem(a, inverse), grad_loss, grad_key_loss, saved, inverse,
+                       similarities, out);
+  else
+    fill_with_nan(out);
+  return out;
 }
 
-Gradients info_nce_bwd(const at::Tensor& grad_loss, const OptionalTensor& grad_key_loss,
-                       const at::Tensor& queries, const at::Tensor& keys,
-                       const OptionalTensor& negatives, const OptionalTensor& targets,
-                       const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-                       const at::Tensor& loss, const at::Tensor& lse, const at::Tensor& key_loss,
-                       const at::Tensor& key_lse, const OptionalTensor& scale, double scale_factor,
-                       bool within, bool normalize, std::array<bool, 3> needs) {
-  return gradients(grad_loss, grad_key_loss, queries, keys, negatives, targets, query_ids, key_ids,
-                   {loss, lse, key_loss, key_lse}, nullptr, scale, scale_factor, within, normalize,
-                   needs);
+// After frozen_keys, of queries and scale alone; keys get theirs from the reference.
+InfoNceGradients after_frozen_keys(const at::Tensor& grad_loss, const InfoNceArgs& a,
+                                   const InfoNceSaved& saved, std::array<bool, 4> needs) {
+  InfoNceGradients out = room_for_gradients(a, {false, false, false}, /*wide=*/false);
+  const at::Tensor w = grad_loss.to(at::kFloat);
+  if (needs[0]) out.queries = w.unsqueeze(1).mul(saved.dqueries).to(a.queries.scalar_type());
+  out.scale = needs[3] ? w.mul(saved.dscale).sum() : at::empty({0}, at::kFloat);
+  return out;
 }
 
-Gradients info_nce_kept_bwd(const at::Tensor& grad_loss, const OptionalTensor& grad_key_loss,
-                            const at::Tensor& queries, const at::Tensor& keys,
-                            const OptionalTensor& negatives, const OptionalTensor& targets,
-                            const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-                            const at::Tensor& loss, const at::Tensor& lse,
-                            const at::Tensor& key_loss, const at::Tensor& key_lse,
-                            const at::Tensor& kept, const OptionalTensor& scale,
-                            double scale_factor, bool within, bool normalize,
-                            std::array<bool, 3> needs) {
-  const int64_t others = (negatives.has_value() ? *negatives : keys).size(0);
-  TORCH_CHECK_VALUE(kept.dim() == 2 && kept.is_contiguous() &&
-                        kept.size(0) == round_to_panel(queries.size(0)) &&
-                        kept.size(1) == round_to_panel(others),
-                    "info_nce: kept is not what info_nce_kept returned, got ", kept.sizes());
-  const bool plain = queries.scalar_type() == at::kDouble;
-  return gradients(grad_loss, grad_key_loss, queries, keys, negatives, targets, query_ids, key_ids,
-                   {loss, lse, key_loss, key_lse}, plain ? nullptr : kept.const_data_ptr<float>(),
-                   scale, scale_factor, within, normalize, needs);
+void info_nce_fwd(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const size_t count = op.schema().arguments().size();
+  StackReader in(*stack, count);
+  const InfoNceArgs a{in};
+  if (a.queries.scalar_type() == at::kDouble) {
+    static const auto plain =
+        c10::Dispatcher::singleton().findSchemaOrThrow("sslops::info_nce_fwd_reference", "");
+    return plain.callBoxed(stack);
+  }
+  const auto [s, hit, key_hit] = forward(a);
+  torch::jit::drop(*stack, count);
+  const auto push = [&](const at::Tensor& tensor, at::ScalarType type) {
+    stack->emplace_back(tensor.defined()
+                            ? tensor
+                            : at::Tensor(at::detail::empty_cpu({0}, at::TensorOptions(type))));
+  };
+  for (const auto* each : {&s.loss, &s.lse, &s.key_loss, &s.key_lse, &s.similarities, &s.dqueries,
+                           &s.dkeys, &s.dnegatives, &s.dscale})
+    push(*each, at::kFloat);
+  push(hit, at::kBool);
+  push(key_hit, at::kBool);
+}
+
+void info_nce_bwd(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const size_t count = op.schema().arguments().size();
+  StackReader in(*stack, count);
+  const at::Tensor grad_loss = in.tensor();
+  const OptionalTensor grad_key_loss = in.optional();
+  const InfoNceArgs a{in};
+  const InfoNceSaved saved{in.tensor(), in.tensor(), in.tensor(), in.tensor(), in.tensor(),
+                           in.tensor(), in.tensor(), in.tensor(), in.tensor()};
+  const auto needs = in.flags<4>();
+  const bool frozen = a.plan == Plan::kFrozenKeys;
+  if (a.queries.scalar_type() == at::kDouble || (frozen && needs[1])) {
+    static const auto plain =
+        c10::Dispatcher::singleton().findSchemaOrThrow("sslops::info_nce_bwd_reference", "");
+    return plain.callBoxed(stack);
+  }
+  const InfoNceGradients d =
+      frozen ? after_frozen_keys(grad_loss, a, saved, needs)
+             : backward(grad_loss, grad_key_loss, a, saved, {needs[0], needs[1], needs[2]});
+  torch::jit::drop(*stack, count);
+  torch::jit::push(*stack, d.queries, d.keys, d.negatives, d.scale);
 }
 
 }  // namespace
-
-Statistics without_statistics(int64_t M, int64_t N, bool stats) {
-  const auto nan = [](int64_t rows) { return at::full({rows}, kNan, at::kFloat); };
-  const auto never = [&](int64_t rows) { return at::full({stats ? rows : 0}, false, at::kBool); };
-  return {nan(M), nan(M), nan(N), nan(N), never(M), never(N)};
-}
-
-Gradients room_for_gradients(const at::Tensor& queries, const at::Tensor& keys,
-                             const OptionalTensor& negatives, std::array<bool, 3> needs,
-                             bool wide) {
-  const auto room = [&](bool needed, const at::Tensor& like) {
-    return at::empty(needed ? like.sizes() : at::IntArrayRef{0},
-                     wide ? like.options().dtype(at::kFloat) : like.options());
-  };
-  const at::Tensor none = at::empty({0}, at::kFloat);
-  return {room(needs[0], queries), room(needs[1], keys),
-          negatives.has_value() ? room(needs[2], *negatives) : none,
-          at::full({}, kNan, at::kFloat)};
-}
-
-Gradients all_nan(Gradients g) {
-  for (auto* each : {&std::get<0>(g), &std::get<1>(g), &std::get<2>(g)}) each->fill_(kNan);
-  return g;
-}
-
 }  // namespace sslops
 
 TORCH_LIBRARY_IMPL(sslops, CPU, m) {
-  m.impl("info_nce_fwd", &sslops::info_nce_fwd);
-  m.impl("info_nce_bwd", &sslops::info_nce_bwd);
-  m.impl("info_nce_kept", &sslops::info_nce_kept);
-  m.impl("info_nce_kept_bwd", &sslops::info_nce_kept_bwd);
+  m.impl("info_nce_fwd", torch::CppFunction::makeFromBoxedFunction<&sslops::info_nce_fwd>());
+  m.impl("info_nce_bwd", torch::CppFunction::makeFromBoxedFunction<&sslops::info_nce_bwd>());
 }

@@ -13,13 +13,14 @@
 
 namespace sslops {
 
-Statistics info_nce_statistics(const InfoNceProblem& all, double inverse, bool columns, bool stats,
-                               float* kept) {
+void info_nce_statistics(const InfoNceArgs& a, const InfoNceProblem& all, double inverse,
+                         float* similarities, InfoNceResults& results) {
+  const bool columns = a.symmetric, stats = a.stats;
   CrossProblem p = all.p;
   const int64_t M = all.x.M, N = columns ? all.y.M : 0;
   const int64_t rows = all.x.rows, cols = columns ? all.y.rows : 0;
   p.symmetric = columns;
-  p.saved = kept;
+  p.saved = similarities;
   p.saved_ld = all.y.rows;
   const auto f32 = at::TensorOptions(at::kFloat), flags = f32.dtype(at::kBool);
   at::Tensor sums = at::zeros({3 * rows + 2 * cols}, f32), best;
@@ -37,41 +38,41 @@ Statistics info_nce_statistics(const InfoNceProblem& all, double inverse, bool c
   }
   all.run(p, cross(all.x.bf16).forward);
   std::vector<float> query(all.x.D);
-  for (int64_t m = 0; all.apart && m < M; ++m)
+  for (int64_t m = 0; !all.keys_are_negatives && m < M; ++m)
     p.target_similarity[m] = static_cast<float>(
-        dot(all.x.row(m, query.data()), all.keys.row(all.own[m], nullptr), all.x.D));
+        dot(all.x.row(m, query.data()), all.keys.row(all.targets[m], nullptr), all.x.D));
 
-  Statistics out{at::empty({M}, f32),
-                 at::empty({M}, f32),
-                 at::empty({N}, f32),
-                 at::empty({N}, f32),
-                 at::empty({stats ? M : 0}, flags),
-                 at::empty({stats ? N : 0}, flags)};
-  auto& [loss, lse, key_loss, key_lse, hit, key_hit] = out;
-  finish_losses(M, p.row_max, p.row_sum, p.target_similarity, p.row_best, inverse, loss, lse, hit);
+  InfoNceSaved& s = results.saved;
+  s.loss = at::empty({M}, f32);
+  s.lse = at::empty({M}, f32);
+  if (columns) s.key_loss = at::empty({N}, f32);
+  if (columns) s.key_lse = at::empty({N}, f32);
+  if (stats) results.hit = at::empty({M}, flags);
+  if (stats && columns) results.key_hit = at::empty({N}, flags);
+  finish_losses(M, p.row_max, p.row_sum, p.target_similarity, p.row_best, inverse, s.loss, s.lse,
+                results.hit);
   if (columns)
-    finish_losses(N, p.col_max, p.col_sum, p.target_similarity, p.col_best, inverse, key_loss,
-                  key_lse, key_hit);
-  return out;
+    finish_losses(N, p.col_max, p.col_sum, p.target_similarity, p.col_best, inverse, s.key_loss,
+                  s.key_lse, results.key_hit);
 }
 
-Gradients info_nce_gradients(const InfoNceProblem& all, const at::Tensor& grad_loss,
-                             const OptionalTensor& grad_key_loss, const LossAndLse& of,
-                             double inverse, bool normalize, Gradients out, const float* kept) {
+void info_nce_gradients(const InfoNceArgs& a, const InfoNceProblem& all,
+                        const at::Tensor& grad_loss, const OptionalTensor& grad_key_loss,
+                        const InfoNceSaved& of, double inverse, const float* similarities,
+                        InfoNceGradients& out) {
   CrossProblem p = all.p;
-  const auto& [loss, lse, key_loss, key_lse] = of;
-  auto& [dqueries, dkeys, dnegatives, dscale] = out;
-  const bool apart = all.apart, columns = grad_key_loss.has_value();
-  const bool want_queries = dqueries.numel() > 0, want_keys = dkeys.numel() > 0;
+  const at::Tensor &loss = of.loss, &lse = of.lse;
+  const bool apart = !all.keys_are_negatives, columns = grad_key_loss.has_value();
+  const bool want_queries = out.queries.numel() > 0, want_keys = out.keys.numel() > 0;
   const int64_t M = all.x.M, rows = all.x.rows, cols = all.y.rows, ld = all.x.ld;
   TORCH_CHECK_VALUE(grad_loss.numel() == M && loss.numel() == M && lse.numel() == M,
                     "info_nce: grad_loss, loss and lse must be [M] with M = ", M, ", got ",
                     grad_loss.sizes(), ", ", loss.sizes(), " and ", lse.sizes());
   p.symmetric = columns;
-  p.saved = const_cast<float*>(kept);  // which `backward` only reads
+  p.saved = const_cast<float*>(similarities);  // which `backward` only reads
   p.saved_ld = all.y.rows;
   p.grad_rows = want_queries;
-  p.grad_cols = (apart ? dnegatives : dkeys).numel() > 0;
+  p.grad_cols = (apart ? out.negatives : out.keys).numel() > 0;
 
   // relative to the larger maximum of both directions
   std::vector<float> w(rows, 0.0f), v(columns ? cols : 0, 0.0f);
@@ -88,7 +89,7 @@ Gradients info_nce_gradients(const InfoNceProblem& all, const at::Tensor& grad_l
   float* row_weight = sides.mutable_data_ptr<float>();
   float *row_lse2 = row_weight + rows, *col_weight = row_lse2 + rows, *col_lse2 = col_weight + cols;
   const float* row_lse = lse.const_data_ptr<float>();
-  const float* col_lse = columns ? key_lse.const_data_ptr<float>() : nullptr;
+  const float* col_lse = columns ? of.key_lse.const_data_ptr<float>() : nullptr;
   const auto fill = [&](bool fold) {
     bool flushed = fill_gradient_side(w.data(), row_lse, M, fold, row_weight, row_lse2);
     if (columns) flushed |= fill_gradient_side(v.data(), col_lse, M, fold, col_weight, col_lse2);
@@ -109,7 +110,7 @@ Gradients info_nce_gradients(const InfoNceProblem& all, const at::Tensor& grad_l
 
   std::vector<float> pull(M);  // minus (1 - p) of the positive
   const float* row_loss = loss.const_data_ptr<float>();
-  const float* col_loss = columns ? key_loss.const_data_ptr<float>() : nullptr;
+  const float* col_loss = columns ? of.key_loss.const_data_ptr<float>() : nullptr;
   for (int64_t m = 0; m < M; ++m) {
     pull[m] = w[m] * std::expm1(-row_loss[m]);
     if (columns) pull[m] += v[m] * std::expm1(-col_loss[m]);
@@ -118,9 +119,8 @@ Gradients info_nce_gradients(const InfoNceProblem& all, const at::Tensor& grad_l
   const Sums sums{want_queries ? p.to_rows.dx : nullptr,
                   want_keys ? dk.mutable_data_ptr<float>() : nullptr,
                   apart && p.grad_cols ? p.to_cols.dx : nullptr, nullptr};
-  const double inside = finish_gradients(all, sums, pull, inverse * grad_max, normalize, out);
-  if (want_queries) dscale.fill_(grad_max * inside);
-  return out;
+  const double inside = finish_gradients(all, sums, pull, inverse * grad_max, a.normalize, out);
+  if (want_queries) out.scale.fill_(grad_max * inside);
 }
 
 }  // namespace sslops

@@ -1,28 +1,22 @@
 // InfoNCE on the CPU against negatives that are not trained: the gradient of a query is a weighted
 // mean of the keys, as in attention, so one pass over them gives the loss and the gradient. The
 // keys are read as they lie; docs/math/info_nce.md has the formulas.
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
-#include <tuple>
 #include <vector>
 
 #include "isa/isa.h"
-#include "ops/reference.h"
+#include "ops/info_nce_problem.h"
 #include "tiles/cross_problem.h"
 #include "tiles/schedule.h"
 
 namespace sslops {
 namespace {
-
-using Found = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-using Single = Found(const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                     const OptionalTensor&, double, bool, bool, bool);
 
 // kTile keys in a layout that tiles can read: as they lie if that is possible, else a padded copy.
 class Stage {
@@ -80,9 +74,9 @@ class Stage {
 };
 
 // Queries in tiles, keys in strips; each pair of them is one task with sums of its own.
-struct Plan {
+struct Tasks {
   int64_t tiles, strips, strip;
-  Plan(int64_t rows, int64_t keys, int64_t D) {
+  Tasks(int64_t rows, int64_t keys, int64_t D) {
     const int64_t threads = threads_for(rows * keys * D);
     const int64_t tasks = threads == 1 ? 1 : 4 * threads;
     tiles = (rows + kTile - 1) / kTile;
@@ -92,61 +86,56 @@ struct Plan {
   }
 };
 
-Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
-                      const OptionalTensor& negatives, const OptionalTensor& targets,
-                      const OptionalTensor& query_ids, const OptionalTensor& key_ids,
-                      const OptionalTensor& scale, double scale_factor, bool within, bool normalize,
-                      bool stats) {
-  if (queries.scalar_type() == at::kDouble) {
-    static const auto plain = reference<Single>("sslops::info_nce_single_reference");
-    return plain.call(queries, keys, negatives, targets, query_ids, key_ids, scale, scale_factor,
-                      within, normalize, stats);
-  }
-  const bool apart = negatives.has_value();
-  const at::Tensor& y = apart ? *negatives : keys;
+}  // namespace
+
+InfoNceResults info_nce_frozen_keys(const InfoNceArgs& a) {
+  const at::Tensor &queries = a.queries, &keys = a.keys, &y = a.candidates();
+  const bool apart = a.negatives.has_value(), normalize = a.normalize, stats = a.stats;
   TORCH_CHECK_VALUE(queries.dim() == 2 && keys.dim() == 2 && y.dim() == 2 && queries.numel() > 0 &&
                         keys.size(1) == queries.size(1) && y.size(1) == queries.size(1),
                     "info_nce: queries, keys and negatives must be [rows, D], got ",
                     queries.sizes(), ", ", keys.sizes(), " and ", y.sizes());
+  TORCH_CHECK_VALUE(!a.symmetric, "info_nce: frozen_keys has one direction, got symmetric");
   const int64_t M = queries.size(0), N = y.size(0), D = queries.size(1);
-  const double inverse = inverse_temperature(scale, scale_factor);
+  const double inverse = inverse_temperature(a.scale, a.scale_factor);
   const auto f32 = queries.options().dtype(at::kFloat);
-  Found out{at::empty({M}, f32), at::empty({M}, f32),
-            at::empty({stats ? M : 0}, f32.dtype(at::kBool)), at::empty({M, D}, f32),
-            at::empty({M}, f32)};
-  auto& [loss, lse, hit, dqueries, dscale_rows] = out;
+  InfoNceResults results;
+  InfoNceSaved& out = results.saved;
+  out.dqueries = at::empty({M, D}, f32);
+  out.dscale = at::empty({M}, f32);
   if (!usable(inverse)) {
-    for (auto* each : {&loss, &lse, &dqueries, &dscale_rows})
-      each->fill_(std::numeric_limits<double>::quiet_NaN());
-    hit.fill_(false);
-    return out;
+    fill_with_nan(a, results);
+    return results;
   }
+  out.loss = at::empty({M}, f32);
+  out.lse = at::empty({M}, f32);
+  results.hit = at::empty({stats ? M : 0}, f32.dtype(at::kBool));
 
   const bool bf16 =
       multiplies_bf16(queries.scalar_type()) || (apart && multiplies_bf16(y.scalar_type()));
   const Rows x = make_rows(queries, normalize, bf16);
-  const Ids ids = make_ids(key_ids, query_ids, N + kTile, x.rows);
-  const std::vector<int32_t> own = make_targets(targets, M, keys.size(0), x.rows);
+  const Ids ids = make_ids(a.key_ids, a.query_ids, N + kTile, x.rows);
+  const std::vector<int32_t> targets = make_targets(a.targets, M, keys.size(0), x.rows);
   CrossProblem base = make_cross(x, x, inverse);
   base.N = M;
-  base.same_id_only = within;
+  base.same_id_only = a.same_id_only;
   base.col_id = ids.cols.empty() ? nullptr : ids.cols.data();
-  if (!apart) base.targets = own.data();
+  if (!apart) base.targets = targets.data();
 
-  const Plan plan(x.rows, N, D);
+  const Tasks tasks(x.rows, N, D);
   const bool keep_norm = !apart && normalize;
   const int64_t ld = Stage(y, keep_norm, x).ld;
-  at::Tensor sums = at::zeros({plan.strips, 2, x.rows}, f32);
+  at::Tensor sums = at::zeros({tasks.strips, 2, x.rows}, f32);
   at::Tensor best =
-      at::full({stats ? plan.strips : 0, x.rows}, -std::numeric_limits<float>::infinity(), f32);
-  at::Tensor means = at::zeros({plan.strips, x.rows, ld}, f32);
+      at::full({stats ? tasks.strips : 0, x.rows}, -std::numeric_limits<float>::infinity(), f32);
+  at::Tensor means = at::zeros({tasks.strips, x.rows, ld}, f32);
   at::Tensor positive = at::zeros({x.rows}, f32);
   const CrossKernels& kernels = cross(bf16);
-  at::parallel_for(0, plan.tiles * plan.strips, 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, tasks.tiles * tasks.strips, 1, [&](int64_t begin, int64_t end) {
     Stage stage(y, keep_norm, x);
     at::Tensor scratch = at::empty({kCrossScratch}, at::kFloat);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t tile = task % plan.tiles, strip = task / plan.tiles;
+      const int64_t tile = task % tasks.tiles, strip = task / tasks.tiles;
       const Range j{tile * kTile, std::min(x.rows, (tile + 1) * kTile)};
       CrossProblem p = base;
       p.col_max = sums.mutable_data_ptr<float>() + strip * 2 * x.rows;
@@ -155,8 +144,8 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
       p.target_similarity = positive.mutable_data_ptr<float>();
       p.to_cols.dx = means.mutable_data_ptr<float>() + strip * x.rows * ld;
       std::fill(p.col_max + j.begin, p.col_max + j.end, kMasked);
-      const int64_t last = std::min(N, (strip + 1) * plan.strip);
-      for (int64_t first = strip * plan.strip; first < last; first += kTile) {
+      const int64_t last = std::min(N, (strip + 1) * tasks.strip);
+      for (int64_t first = strip * tasks.strip; first < last; first += kTile) {
         const int64_t count = std::min(kTile, last - first);
         stage.load(first, count, p);
         p.row_id = ids.rows.empty() ? nullptr : ids.rows.data() + first;
@@ -168,24 +157,25 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
   const float* tops = sums.const_data_ptr<float>();
   const float* all_means = means.const_data_ptr<float>();
   float* own_similarity = positive.mutable_data_ptr<float>();
-  float *loss_out = loss.mutable_data_ptr<float>(), *lse_out = lse.mutable_data_ptr<float>();
-  float *dscale_rows_out = dscale_rows.mutable_data_ptr<float>(),
-        *d_out = dqueries.mutable_data_ptr<float>();
-  bool* hit_out = stats ? hit.mutable_data_ptr<bool>() : nullptr;
+  float* loss_out = out.loss.mutable_data_ptr<float>();
+  float* lse_out = out.lse.mutable_data_ptr<float>();
+  float* d_out = out.dqueries.mutable_data_ptr<float>();
+  float* dscale_out = out.dscale.mutable_data_ptr<float>();
+  bool* hit_out = stats ? results.hit.mutable_data_ptr<bool>() : nullptr;
   at::parallel_for(0, M, row_grain(D), [&](int64_t begin, int64_t end) {
     std::vector<float> mean(D), query(D), key(D);
     for (int64_t m = begin; m < end; ++m) {
       const float* q = x.row(m, query.data());
-      unit_row(keys, own[m], normalize, key.data());
+      unit_row(keys, targets[m], normalize, key.data());
       if (apart) own_similarity[m] = static_cast<float>(dot(q, key.data(), D));
       float top = kMasked, highest = -std::numeric_limits<float>::infinity();
-      for (int64_t s = 0; s < plan.strips; ++s) {
+      for (int64_t s = 0; s < tasks.strips; ++s) {
         top = std::max(top, tops[s * 2 * x.rows + m]);
         if (stats) highest = std::max(highest, best.const_data_ptr<float>()[s * x.rows + m]);
       }
       double sum = 0.0;
       std::fill(mean.begin(), mean.end(), 0.0f);
-      for (int64_t s = 0; s < plan.strips; ++s) {
+      for (int64_t s = 0; s < tasks.strips; ++s) {
         const float by = std::exp2(tops[s * 2 * x.rows + m] - top);
         sum += by * static_cast<double>(tops[(s * 2 + 1) * x.rows + m]);
         const float* part = all_means + (s * x.rows + m) * ld;
@@ -200,14 +190,11 @@ Found info_nce_single(const at::Tensor& queries, const at::Tensor& keys,
       const float weight = static_cast<float>(std::exp(top * kLn2 - (at + each)));
       const float pull = static_cast<float>(std::expm1(-each));
       for (int64_t d = 0; d < D; ++d) mean[d] = weight * mean[d] + pull * key[d];
-      dscale_rows_out[m] = static_cast<float>(
+      dscale_out[m] = static_cast<float>(
           through_norm(q, mean.data(), D, x.norm[m], inverse, normalize, d_out + m * D));
     }
   });
-  return out;
+  return results;
 }
 
-}  // namespace
 }  // namespace sslops
-
-TORCH_LIBRARY_IMPL(sslops, CPU, m) { m.impl("info_nce_single", &sslops::info_nce_single); }
