@@ -189,19 +189,26 @@ def test_opcheck(name, dtype, layout, learnt):
     with Recorded() as forward:
         value = loss(*rows, rate, **kwargs)
     value = value[0] if kwargs else value
-    if not learnt:
-        with Recorded() as untrained, torch.no_grad():
-            loss(*rows, rate)
-        forward.calls += untrained.calls
-    with Recorded() as backward:
+    with Recorded() as plain, torch.no_grad():
+        loss(*rows, rate)
+    with plain:
         torch.autograd.grad(value, loss.leaves(rows) + ([rate] if learnt else []))
     assert forward.calls
-    assert backward.calls
+    assert len(plain.calls) > 1
     for op, args in forward.calls:
         torch.library.opcheck(op, args)
-    for op, args in backward.calls:
-        plain = tree_map_only(Tensor, Tensor.detach, args)
-        torch.library.opcheck(op, plain)
+    for op, args in plain.calls:
+        detached = tree_map_only(Tensor, Tensor.detach, args)
+        torch.library.opcheck(op, detached)
+        for n, arg in enumerate(detached):
+            if isinstance(arg, list):  # bools: which gradients are asked for
+                for only in range(len(arg)):
+                    asked = [k == only for k in range(len(arg))]
+                    # what is not asked for may be NaN, which the other checks take for a difference
+                    changed = (*detached[:n], asked, *detached[n + 1 :])
+                    torch.library.opcheck(
+                        op, changed, test_utils=("test_schema", "test_faketensor")
+                    )
 
 
 @each_loss
