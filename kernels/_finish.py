@@ -151,20 +151,20 @@ def finish_kernel(
         tl.store(ptrs, (dx * (scale * grad_max)).to(dz_ptr.dtype.element_ty), mask=mask)
 
 
-class Pulls(NamedTuple):
+class Positives(NamedTuple):
     """The positives of rows, on the other side."""
 
     other: Tensor  # [N_pad, D_pad] unit rows of the other side
     columns: int  # N
-    pull: Tensor  # float32: minus the gradient of each positive logit, over grad_max
+    weight: Tensor  # float32: minus the gradient of each positive logit, over grad_max
     partners: (
         Tensor | None
     )  # [M] each row's partner, None for row i's i; with starts see `segments`
     starts: Tensor | None = None  # [M + 1]
-    num_views: int | None = None  # then pull is [M_pad]
+    num_views: int | None = None  # then weight is [M_pad]
 
 
-def peak_of(grad: Tensor) -> Tensor:
+def grad_max_of(grad: Tensor) -> Tensor:
     """Max |grad|, 0-d float32."""
     grad_max: Tensor = torch.linalg.vector_norm(grad, float("inf"), dtype=torch.float32)
     return grad_max
@@ -189,7 +189,7 @@ def finish(
     normalize: bool,
     grad_max: Tensor | None,
     dtype: torch.dtype,
-    pulls: Pulls | None = None,
+    positives: Positives | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launch `finish_kernel`: (dz [M, D] in `dtype`, 0-d gradient of the scale through these rows).
 
@@ -202,17 +202,17 @@ def finish(
         normalize: whether the rows were divided by their norms.
         grad_max: 0-d, or None for 1.
         dtype: of the result.
-        pulls: the positives, or None if the tiles have them; not None without `total`.
+        positives: the positives, or None if the tiles have them; not None without `total`.
     """
     M, D = z.shape
     dz = z.new_empty(M, D, dtype=dtype)
     programs = triton.cdiv(M, FINISH_OPTIONS["ROWS"])
     dscale = z.new_empty(programs, dtype=torch.float32)
-    other, N, pull, index, starts, num_views = pulls or (None, 0, None, None, None, None)
+    other, N, weight, index, starts, num_views = positives or (None, 0, None, None, None, None)
     samples = None if num_views is None else M // num_views
     D_pad = next(t.shape[1] for t in (total, other) if t is not None)
     finish_kernel[(programs,)](
-        total, other, pull, index, starts, norm, z, scale, grad_max, dz, dscale,
+        total, other, weight, index, starts, norm, z, scale, grad_max, dz, dscale,
         M, N, D, samples, num_views, D_pad, *z.stride(), scale_factor, normalize, **FINISH_OPTIONS,
     )  # fmt: skip
     return dz, dscale.sum()

@@ -1,20 +1,20 @@
 """InfoNCE on Triton; the [M, N] logits never reach memory.
 
-    x[i]     = queries[i] / max(|queries[i]|, 1e-12), k alike from keys; y = k, or the negatives
+    x[i]     = queries[i] / max(|queries[i]|, 1e-12), k from keys; y = k, or the negatives
     s[i, j]  = scale * <x[i], y[j]>;  s+[i] = scale * <x[i], k[t(i)]>
     neg[i]   = logsumexp_{j in A(i)} s[i, j]        A(i): no positive, no pair that ids leave out
     loss[i]  = log(1 + exp(neg[i] - s+[i]));  lse[i] = s+[i] + loss[i]
-    dx[i]    = scale * (sum_j g[i, j] y[j] - pull[i] k[t(i)])
+    dx[i]    = scale * (sum_j g[i, j] y[j] - p[i] k[t(i)])
     g[i, j]  = w[i] exp(s[i, j] - lse[i]) + v[j] exp(s[i, j] - key_lse[j])     v: of the keys' loss
-    pull[i]  = w[i] (1 - exp(-loss[i])) + v[i] (1 - exp(-key_loss[i]))
+    p[i]     = w[i] (1 - exp(-loss[i])) + v[i] (1 - exp(-key_loss[i]))
 
 Source: van den Oord et al. 2018, arXiv:1807.03748, eq. 4. Derivation: docs/math/info_nce.md.
 
-Tiles hold negatives only, so nothing cancels in them; the positives' pull is subtracted in
-float32 at the end. A gradient of keys that are several rows' positives adds them in the order of
-the rows. Reading order: _tile.py, _info_nce_fwd.py, _info_nce_bwd.py, _finish.py,
-_info_nce_single.py, _config.py, then here the launchers. As in nt_xent.py, logits are in base 2,
-and sums share a fixed offset where unit rows and the scale bound them.
+Tiles hold negatives only, so nothing cancels in them; the positives are subtracted in float32 at
+the end. A gradient of keys that are several rows' positives adds them in the order of the rows.
+Reading order: _tile.py, _info_nce_fwd.py, _info_nce_bwd.py, _finish.py, _info_nce_frozen_keys.py,
+_config.py, then here the launchers. As in nt_xent.py, logits are in base 2, and sums share a fixed
+offset where unit rows and the scale bound them.
 
 Products are in the dtype of the queries; with negatives in half precision in theirs, and queries
 and keys are rounded to it; float32 negatives of half-precision queries are rounded to these. Each
@@ -36,10 +36,13 @@ from torch import Tensor
 from sslops._info_nce_args import InfoNCEArgs, InfoNCESaved, result_shapes, split_backward
 from sslops.kernels._architectures import family
 from sslops.kernels._config import MAX_ROWS, cases, options
-from sslops.kernels._finish import Pulls, factors, finish, peak_of, segments
+from sslops.kernels._finish import Positives, factors, finish, grad_max_of, segments
 from sslops.kernels._info_nce_bwd import info_nce_bwd_kernel
+from sslops.kernels._info_nce_frozen_keys import (
+    info_nce_combine_kernel,
+    info_nce_frozen_keys_kernel,
+)
 from sslops.kernels._info_nce_fwd import info_nce_fwd_kernel, info_nce_loss_kernel
-from sslops.kernels._info_nce_single import info_nce_combine_kernel, info_nce_single_kernel
 from sslops.kernels._tile import WHOLE_D, matmul_precision, strips, unit_rows
 
 LOSS_OPTIONS = {"ROWS": 32, "COLS": 64, "num_warps": 4}
@@ -101,7 +104,7 @@ def _with_dense_vectors(a: InfoNCEArgs) -> InfoNCEArgs:
 def _statistics(a: InfoNCEArgs, results: list[Tensor]) -> None:
     """The first pass of two: losses and hits."""
     losses, hits = results[:4], results[-2:]
-    columns, stats, own = a.symmetric, a.stats, a.negatives is None
+    symmetric, stats, keys_are_negatives = a.symmetric, a.stats, a.negatives is None
     M, N = len(a.queries), len(a.candidates)
 
     def empty(*shape: int) -> Tensor:
@@ -113,9 +116,9 @@ def _statistics(a: InfoNCEArgs, results: list[Tensor]) -> None:
         (M_pad, D_pad), N_pad = rows.x.shape, len(y)
         (row_strip, G), (col_strip, H) = strips(M), strips(N)
         sums, best = empty(H, M_pad), empty(H, M_pad) if stats else None
-        cols = empty(G, N_pad) if columns else None
-        col_best = empty(G, N_pad) if columns and stats else None
-        positive = empty(M_pad) if stats and own else None
+        cols = empty(G, N_pad) if symmetric else None
+        col_best = empty(G, N_pad) if symmetric and stats else None
+        positive = empty(M_pad) if stats and keys_are_negatives else None
         launches, limit = _cases(a, rows.x.dtype)
         narrow = stats or a.query_ids is not None or a.targets is not None
         for online in launches:
@@ -123,13 +126,14 @@ def _statistics(a: InfoNCEArgs, results: list[Tensor]) -> None:
             info_nce_fwd_kernel[(G, H)](
                 rows.x, y, a.scale, a.targets, a.query_ids, a.key_ids,
                 sums, cols, best, col_best, positive,
-                M, N, M_pad, N_pad, D_pad, row_strip, col_strip, a.scale_factor, limit, own,
-                a.same_id_only, **options("fwd", case, family(y.device), narrow, raised=columns),
+                M, N, M_pad, N_pad, D_pad, row_strip, col_strip, a.scale_factor, limit,
+                keys_are_negatives, a.same_id_only,
+                **options("fwd", case, family(y.device), narrow, raised=symmetric),
             )  # fmt: skip
         finishing: list[tuple[Any, ...]] = [
             (rows.x, rows.k, a.targets, sums, best, M, len(a.keys), H)
         ]
-        if columns:
+        if symmetric:
             finishing.append((rows.k, rows.x, None, cols, col_best, N, M, G))
         for side, (x, k, index, slots, top, m, n, count) in enumerate(finishing):
             info_nce_loss_kernel[(triton.cdiv(m, LOSS_OPTIONS["ROWS"]),)](
@@ -145,7 +149,7 @@ def info_nce_bwd(
     """Launch the second pass of two; arguments and results as of `sslops.reference.info_nce`."""
     a, saved, needs = split_backward(rest)
     a = _with_dense_vectors(a)
-    M, own = len(a.queries), a.negatives is None
+    M, keys_are_negatives = len(a.queries), a.negatives is None
     third = saved.loss if a.negatives is None else a.negatives
     results = [t.new_empty(0) for t in (a.queries, a.keys, third)]
     dscale = saved.loss.new_full((), float("nan"))
@@ -153,33 +157,35 @@ def info_nce_bwd(
         rows = _rows(a)
         y, y_norm = _padded(rows, a.negatives)
         N, M_pad = len(a.candidates), len(rows.x)
-        peak = peak_of(grad_loss)
+        grad_max = grad_max_of(grad_loss)
         if grad_key_loss is not None:
-            peak = torch.maximum(peak, peak_of(grad_key_loss))
-        mine = factors(grad_loss, peak, saved.lse, saved.loss, M_pad)
-        pull, theirs = mine[3], None
+            grad_max = torch.maximum(grad_max, grad_max_of(grad_key_loss))
+        row_factors = factors(grad_loss, grad_max, saved.lse, saved.loss, M_pad)
+        positive_w, col_factors = row_factors[3], None
         if grad_key_loss is not None:
-            theirs = factors(grad_key_loss, peak, saved.key_lse, saved.key_loss, len(y))
-            pull = pull + theirs[3]
-        queries_side = (rows.x, M, mine, a.targets, a.query_ids)
-        negatives_side = (y, N, theirs, None, a.key_ids)
+            col_factors = factors(grad_key_loss, grad_max, saved.key_lse, saved.key_loss, len(y))
+            positive_w = positive_w + col_factors[3]
+        queries_side = (rows.x, M, row_factors, a.targets, a.query_ids)
+        negatives_side = (y, N, col_factors, None, a.key_ids)
         total = functools.partial(_sum_tiles, a, rows.precision)
-        common = (a.scale, a.scale_factor, a.normalize, peak)
+        common = (a.scale, a.scale_factor, a.normalize, grad_max)
         if needs[0]:
-            pulls = Pulls(rows.k, len(a.keys), pull, a.targets)
+            positives = Positives(rows.k, len(a.keys), positive_w, a.targets)
             dx = total(queries_side, negatives_side)
-            results[0], dscale = finish(a.queries, rows.x_norm, dx, *common, a.queries.dtype, pulls)
-        dy = total(negatives_side, queries_side) if needs[1 if own else 2] else None
+            results[0], dscale = finish(
+                a.queries, rows.x_norm, dx, *common, a.queries.dtype, positives
+            )
+        dy = total(negatives_side, queries_side) if needs[1 if keys_are_negatives else 2] else None
         if needs[1]:
             index, starts = None, None
             if a.targets is not None:
                 index, starts = segments(a.targets, len(a.keys))
-            pulls = Pulls(rows.x, M, pull, index, starts)
-            dk = dy if own else None
-            results[1], _ = finish(a.keys, rows.k_norm, dk, *common, a.keys.dtype, pulls)
+            positives = Positives(rows.x, M, positive_w, index, starts)
+            dk = dy if keys_are_negatives else None
+            results[1], _ = finish(a.keys, rows.k_norm, dk, *common, a.keys.dtype, positives)
         if needs[2] and a.negatives is not None:
             results[2], _ = finish(
-                a.negatives, y_norm, dy, a.scale, a.scale_factor, False, peak, a.negatives.dtype
+                a.negatives, y_norm, dy, a.scale, a.scale_factor, False, grad_max, a.negatives.dtype
             )
     return results[0], results[1], results[2], dscale
 
@@ -191,8 +197,8 @@ def _contiguous(vector: Tensor | None) -> Tensor | None:
 def _sum_tiles(
     a: InfoNCEArgs, precision: str, side: tuple[Any, ...], other: tuple[Any, ...]
 ) -> Tensor:
-    """sum_j g[i, j] y[j] / peak of the rows of `side`: [M_pad, D_pad] float32."""
-    (x, M, mine, asks, ids), (y, N, theirs, other_asks, other_ids) = side, other
+    """sum_j g[i, j] y[j] / grad_max of the rows of `side`: [M_pad, D_pad] float32."""
+    (x, M, row_factors, targets, ids), (y, N, col_factors, other_targets, other_ids) = side, other
     M_pad, D_pad = x.shape
     launches, limit = _cases(a, x.dtype)
     out: Tensor = x.new_empty(M_pad, D_pad, dtype=torch.float32)
@@ -201,7 +207,7 @@ def _sum_tiles(
         chosen = options("bwd", case, family(x.device), narrow=ids is not None, raised=True)
         grid = triton.cdiv(M, chosen["BLOCK_M"]), triton.cdiv(D_pad, chosen["BLOCK_D"])
         info_nce_bwd_kernel[grid](
-            x, y, a.scale, mine, theirs, asks, other_asks, ids, other_ids, out,
+            x, y, a.scale, row_factors, col_factors, targets, other_targets, ids, other_ids, out,
             M, N, M_pad, len(y), D_pad, a.scale_factor, limit, a.negatives is None,
             a.same_id_only, **chosen,
         )  # fmt: skip
@@ -227,7 +233,7 @@ def _processors(device: torch.device) -> int:
 def _frozen_keys(a: InfoNCEArgs, results: list[Tensor]) -> None:
     """The single pass: losses, hits, and each row's own gradient."""
     out, hit, queries, negatives = InfoNCESaved(*results[:-2]), results[-2], a.queries, a.negatives
-    (M, D), own = queries.shape, negatives is None
+    (M, D), keys_are_negatives = queries.shape, negatives is None
     with torch.cuda.device_of(queries):
         rows = _rows(a)
         (M_pad, D_pad), dtype = rows.x.shape, rows.x.dtype
@@ -251,12 +257,14 @@ def _frozen_keys(a: InfoNCEArgs, results: list[Tensor]) -> None:
             queries.new_empty(splits, M_pad, *rest, dtype=torch.float32)
             for rest in ((), (), (D_pad,))
         )
-        positive = queries.new_empty(M_pad, dtype=torch.float32) if a.stats and own else None
+        positive = None
+        if a.stats and keys_are_negatives:
+            positive = queries.new_empty(M_pad, dtype=torch.float32)
         even = width % chosen["BLOCK_K"] == width % chosen["BLOCK_D"] == 0
-        info_nce_single_kernel[(*grid, splits)](
+        info_nce_frozen_keys_kernel[(*grid, splits)](
             rows.x, y, a.scale, a.targets, a.query_ids, a.key_ids, top, sums, acc, positive,
             M, N, width, M_pad, D_pad, y.stride(0), split, a.scale_factor,
-            own, a.same_id_only, even, **chosen,
+            keys_are_negatives, a.same_id_only, even, **chosen,
         )  # fmt: skip
         padded = triton.next_power_of_2(splits)
         block = max(1, 64 // padded)

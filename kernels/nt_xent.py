@@ -33,7 +33,7 @@ from torch import Tensor
 
 from sslops.kernels._architectures import family
 from sslops.kernels._config import MAX_ROWS, cases, options
-from sslops.kernels._finish import Pulls, factors, finish, peak_of
+from sslops.kernels._finish import Positives, factors, finish, grad_max_of
 from sslops.kernels._tile import (
     LN2,
     LOG2E,
@@ -291,7 +291,7 @@ def nt_xent_bwd(
     with torch.cuda.device_of(z):
         x, norm = unit_rows(z, normalize, precision)
         M_pad, D_pad = x.shape
-        grad_max = peak_of(grad_loss)
+        grad_max = grad_max_of(grad_loss)
         vectors = factors(grad_loss, grad_max, lse, None, M_pad)
         total = z.new_empty(M_pad, D_pad, dtype=torch.float32)
         launches, limit = cases(scale, scale_factor, normalize, D, z.dtype)
@@ -302,7 +302,7 @@ def nt_xent_bwd(
             nt_xent_bwd_kernel[grid](
                 x, scale, vectors, total, M, M_pad, D_pad, scale_factor, limit, **chosen
             )
-        positives = Pulls(x, M, vectors[0], None, num_views=num_views)
+        positives = Positives(x, M, vectors[0], None, num_views=num_views)
         dz, dscale = finish(
             z, norm, total, scale, scale_factor, normalize, grad_max, z.dtype, positives
         )

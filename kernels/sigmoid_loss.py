@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sslops.kernels._architectures import family
 from sslops.kernels._config import options
-from sslops.kernels._finish import Pulls, finish
+from sslops.kernels._finish import Positives, finish
 from sslops.kernels._loss import log1p_of_exp, positive_logit
 from sslops.kernels._tile import (
     LOG2E,
@@ -199,6 +199,6 @@ def sigmoid_loss_fwd(
             N, M, D_pad, *numbers, **chosen,
         )  # fmt: skip
         common = (scale, scale_factor, normalize, None, torch.float32)
-        dqueries, dscale = finish(queries, x_norm, dx, *common, Pulls(y, N, positive_w, None))
-        dkeys, _ = finish(keys, y_norm, dy, *common, Pulls(x, M, positive_w, None))
+        dqueries, dscale = finish(queries, x_norm, dx, *common, Positives(y, N, positive_w, None))
+        dkeys, _ = finish(keys, y_norm, dy, *common, Positives(x, M, positive_w, None))
         return loss, dqueries, dkeys, dscale, bias_grad[:M].sum() - positive_w.sum()

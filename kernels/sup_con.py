@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sslops.kernels._architectures import family
 from sslops.kernels._config import MAX_ROWS, cases, options
-from sslops.kernels._finish import factors, finish, peak_of
+from sslops.kernels._finish import factors, finish, grad_max_of
 from sslops.kernels._tile import (
     LN2,
     LOG2E,
@@ -299,7 +299,7 @@ def sup_con_bwd(
         M_pad, D_pad = x.shape
         count = _count_positives(labels)
         grad = torch.where(count > 0, grad_loss, 0.0)
-        grad_max = peak_of(grad)
+        grad_max = grad_max_of(grad)
         vectors = factors(grad, grad_max, lse, None, M_pad)
         if inside:
             # -inf without a positive, and zero times infinity is NaN

@@ -27,7 +27,7 @@ TILE_KERNELS = (
     "nt_xent_bwd_kernel",
     "info_nce_fwd_kernel",
     "info_nce_bwd_kernel",
-    "info_nce_single_kernel",
+    "info_nce_frozen_keys_kernel",
     "sup_con_fwd_kernel",
     "sup_con_bwd_kernel",
     "sigmoid_negatives_kernel",

@@ -56,7 +56,7 @@ def _load_negatives(
 
 
 @triton.jit(do_not_specialize=["M", "N", "split"])
-def info_nce_single_kernel(
+def info_nce_frozen_keys_kernel(
     x_ptr,  # [M_pad, D_pad]
     y_ptr,  # [N, D], rows stride_yn apart
     scale_ptr,  # 0-d or None
