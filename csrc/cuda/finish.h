@@ -1,7 +1,7 @@
 // From the tile kernels' parts to the results, one block for each row:
 //
 //   lse_i = log sum over the parts;  pos_i = scale <x_i, k_t(i)>
-//   loss_i = log(1 + exp(lse_i - pos_i));  p_i = exp(-loss_i), the positive's share
+//   loss_i = log(1 + exp(lse_i - pos_i));  p_i = exp(-loss_i), the positive's probability
 //   dx_i = sum over the negatives of exp(s_ij - lse) y_j - (1 - p_i) k_t(i)
 //   du_i = scale (dx_i - <dx_i, x_i> x_i) / ||u_i||
 #pragma once
@@ -13,7 +13,7 @@ namespace sslops {
 constexpr int kFinishThreads = 128, kFinishWarps = 4;
 
 // Of the products of a logit: more than two orders of adding them differ by. An equal row must tie,
-// and the matrix unit adds in another order and cuts what it adds.
+// and the matrix unit adds in another order and truncates.
 constexpr float kTie = 1.0f / (1 << 18);
 
 struct Matrix {  // rows of the tile kernels' dtype
@@ -30,12 +30,12 @@ struct FinishForward {
   float lift;
   Scale scale;
   Matrix x, positives;
-  const int64_t* targets;   // nullptr: i; the loss of one outside [0, others) is NaN
-  int64_t others;           // rows of `positives`
-  const float* norms;       // nullptr: not normalised
-  float *loss, *lse;        // [M]
-  bool* hit;                // [M] or nullptr
-  float *dqueries, *slope;  // [M, D], [M]
+  const int64_t* targets;         // nullptr: i; the loss of one outside [0, others) is NaN
+  int64_t others;                 // rows of `positives`
+  const float* norms;             // nullptr: not normalised
+  float *loss, *lse;              // [M]
+  bool* hit;                      // [M] or nullptr
+  float *dqueries, *dscale_rows;  // [M, D], [M]
 };
 
 // The gradient of a row before it was divided by its norm, times `scale`.
@@ -75,11 +75,11 @@ __global__ void __launch_bounds__(kFinishThreads, 8) finish_forward_kernel(Finis
   }
   if (p.part_out == nullptr) return;
 
-  const float pull = expm1f(-loss), lse2 = lse * kLog2e + p.lift;
+  const float positive_weight = expm1f(-loss), lse2 = lse * kLog2e + p.lift;
   float* const dx = p.dqueries + i * p.D;
   float inside = 0.0f;
   for (int64_t d = thread; d < p.D; d += kFinishThreads) {
-    float total = t < 0 ? NAN : pull * p.positives.at(t, d);
+    float total = t < 0 ? NAN : positive_weight * p.positives.at(t, d);
     for (int64_t part = 0; part < p.parts; ++part) {
       const int64_t at = part * p.M + i;
       const float weight = exp2f(p.part_max[at] - lse2);
@@ -89,34 +89,35 @@ __global__ void __launch_bounds__(kFinishThreads, 8) finish_forward_kernel(Finis
     inside += total * p.x.at(i, d);
   }
   inside = block_sum<kFinishWarps>(inside);
-  if (thread == 0) p.slope[i] = inside;
+  if (thread == 0) p.dscale_rows[i] = inside;
   const float norm = p.norms == nullptr ? 1.0f : p.norms[i];
   for (int64_t d = thread; d < p.D; d += kFinishThreads)
     dx[d] =
         p.norms == nullptr ? scale * dx[d] : through_norm(dx[d], p.x.at(i, d), inside, scale, norm);
 }
 
-// Which rows of `others` a row is pulled to, each by w (p - 1) of the pair's query.
-enum class Pull { kNone, kOwn, kAnyQuery };
+// Which rows of `others` are a row's positives, each of weight w (p - 1), w and p of the query.
+enum class Positives { kNone, kTarget, kAnyQuery };
 
 struct FinishGradient {
   int64_t rows, D, parts, ld_part;
   float* part_out;  // [parts, rows, ld_part]; at least one part, also the scratch of the sum
-  const float* unit;
+  const float* grad_scale;
   Scale scale;
   Matrix x, others;
-  Pull pull;  // kOwn: row i to others[targets[i]]; kAnyQuery: row j to every i of targets[i] = j
-  const int64_t* targets;              // of the queries; nullptr: i
-  int64_t other_rows;                  // of `others`
-  int64_t M;                           // queries
+  Positives positives;     // kTarget: row i to others[targets[i]]; kAnyQuery: row j to every i of
+                           // targets[i] = j
+  const int64_t* targets;  // of the queries; nullptr: i
+  int64_t other_rows;      // of `others`
+  int64_t M;               // queries
   const float *weight, *loss;          // [M]
   const float *key_weight, *key_loss;  // [M] or nullptr: the same pair, seen from the key
   const float* norms;
   void* out;  // [rows, D]
   Kind out_kind;
-  float* slope;  // [rows] or nullptr
+  float* dscale_rows;  // [rows] or nullptr
 
-  __device__ float pulled(int64_t query) const {
+  __device__ float positive_weight(int64_t query) const {
     float w = weight[query] * expm1f(-loss[query]);
     if (key_weight != nullptr) w += key_weight[query] * expm1f(-key_loss[query]);
     return w;
@@ -126,28 +127,29 @@ struct FinishGradient {
 __global__ void __launch_bounds__(kFinishThreads, 8) finish_gradient_kernel(FinishGradient p) {
   const int64_t i = blockIdx.x, thread = threadIdx.x;
   float* const dx = p.part_out + i * p.ld_part;
-  const float whole = p.unit == nullptr ? 0.0f : 1.0f / *p.unit;
-  const bool direct = p.pull == Pull::kOwn || (p.pull == Pull::kAnyQuery && p.targets == nullptr);
-  const bool by_target = p.targets != nullptr && p.pull == Pull::kOwn;
+  const float whole = p.grad_scale == nullptr ? 0.0f : 1.0f / *p.grad_scale;
+  const bool direct = p.positives == Positives::kTarget ||
+                      (p.positives == Positives::kAnyQuery && p.targets == nullptr);
+  const bool by_target = p.targets != nullptr && p.positives == Positives::kTarget;
   const int64_t other = named_row(by_target ? p.targets[i] : i, p.other_rows);
-  const float own_pull = direct && i < p.M ? p.pulled(i) : 0.0f;
+  const float own_weight = direct && i < p.M ? p.positive_weight(i) : 0.0f;
   for (int64_t d = thread; d < p.D; d += kFinishThreads) {
     float total = 0.0f;
     for (int64_t part = 0; part < p.parts; ++part)
       total += p.part_out[(part * p.rows + i) * p.ld_part + d];
     total *= whole;
-    if (direct && i < p.M) total += other < 0 ? NAN : own_pull * p.others.at(other, d);
+    if (direct && i < p.M) total += other < 0 ? NAN : own_weight * p.others.at(other, d);
     dx[d] = total;
   }
-  if (p.pull == Pull::kAnyQuery && p.targets != nullptr) {
+  if (p.positives == Positives::kAnyQuery && p.targets != nullptr) {
     bool* const match = reinterpret_cast<bool*>(shared_memory()) + 64;  // behind block_sum's words
     for (int64_t first = 0; first < p.M; first += kFinishThreads) {
-      const bool mine = first + thread < p.M && p.targets[first + thread] == i;
-      match[thread] = mine;
-      if (barrier_any(mine)) {
+      const bool is_query = first + thread < p.M && p.targets[first + thread] == i;
+      match[thread] = is_query;
+      if (barrier_any(is_query)) {
         for (int n = 0; n < kFinishThreads; ++n) {
           if (!match[n]) continue;
-          const float w = p.pulled(first + n);
+          const float w = p.positive_weight(first + n);
           for (int64_t d = thread; d < p.D; d += kFinishThreads)
             dx[d] += w * p.others.at(first + n, d);
         }
@@ -158,7 +160,7 @@ __global__ void __launch_bounds__(kFinishThreads, 8) finish_gradient_kernel(Fini
   float inside = 0.0f;
   for (int64_t d = thread; d < p.D; d += kFinishThreads) inside += dx[d] * p.x.at(i, d);
   inside = block_sum<kFinishWarps>(inside);
-  if (thread == 0 && p.slope != nullptr) p.slope[i] = inside;
+  if (thread == 0 && p.dscale_rows != nullptr) p.dscale_rows[i] = inside;
   if (p.out == nullptr) return;
   const float scale = p.scale.value(), norm = p.norms == nullptr ? 1.0f : p.norms[i];
   for (int64_t d = thread; d < p.D; d += kFinishThreads) {
@@ -171,7 +173,7 @@ __global__ void __launch_bounds__(kFinishThreads, 8) finish_gradient_kernel(Fini
 // Power of two that brings the largest weight to [2^13, 2^14]: what float16 tiles hold of two terms
 // neither overflows nor vanishes, whatever a loss scaler makes of the upstream gradient.
 __global__ void __launch_bounds__(kFinishThreads, 8)
-    unit_kernel(const float* a, int64_t na, const float* b, int64_t nb, float* unit) {
+    grad_scale_kernel(const float* a, int64_t na, const float* b, int64_t nb, float* grad_scale) {
   float* const tops = reinterpret_cast<float*>(shared_memory());
   float top = 0.0f;
   for (int64_t n = threadIdx.x; n < na; n += kFinishThreads) top = fmaxf(top, fabsf(a[n]));
@@ -183,7 +185,7 @@ __global__ void __launch_bounds__(kFinishThreads, 8)
   int exponent = 0;
   frexpf(top, &exponent);  // top = f 2^exponent, f in [0.5, 1)
   const int lift = 14 - exponent;
-  *unit = top > 0.0f && top < INFINITY ? ldexpf(1.0f, lift < 120 ? lift : 120) : 1.0f;
+  *grad_scale = top > 0.0f && top < INFINITY ? ldexpf(1.0f, lift < 120 ? lift : 120) : 1.0f;
 }
 
 __global__ void __launch_bounds__(kFinishThreads, 8)

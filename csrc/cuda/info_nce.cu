@@ -49,7 +49,7 @@ struct Problem {
   Device device;
   ScalarType type;
   Rows x, k, y;  // queries, keys, negatives: y is k if there are none
-  bool own, within;
+  bool keys_are_negatives, same_id_only;
   OptionalTensor targets, query_ids, key_ids, scale;
   float scale_factor;
 
@@ -59,8 +59,8 @@ struct Problem {
         x(make_rows(device, a.queries, type, a.normalize)),
         k(make_rows(device, a.keys, type, a.normalize)),
         y(a.negatives ? make_rows(device, *a.negatives, type, false) : k),
-        own(!a.negatives),
-        within(a.same_id_only),
+        keys_are_negatives(!a.negatives),
+        same_id_only(a.same_id_only),
         targets(in_order(a.targets)),
         query_ids(in_order(a.query_ids)),
         key_ids(in_order(a.key_ids)),
@@ -93,9 +93,10 @@ struct Problem {
       p.row_ids = pointer<int64_t>(turned ? key_ids : query_ids);
       p.col_ids = pointer<int64_t>(turned ? query_ids : key_ids);
     }
-    p.within = within;
-    p.own = own;
-    if (own && targets) (turned ? p.col_skip : p.row_skip) = pointer<int64_t>(targets);
+    p.same_id_only = same_id_only;
+    p.keys_are_negatives = keys_are_negatives;
+    if (keys_are_negatives && targets)
+      (turned ? p.col_targets : p.row_targets) = pointer<int64_t>(targets);
     return p;
   }
 };
@@ -169,7 +170,7 @@ RowResults finish_forward(const Problem& problem, const Tiles& tiles, const Rows
   if (dqueries != nullptr) {
     p.part_out = pointer<float>(tiles.out);
     p.dqueries = mutable_pointer<float>(*dqueries);
-    p.slope = mutable_pointer<float>(*dscale);
+    p.dscale_rows = mutable_pointer<float>(*dscale);
   }
   problem.device.launch(finish_forward_kernel, dim3(to_grid(a.rows)), kFinishThreads, 256, p);
   return r;
@@ -213,7 +214,7 @@ struct Gradient {
   Tensor parts;
 
   Gradient(const Problem& all, const Rows& rows, const Rows& others, const TileProblem* tiles,
-           const Tensor& unit)
+           const Tensor& grad_scale)
       : problem(all) {
     p.rows = rows.rows;
     p.D = rows.D;
@@ -222,7 +223,7 @@ struct Gradient {
       parts = done.out;
       p.parts = done.parts;
       p.ld_part = done.ld_out;
-      p.unit = pointer<float>(unit);
+      p.grad_scale = pointer<float>(grad_scale);
     } else {
       parts = problem.floats({rows.rows, rows.D});
       p.ld_part = rows.D;
@@ -256,10 +257,10 @@ void info_nce_bwd(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor weight = in_order(grad_loss);
   const OptionalTensor key_weight = in_order(grad_key_loss);
   const bool columns = key_weight.has_value();
-  const Tensor unit = p.floats({1}), dscale = p.floats({});
-  p.device.launch(unit_kernel, dim3(1), kFinishThreads, 4 * kFinishThreads, pointer<float>(weight),
-                  weight.numel(), pointer<float>(key_weight), columns ? key_weight->numel() : 0,
-                  mutable_pointer<float>(unit));
+  const Tensor grad_scale = p.floats({1}), dscale = p.floats({});
+  p.device.launch(grad_scale_kernel, dim3(1), kFinishThreads, 4 * kFinishThreads,
+                  pointer<float>(weight), weight.numel(), pointer<float>(key_weight),
+                  columns ? key_weight->numel() : 0, mutable_pointer<float>(grad_scale));
 
   // each pair's weight and lse, of its query and, with `columns`, of its key
   const auto weigh = [&](TileProblem tiles, bool turned) {
@@ -267,11 +268,11 @@ void info_nce_bwd(StableIValue* stack, uint64_t, uint64_t) {
     (turned ? tiles.col_lse : tiles.row_lse) = pointer<float>(saved.lse);
     (turned ? tiles.row_weight : tiles.col_weight) = pointer<float>(key_weight);
     if (columns) (turned ? tiles.row_lse : tiles.col_lse) = pointer<float>(saved.key_lse);
-    tiles.unit = pointer<float>(unit);
+    tiles.grad_scale = pointer<float>(grad_scale);
     return tiles;
   };
-  const auto pull = [&](FinishGradient& finish, Pull how) {
-    finish.pull = how;
+  const auto set_positives = [&](FinishGradient& finish, Positives which) {
+    finish.positives = which;
     finish.targets = pointer<int64_t>(p.targets);
     finish.M = p.x.rows;
     finish.weight = pointer<float>(weight);
@@ -284,12 +285,12 @@ void info_nce_bwd(StableIValue* stack, uint64_t, uint64_t) {
   if (needs[0]) {
     dqueries = new_tensor(a.queries, {p.x.rows, p.x.D}, p.type);
     const TileProblem tiles = weigh(p.tiles(p.x, p.y, false), false);
-    Gradient gradient(p, p.x, p.k, &tiles, unit);
-    pull(gradient.p, Pull::kOwn);
-    const Tensor slope = p.floats({p.x.rows});
-    gradient.p.slope = mutable_pointer<float>(slope);
+    Gradient gradient(p, p.x, p.k, &tiles, grad_scale);
+    set_positives(gradient.p, Positives::kTarget);
+    const Tensor dscale_rows = p.floats({p.x.rows});
+    gradient.p.dscale_rows = mutable_pointer<float>(dscale_rows);
     gradient.finish(dqueries);
-    p.device.launch(sum_kernel, dim3(1), kFinishThreads, 256, pointer<float>(slope), p.x.rows,
+    p.device.launch(sum_kernel, dim3(1), kFinishThreads, 256, pointer<float>(dscale_rows), p.x.rows,
                     mutable_pointer<float>(dscale));
   } else {
     dqueries = new_tensor(a.queries, {0}, p.type);
@@ -298,8 +299,8 @@ void info_nce_bwd(StableIValue* stack, uint64_t, uint64_t) {
   if (needs[1]) {
     dkeys = new_tensor(a.keys, {p.k.rows, p.k.D}, p.type);
     const TileProblem tiles = weigh(p.tiles(p.k, p.x, true), true);
-    Gradient gradient(p, p.k, p.x, p.own ? &tiles : nullptr, unit);
-    pull(gradient.p, Pull::kAnyQuery);
+    Gradient gradient(p, p.k, p.x, p.keys_are_negatives ? &tiles : nullptr, grad_scale);
+    set_positives(gradient.p, Positives::kAnyQuery);
     gradient.finish(dkeys);
   } else {
     dkeys = new_tensor(a.keys, {0}, p.type);
@@ -308,7 +309,7 @@ void info_nce_bwd(StableIValue* stack, uint64_t, uint64_t) {
   if (a.negatives && needs[2]) {
     dnegatives = new_tensor(third, {p.y.rows, p.y.D}, third.scalar_type());
     const TileProblem tiles = weigh(p.tiles(p.y, p.x, true), true);
-    Gradient(p, p.y, p.x, &tiles, unit).finish(dnegatives);
+    Gradient(p, p.y, p.x, &tiles, grad_scale).finish(dnegatives);
   } else {
     dnegatives = new_tensor(third, {0}, third.scalar_type());
   }

@@ -4,7 +4,7 @@
 //   kStats     per row and part of the columns: m_i = max_j s_ij, l_i = sum_j exp(s_ij - m_i)
 //   kSingle    these, and o_i = sum_j exp(s_ij - m_i) y_j
 //   kGradient  o_i = sum_j g_ij y_j,
-//              g_ij = w_i exp(s_ij - lse_i) + v_j exp(s_ij - lse'_j), in units of `unit`
+//              g_ij = w_i exp(s_ij - lse_i) + v_j exp(s_ij - lse'_j), in units of `grad_scale`
 //
 // A block owns 64 rows and one part of the columns, 64 or 32 at a time: four warps of 16 rows. The
 // next tile is copied while this one is multiplied. Features wider than W come in chunks, and a
@@ -34,17 +34,17 @@ struct TileProblem {
   const void *x, *y;  // [M, width], [N, width], 16 bytes aligned, rows ld_x, ld_y elements apart
   int64_t ld_x, ld_y, M, N, width;  // width: features, a multiple of 16 bytes
   Scale scale;
-  const int64_t *row_ids, *col_ids;    // both or none; a negative id matches nothing
-  bool within;                         // leave out what does not match instead of what matches
-  bool own;                            // leave out the positives:
-  const int64_t *row_skip, *col_skip;  // row i's column, or column j's row, or if none i = j
-  float *part_max, *part_sum;          // [parts, M]
-  float* part_out;                     // [parts, M, ld_out]
+  const int64_t *row_ids, *col_ids;  // both or none; a negative id matches nothing
+  bool same_id_only;                 // leave out what does not match instead of what matches
+  bool keys_are_negatives;           // leave out the positives:
+  const int64_t *row_targets, *col_targets;  // row i's column, or column j's row, or if none i = j
+  float *part_max, *part_sum;                // [parts, M]
+  float* part_out;                           // [parts, M, ld_out]
   int64_t ld_out;
   // kGradient; either pair may be missing
   const float *row_weight, *row_lse;  // [M]
   const float *col_weight, *col_lse;  // [N]
-  const float* unit;                  // power of two by which weights are multiplied
+  const float* grad_scale;            // power of two by which weights are multiplied
 };
 
 // [kCount, W] of a matrix into shared memory, zeros beyond its edges.
@@ -68,20 +68,21 @@ __device__ inline void leave_out(float (&s)[kN][4], const TileProblem& p, int64_
                                  int64_t column, int offset) {
   constexpr int kColumns = 8 * kN;
   const int inside = p.N - column < kColumns ? static_cast<int>(p.N - column) : kColumns;
-  if (inside == kColumns && !p.own && p.col_ids == nullptr) return;
+  if (inside == kColumns && !p.keys_are_negatives && p.col_ids == nullptr) return;
   int skip[2] = {-1, -1};  // columns of this tile
   int64_t id[2] = {-1, -1};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t i = row + 8 * half < p.M ? row + 8 * half : p.M - 1;
     if (p.row_ids != nullptr) id[half] = p.row_ids[i];
-    if (p.own && p.col_skip == nullptr) {
-      const int64_t skipped = named_row(p.row_skip != nullptr ? p.row_skip[i] : i, p.N);
+    if (p.keys_are_negatives && p.col_targets == nullptr) {
+      const int64_t skipped = named_row(p.row_targets != nullptr ? p.row_targets[i] : i, p.N);
       const int64_t from_here = skipped - column;
       skip[half] = from_here >= 0 && from_here < kColumns ? static_cast<int>(from_here) : -1;
     }
   }
-  const bool some = p.col_ids != nullptr || p.col_skip != nullptr || skip[0] >= 0 || skip[1] >= 0;
+  const bool some =
+      p.col_ids != nullptr || p.col_targets != nullptr || skip[0] >= 0 || skip[1] >= 0;
   if (inside == kColumns && !some) return;
 #pragma unroll
   for (int n = 0; n < kN; ++n) {
@@ -90,11 +91,11 @@ __device__ inline void leave_out(float (&s)[kN][4], const TileProblem& p, int64_
       const int c = 8 * n + offset + e;
       const int64_t j = column + (c < inside ? c : inside - 1);
       const int64_t col_id = p.col_ids != nullptr ? p.col_ids[j] : -1;
-      const int64_t col_skip = p.col_skip != nullptr ? p.col_skip[j] : -1;
+      const int64_t col_skip = p.col_targets != nullptr ? p.col_targets[j] : -1;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const bool same = (col_id >= 0) & (col_id == id[half]);
-        const bool hidden = (p.col_ids != nullptr) & (same != p.within);
+        const bool hidden = (p.col_ids != nullptr) & (same != p.same_id_only);
         const bool positive = (skip[half] == c) | (col_skip == row + 8 * half);
         if ((c >= inside) | hidden | positive) s[n][2 * half + e] = -INFINITY;
       }
@@ -138,13 +139,13 @@ __device__ inline void online(float (&s)[kN][4], float (&o)[kOut][4], float (&m)
 template <int kN>
 __device__ inline void weigh(float (&s)[kN][4], const TileProblem& p, int64_t row, int64_t column,
                              int offset) {
-  const float unit = *p.unit;
+  const float grad_scale = *p.grad_scale;
   float row_weight[2] = {0.0f, 0.0f}, row_lse2[2] = {0.0f, 0.0f};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int64_t i = row + 8 * half < p.M ? row + 8 * half : p.M - 1;
     if (p.row_weight == nullptr) continue;
-    row_weight[half] = p.row_weight[i] * unit;
+    row_weight[half] = p.row_weight[i] * grad_scale;
     row_lse2[half] = p.row_lse[i] * kLog2e;
   }
 #pragma unroll
@@ -154,7 +155,7 @@ __device__ inline void weigh(float (&s)[kN][4], const TileProblem& p, int64_t ro
       const int64_t c = column + 8 * n + offset + e, j = c < p.N ? c : p.N - 1;
       float col_weight = 0.0f, col_lse2 = 0.0f;
       if (p.col_weight != nullptr) {
-        col_weight = p.col_weight[j] * unit;
+        col_weight = p.col_weight[j] * grad_scale;
         col_lse2 = p.col_lse[j] * kLog2e;
       }
 #pragma unroll
