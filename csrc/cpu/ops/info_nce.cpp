@@ -1,17 +1,24 @@
 // InfoNCE's ops on the CPU: arguments from the stack, and a plan for them. The plans of two passes,
 // statistics of the rows (and columns), then the gradients, need O((M + N) D) memory, but for
 // save_logits, which leaves all similarities for the second: for few rows of many features.
-#include <ATen/EmptyTensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/mul.h>
-#include <ATen/ops/sum.h>
 #include <torch/library.h>
 
 #include "ops/info_nce_problem.h"
 #include "tiles/schedule.h"
+#include "tiles/tensors.h"
 
 namespace sslops {
+
+at::Tensor StackReader::tensor() { return (next_++)->toTensor(); }
+OptionalTensor StackReader::optional() { return (next_++)->toOptional<at::Tensor>(); }
+double StackReader::number() { return (next_++)->toDouble(); }
+bool StackReader::flag() { return (next_++)->toBool(); }
+
+std::array<bool, 4> StackReader::flags() {
+  const c10::List<bool> list = (next_++)->toBoolList();
+  return {list.get(0), list.get(1), list.get(2), list.get(3)};
+}
 
 Plan StackReader::plan() {
   const std::string_view name = (next_++)->toStringView();
@@ -33,8 +40,8 @@ InfoNceResults two_passes(const InfoNceArgs& a) {
   float* similarities = nullptr;
   if (a.plan == Plan::kSaveLogits) {
     at::Tensor& room = results.saved.similarities;
-    room = at::empty({round_to_panel(a.queries.size(0)), round_to_panel(a.candidates().size(0))},
-                     at::kFloat);
+    room = empty({round_to_panel(a.queries.size(0)), round_to_panel(a.candidates().size(0))},
+                 at::kFloat);
     similarities = room.mutable_data_ptr<float>();
   }
   if (usable(inverse))
@@ -83,13 +90,13 @@ InfoNceGradients after_frozen_keys(const at::Tensor& grad_loss, const InfoNceArg
   InfoNceGradients out = room_for_gradients(a, {false, false, false}, /*wide=*/false);
   const at::Tensor w = grad_loss.to(at::kFloat);
   if (needs[0]) out.queries = w.unsqueeze(1).mul(saved.dqueries).to(a.queries.scalar_type());
-  out.scale = needs[3] ? w.mul(saved.dscale).sum() : at::empty({0}, at::kFloat);
+  out.scale = needs[3] ? w.mul(saved.dscale).sum() : empty({0}, at::kFloat);
   return out;
 }
 
 void info_nce_fwd(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t count = op.schema().arguments().size();
-  StackReader in(*stack, count);
+  StackReader in(stack->data() + stack->size() - count);
   const InfoNceArgs a{in};
   if (a.queries.scalar_type() == at::kDouble) {
     static const auto plain =
@@ -99,9 +106,7 @@ void info_nce_fwd(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto [s, hit, key_hit] = forward(a);
   torch::jit::drop(*stack, count);
   const auto push = [&](const at::Tensor& tensor, at::ScalarType type) {
-    stack->emplace_back(tensor.defined()
-                            ? tensor
-                            : at::Tensor(at::detail::empty_cpu({0}, at::TensorOptions(type))));
+    stack->emplace_back(tensor.defined() ? tensor : empty({0}, type));
   };
   for (const auto* each : {&s.loss, &s.lse, &s.key_loss, &s.key_lse, &s.similarities, &s.dqueries,
                            &s.dkeys, &s.dnegatives, &s.dscale})
@@ -112,13 +117,13 @@ void info_nce_fwd(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 void info_nce_bwd(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t count = op.schema().arguments().size();
-  StackReader in(*stack, count);
+  StackReader in(stack->data() + stack->size() - count);
   const at::Tensor grad_loss = in.tensor();
   const OptionalTensor grad_key_loss = in.optional();
   const InfoNceArgs a{in};
   const InfoNceSaved saved{in.tensor(), in.tensor(), in.tensor(), in.tensor(), in.tensor(),
                            in.tensor(), in.tensor(), in.tensor(), in.tensor()};
-  const auto needs = in.flags<4>();
+  const auto needs = in.flags();
   const bool frozen = a.plan == Plan::kFrozenKeys;
   if (a.queries.scalar_type() == at::kDouble || (frozen && needs[1])) {
     static const auto plain =

@@ -1,12 +1,14 @@
 // What the ops info_nce_fwd and info_nce_bwd take and return: the one list of the CPU kernels, in
 // the order of sslops/_info_nce_args.py, which says what each is.
 #pragma once
-#include <ATen/core/ivalue.h>
-#include <ATen/core/stack.h>
+#include <ATen/core/Tensor.h>
 
 #include <array>
 #include <optional>
-#include <string>
+
+namespace c10 {
+struct IValue;
+}
 
 namespace sslops {
 
@@ -15,25 +17,20 @@ using OptionalTensor = std::optional<at::Tensor>;
 // How the gradient will be had.
 enum class Plan { kRecompute, kSaveLogits, kGradInForward, kFrozenKeys };
 
-// The arguments of a call, one after another, from the dispatcher's stack.
+// The arguments of a call, one after another, from the dispatcher's stack. Defined where the
+// dispatcher's headers are included: in info_nce.cpp.
 class StackReader {
  public:
-  StackReader(const torch::jit::Stack& stack, size_t count) : next_(stack.end() - count) {}
-  at::Tensor tensor() { return (next_++)->toTensor(); }
-  OptionalTensor optional() { return (next_++)->toOptional<at::Tensor>(); }
-  double number() { return (next_++)->toDouble(); }
-  bool flag() { return (next_++)->toBool(); }
+  explicit StackReader(const c10::IValue* first) : next_(first) {}
+  at::Tensor tensor();
+  OptionalTensor optional();
+  double number();
+  bool flag();
   Plan plan();
-  template <size_t n>
-  std::array<bool, n> flags() {
-    std::array<bool, n> out;
-    const c10::List<bool> list = (next_++)->toBoolList();
-    for (size_t k = 0; k < n; ++k) out[k] = list.get(k);
-    return out;
-  }
+  std::array<bool, 4> flags();
 
  private:
-  torch::jit::Stack::const_iterator next_;
+  const c10::IValue* next_;
 };
 
 struct InfoNceArgs {

@@ -2,9 +2,6 @@
 // mean of the keys, as in attention, so one pass over them gives the loss and the gradient. The
 // keys are read as they lie; docs/math/info_nce.md has the formulas.
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <limits>
@@ -14,6 +11,7 @@
 #include "ops/info_nce_problem.h"
 #include "tiles/cross_problem.h"
 #include "tiles/schedule.h"
+#include "tiles/tensors.h"
 
 namespace sslops {
 namespace {
@@ -30,12 +28,11 @@ class Stage {
     direct_ = !bf16_ && !normalize && keys.scalar_type() == at::kFloat && keys.stride(1) == 1 &&
               D_ % kPanel == 0 && keys.stride(0) >= D_ && keys.stride(0) <= 2 * queries.ld;
     ld = direct_ ? keys.stride(0) : queries.ld;
-    const auto f32 = at::TensorOptions().dtype(at::kFloat), bf16 = f32.dtype(at::kBFloat16);
-    x_ = at::zeros({kTile, ld}, f32);
+    x_ = zeros({kTile, ld}, at::kFloat);
     if (!bf16_) return;
-    x16_ = at::empty({kTile, ld16_}, bf16);
-    panels16_ = at::empty({kTile / 16, ld16_ / 2, 16, 2}, bf16);
-    pairs16_ = at::empty({kTile / 2, ld16_, 2}, bf16);
+    x16_ = empty({kTile, ld16_}, at::kBFloat16);
+    panels16_ = empty({kTile / 16, ld16_ / 2, 16, 2}, at::kBFloat16);
+    pairs16_ = empty({kTile / 2, ld16_, 2}, at::kBFloat16);
   }
 
   int64_t ld;  // stride of the keys and of the means of them
@@ -98,18 +95,17 @@ InfoNceResults info_nce_frozen_keys(const InfoNceArgs& a) {
   TORCH_CHECK_VALUE(!a.symmetric, "info_nce: frozen_keys has one direction, got symmetric");
   const int64_t M = queries.size(0), N = y.size(0), D = queries.size(1);
   const double inverse = inverse_temperature(a.scale, a.scale_factor);
-  const auto f32 = queries.options().dtype(at::kFloat);
   InfoNceResults results;
   InfoNceSaved& out = results.saved;
-  out.dqueries = at::empty({M, D}, f32);
-  out.dscale = at::empty({M}, f32);
+  out.dqueries = empty({M, D}, at::kFloat);
+  out.dscale = empty({M}, at::kFloat);
   if (!usable(inverse)) {
     fill_with_nan(a, results);
     return results;
   }
-  out.loss = at::empty({M}, f32);
-  out.lse = at::empty({M}, f32);
-  results.hit = at::empty({stats ? M : 0}, f32.dtype(at::kBool));
+  out.loss = empty({M}, at::kFloat);
+  out.lse = empty({M}, at::kFloat);
+  results.hit = empty({stats ? M : 0}, at::kBool);
 
   const bool bf16 =
       multiplies_bf16(queries.scalar_type()) || (apart && multiplies_bf16(y.scalar_type()));
@@ -125,15 +121,15 @@ InfoNceResults info_nce_frozen_keys(const InfoNceArgs& a) {
   const Tasks tasks(x.rows, N, D);
   const bool keep_norm = !apart && normalize;
   const int64_t ld = Stage(y, keep_norm, x).ld;
-  at::Tensor sums = at::zeros({tasks.strips, 2, x.rows}, f32);
+  at::Tensor sums = zeros({tasks.strips, 2, x.rows}, at::kFloat);
   at::Tensor best =
-      at::full({stats ? tasks.strips : 0, x.rows}, -std::numeric_limits<float>::infinity(), f32);
-  at::Tensor means = at::zeros({tasks.strips, x.rows, ld}, f32);
-  at::Tensor positive = at::zeros({x.rows}, f32);
+      full({stats ? tasks.strips : 0, x.rows}, -std::numeric_limits<float>::infinity(), at::kFloat);
+  at::Tensor means = zeros({tasks.strips, x.rows, ld}, at::kFloat);
+  at::Tensor positive = zeros({x.rows}, at::kFloat);
   const CrossKernels& kernels = cross(bf16);
   at::parallel_for(0, tasks.tiles * tasks.strips, 1, [&](int64_t begin, int64_t end) {
     Stage stage(y, keep_norm, x);
-    at::Tensor scratch = at::empty({kCrossScratch}, at::kFloat);
+    at::Tensor scratch = empty({kCrossScratch}, at::kFloat);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t tile = task % tasks.tiles, strip = task / tasks.tiles;
       const Range j{tile * kTile, std::min(x.rows, (tile + 1) * kTile)};

@@ -4,10 +4,6 @@
 // twice. docs/math/info_nce.md.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cmath>
@@ -16,6 +12,7 @@
 #include "isa/isa.h"
 #include "ops/info_nce_problem.h"
 #include "tiles/schedule.h"
+#include "tiles/tensors.h"
 #include "tiles/threads.h"
 
 namespace sslops {
@@ -28,7 +25,7 @@ void run_strips(const InfoNceProblem& all, const RowStrips& strips, double inver
   const CrossProblem& p = all.p;
   const CrossKernels& kernels = cross(all.x.bf16);
   const int64_t tile = strips.size * kTileStride, kept = strips.tiles * tile;
-  at::Tensor room = at::empty({strips.threads, kept + kCrossScratch}, at::kFloat);
+  at::Tensor room = empty({strips.threads, kept + kCrossScratch}, at::kFloat);
   float* data = room.mutable_data_ptr<float>();
   const auto exponentials = [&](int64_t thread, int64_t n) {
     return data + thread * (kept + kCrossScratch) + n * tile;
@@ -70,7 +67,7 @@ struct Multiple {
   }
   float weight(int64_t n) const { return w ? w[n] : 1.0f; }
   float at_heaviest(const at::Tensor& grad) const {
-    return grad[heaviest].item<float>() / weight(heaviest);
+    return grad.select(0, heaviest).item().toFloat() / weight(heaviest);
   }
   bool holds(float c, const at::Tensor& grad) const {
     constexpr float kFew = 8 * std::numeric_limits<float>::epsilon();
@@ -117,8 +114,7 @@ InfoNceResults info_nce_grad_in_forward(const InfoNceArgs& a) {
   const double inverse = inverse_temperature(a.scale, a.scale_factor);
   const bool apart = a.negatives.has_value(), columns = a.symmetric, stats = a.stats;
   const int64_t M = a.queries.size(0);
-  const auto f32 = a.queries.options().dtype(at::kFloat);
-  const at::Tensor w = a.row_weights.has_value() ? *a.row_weights : at::ones({M}, f32);
+  const at::Tensor w = a.row_weights.has_value() ? *a.row_weights : full({M}, 1.0, at::kFloat);
   TORCH_CHECK_VALUE(w.numel() == M, "info_nce: row_weights must be [M] with M = ", M, ", got ",
                     w.sizes());
   InfoNceGradients found = room_for_gradients(a, {true, true, true}, /*wide=*/true);
@@ -140,7 +136,7 @@ InfoNceResults info_nce_grad_in_forward(const InfoNceArgs& a) {
   const int64_t room = std::max(kRoom, 2 * (rows + cols) * ld);
   const auto strips = row_strips(rows, cols, D, room);
   if (columns || p.online || !(own <= kLargestLogit) || !strips) {
-    at::Tensor kept = at::empty({rows * cols <= room ? rows * cols : 0}, f32);
+    at::Tensor kept = empty({rows * cols <= room ? rows * cols : 0}, at::kFloat);
     float* similarities = kept.numel() > 0 ? kept.mutable_data_ptr<float>() : nullptr;
     info_nce_statistics(a, all, inverse, similarities, results);
     info_nce_gradients(a, all, w, columns ? OptionalTensor(w) : OptionalTensor(), s, inverse,
@@ -148,25 +144,25 @@ InfoNceResults info_nce_grad_in_forward(const InfoNceArgs& a) {
     return results;
   }
 
-  at::Tensor vectors = at::zeros({5 * rows}, f32), best;
+  at::Tensor vectors = zeros({5 * rows}, at::kFloat), best;
   p.row_sum = vectors.mutable_data_ptr<float>();
   p.target_similarity = p.row_sum + rows;
   float *over = p.target_similarity + rows, *weight = over + rows, *maximum = weight + rows;
   if (stats) {
-    best = at::full({rows}, -std::numeric_limits<float>::infinity(), f32);
+    best = full({rows}, -std::numeric_limits<float>::infinity(), at::kFloat);
     p.row_best = best.mutable_data_ptr<float>();
   }
   const float grad_max = relative_weights(w, M, weight);
   p.inverse_sum = over;
   p.row_weight = weight;
-  at::Tensor dx = at::zeros({rows, ld}, f32), dy = at::zeros({cols, ld}, f32);
+  at::Tensor dx = zeros({rows, ld}, at::kFloat), dy = zeros({cols, ld}, at::kFloat);
   p.to_rows.dx = dx.mutable_data_ptr<float>();
   p.to_cols.dx = dy.mutable_data_ptr<float>();
   run_strips(all, *strips, inverse, over);
 
-  s.loss = at::empty({M}, f32);
-  s.lse = at::empty({M}, f32);
-  results.hit = at::empty({stats ? M : 0}, f32.dtype(at::kBool));
+  s.loss = empty({M}, at::kFloat);
+  s.lse = empty({M}, at::kFloat);
+  results.hit = empty({stats ? M : 0}, at::kBool);
   finish_losses(M, maximum, p.row_sum, p.target_similarity, p.row_best, inverse, s.loss, s.lse,
                 results.hit);
   const float* each = s.loss.const_data_ptr<float>();
@@ -175,7 +171,7 @@ InfoNceResults info_nce_grad_in_forward(const InfoNceArgs& a) {
     pull[m] = weight[m] * std::expm1(-each[m]);
     over[m] *= weight[m];
   }
-  at::Tensor dk = apart ? at::zeros({all.keys.rows, ld}, f32) : dy;
+  at::Tensor dk = apart ? zeros({all.keys.rows, ld}, at::kFloat) : dy;
   const Sums sums{p.to_rows.dx, dk.mutable_data_ptr<float>(), apart ? p.to_cols.dx : nullptr, over};
   const double inside = finish_gradients(all, sums, pull, inverse * grad_max, a.normalize, found);
   found.scale.fill_(grad_max * inside);

@@ -1,8 +1,5 @@
 // The two passes of InfoNCE over all similarities: sums of rows (and columns), then the gradients.
 // docs/math/info_nce.md has the formulas.
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <limits>
@@ -10,6 +7,7 @@
 #include "isa/isa.h"
 #include "ops/info_nce_problem.h"
 #include "tiles/schedule.h"
+#include "tiles/tensors.h"
 
 namespace sslops {
 
@@ -22,8 +20,7 @@ void info_nce_statistics(const InfoNceArgs& a, const InfoNceProblem& all, double
   p.symmetric = columns;
   p.saved = similarities;
   p.saved_ld = all.y.rows;
-  const auto f32 = at::TensorOptions(at::kFloat), flags = f32.dtype(at::kBool);
-  at::Tensor sums = at::zeros({3 * rows + 2 * cols}, f32), best;
+  at::Tensor sums = zeros({3 * rows + 2 * cols}, at::kFloat), best;
   p.row_sum = sums.mutable_data_ptr<float>();
   p.row_max = p.row_sum + rows;
   p.target_similarity = p.row_max + rows;
@@ -32,7 +29,7 @@ void info_nce_statistics(const InfoNceArgs& a, const InfoNceProblem& all, double
   std::fill(p.row_max, p.row_max + rows, p.online ? kMasked : 0.0f);
   std::fill(p.col_max, p.col_max + cols, p.online ? kMasked : 0.0f);
   if (stats) {
-    best = at::full({rows + cols}, -std::numeric_limits<float>::infinity(), f32);
+    best = full({rows + cols}, -std::numeric_limits<float>::infinity(), at::kFloat);
     p.row_best = best.mutable_data_ptr<float>();
     p.col_best = p.row_best + rows;
   }
@@ -43,12 +40,12 @@ void info_nce_statistics(const InfoNceArgs& a, const InfoNceProblem& all, double
         dot(all.x.row(m, query.data()), all.keys.row(all.targets[m], nullptr), all.x.D));
 
   InfoNceSaved& s = results.saved;
-  s.loss = at::empty({M}, f32);
-  s.lse = at::empty({M}, f32);
-  if (columns) s.key_loss = at::empty({N}, f32);
-  if (columns) s.key_lse = at::empty({N}, f32);
-  if (stats) results.hit = at::empty({M}, flags);
-  if (stats && columns) results.key_hit = at::empty({N}, flags);
+  s.loss = empty({M}, at::kFloat);
+  s.lse = empty({M}, at::kFloat);
+  if (columns) s.key_loss = empty({N}, at::kFloat);
+  if (columns) s.key_lse = empty({N}, at::kFloat);
+  if (stats) results.hit = empty({M}, at::kBool);
+  if (stats && columns) results.key_hit = empty({N}, at::kBool);
   finish_losses(M, p.row_max, p.row_sum, p.target_similarity, p.row_best, inverse, s.loss, s.lse,
                 results.hit);
   if (columns)
@@ -84,8 +81,7 @@ void info_nce_gradients(const InfoNceArgs& a, const InfoNceProblem& all,
     for (auto& each : v) each *= other / larger;
     grad_max = larger;
   }
-  const auto f32 = at::TensorOptions(at::kFloat);
-  at::Tensor sides = at::zeros({2 * rows + 2 * cols}, f32);
+  at::Tensor sides = zeros({2 * rows + 2 * cols}, at::kFloat);
   float* row_weight = sides.mutable_data_ptr<float>();
   float *row_lse2 = row_weight + rows, *col_weight = row_lse2 + rows, *col_lse2 = col_weight + cols;
   const float* row_lse = lse.const_data_ptr<float>();
@@ -102,8 +98,8 @@ void info_nce_gradients(const InfoNceArgs& a, const InfoNceProblem& all,
   p.col_weight = columns ? col_weight : nullptr;
   p.col_lse2 = col_lse2;
 
-  at::Tensor dx = at::zeros({p.grad_rows ? rows : 0, ld}, f32);
-  at::Tensor dy = at::zeros({p.grad_cols ? cols : 0, ld}, f32);
+  at::Tensor dx = zeros({p.grad_rows ? rows : 0, ld}, at::kFloat);
+  at::Tensor dy = zeros({p.grad_cols ? cols : 0, ld}, at::kFloat);
   p.to_rows.dx = dx.mutable_data_ptr<float>();
   p.to_cols.dx = dy.mutable_data_ptr<float>();
   if (p.grad_rows || p.grad_cols) all.run(p, cross(all.x.bf16).backward);
@@ -115,7 +111,7 @@ void info_nce_gradients(const InfoNceArgs& a, const InfoNceProblem& all,
     pull[m] = w[m] * std::expm1(-row_loss[m]);
     if (columns) pull[m] += v[m] * std::expm1(-col_loss[m]);
   }
-  at::Tensor dk = apart && want_keys ? at::zeros({all.keys.rows, ld}, f32) : dy;
+  at::Tensor dk = apart && want_keys ? zeros({all.keys.rows, ld}, at::kFloat) : dy;
   const Sums sums{want_queries ? p.to_rows.dx : nullptr,
                   want_keys ? dk.mutable_data_ptr<float>() : nullptr,
                   apart && p.grad_cols ? p.to_cols.dx : nullptr, nullptr};

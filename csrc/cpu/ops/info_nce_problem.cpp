@@ -1,13 +1,12 @@
 #include "ops/info_nce_problem.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 
 #include <algorithm>
 #include <limits>
 
 #include "tiles/schedule.h"
+#include "tiles/tensors.h"
 
 namespace sslops {
 
@@ -36,7 +35,7 @@ InfoNceProblem::InfoNceProblem(const InfoNceArgs& a, double scale)
 void InfoNceProblem::run(const CrossProblem& problem,
                          void (*tile)(const CrossProblem&, Range, Range, float*)) const {
   const LatinSquare squares = latin_square(x.rows, y.rows, x.D);
-  at::Tensor scratch = at::empty({squares.threads, kCrossScratch}, at::kFloat);
+  at::Tensor scratch = empty({squares.threads, kCrossScratch}, at::kFloat);
   float* data = scratch.mutable_data_ptr<float>();
   for_each_tile(squares, [&](Range i, Range j, int64_t thread, int64_t) {
     tile(problem, i, j, data + thread * kCrossScratch);
@@ -105,25 +104,25 @@ void fill_with_nan(const InfoNceArgs& a, InfoNceResults& results) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
   const int64_t M = a.queries.size(0), N = a.symmetric ? a.keys.size(0) : 0;
   InfoNceSaved& s = results.saved;
-  s.loss = at::full({M}, kNan, at::kFloat);
-  s.lse = at::full({M}, kNan, at::kFloat);
-  s.key_loss = at::full({N}, kNan, at::kFloat);
-  s.key_lse = at::full({N}, kNan, at::kFloat);
+  s.loss = full({M}, kNan, at::kFloat);
+  s.lse = full({M}, kNan, at::kFloat);
+  s.key_loss = full({N}, kNan, at::kFloat);
+  s.key_lse = full({N}, kNan, at::kFloat);
   if (s.similarities.defined()) s.similarities.fill_(0);  // never read
   for (auto* each : {&s.dqueries, &s.dkeys, &s.dnegatives, &s.dscale})
     if (each->defined()) each->fill_(kNan);
-  results.hit = at::full({a.stats ? M : 0}, false, at::kBool);
-  results.key_hit = at::full({a.stats ? N : 0}, false, at::kBool);
+  results.hit = full({a.stats ? M : 0}, false, at::kBool);
+  results.key_hit = full({a.stats ? N : 0}, false, at::kBool);
 }
 
 InfoNceGradients room_for_gradients(const InfoNceArgs& a, std::array<bool, 3> needs, bool wide) {
   const auto room = [&](bool needed, const at::Tensor& like) {
-    return at::empty(needed ? like.sizes() : at::IntArrayRef{0},
-                     wide ? like.options().dtype(at::kFloat) : like.options());
+    return empty(needed ? like.sizes() : at::IntArrayRef{0},
+                 wide ? at::kFloat : like.scalar_type());
   };
   return {room(needs[0], a.queries), room(needs[1], a.keys),
-          a.negatives.has_value() ? room(needs[2], *a.negatives) : at::empty({0}, at::kFloat),
-          at::full({}, std::numeric_limits<double>::quiet_NaN(), at::kFloat)};
+          a.negatives.has_value() ? room(needs[2], *a.negatives) : empty({0}, at::kFloat),
+          full({}, std::numeric_limits<double>::quiet_NaN(), at::kFloat)};
 }
 
 void fill_with_nan(InfoNceGradients& g) {
