@@ -1,7 +1,5 @@
 """Losses among processes and in one, from the same tensors, for test_group_*.py."""
 
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,10 +8,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 import sslops
+from tests.processes import spawn
 
 D = 5
 Inputs = dict[str, Tensor]
@@ -228,16 +226,11 @@ def run(case: Case, inputs: Inputs, scale: Tensor, bias: Tensor, group, share: T
 
 def spawned(work: Callable, folder: Path) -> list:
     """What `work(rank, groups)` returns in each of four processes; groups by their size."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_worker, (work, port, str(folder)), nprocs=4)
+    spawn(_worker, work, str(folder), count=4)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(4)]
 
 
-def _worker(rank: int, work: Callable, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def _worker(rank: int, work: Callable, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=4, timeout=timedelta(seconds=60))
     groups = {1: dist.new_group([0]), 2: dist.new_group([0, 1]), 4: dist.group.WORLD}
     torch.save(work(rank, groups), f"{folder}/{rank}.pt")

@@ -1,12 +1,8 @@
 """Compat losses over two processes: the gradient is that of one process with the whole batch."""
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 
@@ -14,6 +10,7 @@ from sslops.compat import lightly, open_clip, solo_learn
 from sslops.compat import sentence_transformers as st
 from sslops.compat._ranking import DIRECTIONS
 from sslops.training.distributed.process import join, leave
+from tests.processes import spawn
 
 pytestmark = pytest.mark.slow
 
@@ -136,12 +133,7 @@ def data():
     return torch.randn(3, B, D_IN), Model()
 
 
-def worker(rank, port, folder):
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(PROCESSES),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def worker(rank, folder):
     join("cpu")
     images, model = data()
     share = images[:, rank * B // PROCESSES : (rank + 1) * B // PROCESSES]
@@ -160,10 +152,7 @@ def found(tmp_path_factory):
     if not dist.is_available():
         pytest.skip("torch was built without distributed")
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(folder)), nprocs=PROCESSES)
+    spawn(worker, str(folder), count=PROCESSES)
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 
 

@@ -1,18 +1,15 @@
 """Two processes compute the gradient that one computes with the whole batch."""
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from sslops import nt_xent
 from sslops.distributed import all_gather, all_gather_with_grad, rank, world_size
 from sslops.training.distributed.process import join, leave
 from sslops.training.distributed.wrap import parallelise
+from tests.processes import spawn
 
 pytestmark = pytest.mark.slow
 
@@ -25,12 +22,7 @@ def loss_and_model():
     return images, model, lambda z: nt_xent(z, temperature=0.5)
 
 
-def worker(process, port, folder):
-    os.environ |= {
-        "RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def worker(process, folder):
     world = join("cpu")
     images, model, loss = loss_and_model()
     share = images[:, process * B // 2 : (process + 1) * B // 2]
@@ -45,10 +37,7 @@ def worker(process, port, folder):
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 def test_gradient_of_two_processes_is_that_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    spawn(worker, str(tmp_path))
     images, model, loss = loss_and_model()
     value = loss(model(images))
     value.backward()

@@ -1,12 +1,8 @@
 """GradCache over two processes: the gradients of one process with the whole batch."""
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,6 +10,7 @@ from sslops import GradCache, clip_loss
 from sslops.distributed import all_gather_with_grad
 from sslops.training.distributed.process import join, leave
 from tests.ops.test_grad_cache import relative
+from tests.processes import spawn
 
 pytestmark = pytest.mark.slow
 
@@ -68,12 +65,7 @@ BUILD = {
 }
 
 
-def worker(process, port, folder):
-    os.environ |= {
-        "RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def worker(process, folder):
     join("cpu")
     image, text = (x[process * B // 2 : (process + 1) * B // 2] for x in inputs())
     saved = {}
@@ -99,10 +91,7 @@ def saved(tmp_path_factory):
     if not dist.is_available():
         pytest.skip("torch was built without distributed")
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(folder)), nprocs=2)
+    spawn(worker, str(folder))
     return [torch.load(folder / f"{process}.pt") for process in range(2)]
 
 

@@ -1,16 +1,13 @@
 """MoCo v3 in two processes: the loss, gradient and keys of one process with the whole batch."""
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from sslops.training.distributed.process import join, leave
 from sslops.training.distributed.wrap import parallelise
+from tests.processes import spawn
 from tests.training.test_mocov3 import make, random_views
 
 pytestmark = pytest.mark.slow
@@ -52,12 +49,7 @@ def with_bn():
 BUILDS = {"without BN": without_bn, "with BN": with_bn}
 
 
-def worker(process, port, folder):
-    os.environ |= {
-        "RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def worker(process, folder):
     world = join("cpu")
     saved = {}
     for name, build in BUILDS.items():
@@ -77,10 +69,7 @@ def worker(process, port, folder):
 @pytest.fixture(scope="module")
 def of_two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(folder)), nprocs=2)
+    spawn(worker, str(folder))
     return [torch.load(folder / f"{process}.pt") for process in range(2)]
 
 

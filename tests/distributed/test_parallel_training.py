@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 
 from sslops.training.augment import RECIPES, SharedGenerator, make_views
 from sslops.training.storage import checkpoint
+from tests.processes import free_port
 from tests.training.test_training import records
 
 ROOT = Path(__file__).parents[2]
@@ -43,12 +43,6 @@ def command(processes, out, *flags, restarts=0, method="simclr", fields=TINY):
     launcher += [f"--max-restarts={restarts}", "--master-port", str(free_port())]
     start = [sys.executable, *(launcher if processes > 1 else [])]
     return [*start, "-m", "sslops.training", method, "--out", str(out), *flags]
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def run(*args, **kwargs):

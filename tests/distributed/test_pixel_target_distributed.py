@@ -1,16 +1,13 @@
 """Colours in two processes: the counts and the gradient of one process with all images."""
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from sslops.training.augment.colour_bins import ab_bins
 from sslops.training.distributed.process import join, leave
 from sslops.training.methods.pixel_target import PixelTarget
+from tests.processes import spawn
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,10 +28,7 @@ def gradient(rows):
     return {"grad": grad, "totals": target.totals, "counts": target.counts}
 
 
-def work(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
-                      WORLD_SIZE="2", LOCAL_RANK=str(rank))  # fmt: skip
-    torch.set_num_threads(1)
+def work(rank, folder):
     join("cpu")
     try:
         found = gradient(slice(3 * rank, 3 * rank + 3))
@@ -46,10 +40,7 @@ def work(rank, port, folder):
 
 
 def test_two_processes_count_and_weigh_as_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(work, (port, str(tmp_path)), nprocs=2)
+    spawn(work, str(tmp_path))
     whole = gradient(slice(None))
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt")

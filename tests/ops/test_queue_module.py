@@ -2,17 +2,15 @@
 
 import copy
 import io
-import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 import sslops
 from sslops import KeyQueue, load_queue
+from tests.processes import spawn
 
 
 def test_starts_as_mocos_queue():
@@ -152,9 +150,7 @@ def test_enqueue_refuses():
     assert queue.pointer.item() == 0
 
 
-def worker(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def worker(rank, folder):
     dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.manual_seed(0)
     queue = KeyQueue(10, 3, with_ids=True, normalize=False)
@@ -175,10 +171,7 @@ def worker(rank, port, folder):
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 def test_two_processes_hold_the_same_queue(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    spawn(worker, str(tmp_path))
     torch.manual_seed(0)
     single = KeyQueue(10, 3, with_ids=True, normalize=False)
     for step, (first, second) in enumerate([(2, 2), (3, 1), (0, 4), (9, 5)]):

@@ -5,12 +5,10 @@ import io
 import itertools
 import os
 import signal
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -29,6 +27,7 @@ from sslops.training.models import build_encoder, encoder_names
 from sslops.training.models.declared import checkpoint_blocks
 from sslops.training.storage.checkpoint import load
 from tests.ops.test_grad_cache import relative
+from tests.processes import spawn
 from tests.training.method_cases import METHOD_CASES
 from tests.training.test_training import assert_same, records, run
 
@@ -211,12 +210,7 @@ def test_everything_at_once(tmp_path):
     assert compiled == pytest.approx(plain, rel=2e-2)  # bfloat16, other orders of operations
 
 
-def worker(process, port, folder):
-    os.environ |= {
-        "RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def worker(process, folder):
     world = join("cpu")
     for n, case in enumerate([*CONTRASTIVE, SUPERVISED]):
         for how in ("ddp", "fsdp"):
@@ -238,10 +232,7 @@ def updates(case, how, world):
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 def test_gradients_of_two_processes_are_those_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    spawn(worker, str(tmp_path))
     for n, case in enumerate([*CONTRASTIVE, SUPERVISED]):
         method, views, config = setting(*case, bn=False)
         _, expected = stepped(method, views, config, None)

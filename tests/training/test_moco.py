@@ -4,14 +4,11 @@ import copy
 import io
 import json
 import math
-import os
 import re
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -28,6 +25,7 @@ from sslops.training.methods.figures import Chart
 from sslops.training.methods.moco import MoCo, MoCoConfig
 from sslops.training.models.split_bn import SplitBatchNorm2d
 from sslops.training.recipes import RECIPES
+from tests.processes import spawn
 
 SHAPE = DataShape(1, 8, 10)
 B, K = 8, 24
@@ -282,12 +280,7 @@ def test_learns_digits(tmp_path):
     assert last["positive_similarity"] > last["negative_similarity"] + 0.3
 
 
-def worker(process, port, folder):
-    os.environ |= {
-        "RANK": str(process), "LOCAL_RANK": str(process), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+def worker(process, folder):
     world = join("cpu")
     method = make()
     parallel, optimizer = parallelise(method, world, "ddp"), sgd(method)
@@ -309,10 +302,7 @@ def worker(process, port, folder):
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without distributed")
 def test_two_processes_are_one_with_two_groups(tmp_path):
     """Shuffle-BN over processes and SplitBN on one device are the same computation."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(tmp_path)), nprocs=2)
+    spawn(worker, str(tmp_path))
     method = make(bn_splits=2)
     optimizer = sgd(method)
     for step, views in enumerate(make_views()):

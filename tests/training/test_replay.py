@@ -3,18 +3,17 @@
 import io
 import os
 import re
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from sslops.training import train
 from sslops.training.cli import main
 from sslops.training.engine.nonfinite import FiniteCheck, NonFiniteLoss
 from sslops.training.loggers.console import Console
 from sslops.training.storage import checkpoint
+from tests.processes import spawn
 
 from .method_cases import METHOD_CASES
 
@@ -34,14 +33,9 @@ pytestmark = [
 ]
 
 
-def worker(rank, port, folder):
+def worker(rank, folder):
     """Steps that are taken for NaN, so that there are numbers to compare."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    fields = dict(METHOD_CASES)
+    fields, port = dict(METHOD_CASES), int(os.environ["MASTER_PORT"])
     for n, (name, parallel) in enumerate(CASES.items()):
         os.environ["MASTER_PORT"] = str(port + n)
         left = [True, True, False]
@@ -54,10 +48,7 @@ def worker(rank, port, folder):
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("failed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (port, str(folder)), nprocs=2)
+    spawn(worker, str(folder))
     return folder
 
 
