@@ -138,6 +138,27 @@ def test_any_cut_of_an_archive_is_named(tmp_path, capsys, packing):
         notes._said.clear()
 
 
+@pytest.mark.parametrize("packing", ["w", "w:gz"])
+@pytest.mark.parametrize("damage", ["header", "end"])
+def test_an_archive_without_a_mark_of_its_end_is_named(tmp_path, capsys, packing, damage):
+    """tarfile takes a damaged header for the end, and leaves out what follows."""
+    in_folder(tmp_path, GOOD)
+    path = tmp_path / "set.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        archive.add(tmp_path / "set", "set")
+    with tarfile.open(path) as archive:
+        third = archive.getmembers()[3].offset  # of the folder's header, then the pictures'
+    content = bytearray(path.read_bytes())
+    if damage == "header":
+        content[third + 150] ^= 1  # of the checksum
+    else:
+        del content[len(content.rstrip(b"\0")) // 512 * 512 + 512 :]
+    path.write_bytes(bytes(content) if packing == "w" else gzip.compress(content))
+    found = data.load(str(path))
+    assert len(found.train) + len(found.test) == (2 if damage == "header" else 4)
+    assert f"{path} has no mark of its end: it may be cut off" in capsys.readouterr().err
+
+
 def test_a_link_to_nothing_in_an_archive_is_named(tmp_path):
     in_folder(tmp_path, GOOD)
     with tarfile.open(tmp_path / "set.tar", "w") as archive:

@@ -6,8 +6,26 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 __all__ = ["has_end", "open_tar"]
+
+
+def _header() -> type[tarfile.TarInfo]:
+    """A class of headers that knows whether the last block it was asked for is the end's mark.
+
+    tarfile takes whatever is no header, cut off or damaged, for the end.
+    """
+
+    class Header(tarfile.TarInfo):
+        ended = False
+
+        @classmethod
+        def frombuf(cls, buf: Any, encoding: str, errors: str) -> Any:
+            Header.ended = len(buf) == tarfile.BLOCKSIZE and not any(buf)
+            return super().frombuf(buf, encoding, errors)
+
+    return Header
 
 
 @contextmanager
@@ -18,7 +36,7 @@ def open_tar(path: Path, rule: str) -> Iterator[tarfile.TarFile]:
         ValueError: it is no tar, or damaged.
     """
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, tarinfo=_header()) as archive:
             yield archive
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, KeyError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
@@ -26,6 +44,8 @@ def open_tar(path: Path, rule: str) -> Iterator[tarfile.TarFile]:
 
 
 def has_end(archive: tarfile.TarFile) -> bool:
-    """Whether an archive that was read to its end has the mark of one; else it may be cut off."""
-    assert archive.fileobj is not None
-    return archive.fileobj.tell() >= archive.offset + tarfile.BLOCKSIZE  # which it was read from
+    """Whether an archive of `open_tar`, read to its end, has the mark of one: a block of zeros.
+
+    Else it may be cut off or damaged, and what follows was not read.
+    """
+    return bool(archive.tarinfo.ended)  # type: ignore[attr-defined]  # of _header
