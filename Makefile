@@ -16,7 +16,8 @@ setup: $(VENV)/.built ## environment, pinned packages, compiled kernels
 demo: setup ## train SimCLR on the embedded digits and write runs/demo/report.html
 	$(BIN)/sslops train simclr --data digits --out runs/demo --overwrite
 quick: setup ## in a minute: what a change to a method or an op most likely breaks
-	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -n 2 -m "not slow" --isa best
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=quick $(BIN)/python -m pytest -n 2 -m "not slow" --isa best \
+	    tests/ops tests/training tests/packaging tests/compat
 test: setup ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 nightly: setup ## the whole suite on every instruction set, sanitized C++, new examples

@@ -235,6 +235,7 @@ def test_a_mean_of_non_zero_losses_waits_for_no_device():
         "reduction_type": "element"}}, embeddings, None).is_meta  # fmt: skip
 
 
+@pytest.mark.slow
 def test_compile_in_one_graph():
     labels, z = torch.arange(6).repeat(2), torch.randn(12, D, requires_grad=True)
     views = (z[:6], z[6:])

@@ -329,6 +329,7 @@ def test_repr(loss, text):
     assert repr(loss) == text
 
 
+@pytest.mark.slow
 def test_importing_sslops_imports_no_peer_and_none_of_their_twins(tmp_path):
     names = ("lightly", "open_clip", "pytorch_metric_learning", "sentence_transformers", "solo",
              "info_nce", "solo_learn", "info_nce_pytorch")  # fmt: skip

@@ -49,6 +49,7 @@ def test_every_loss_has_an_entry():
     assert functions | set(MODULES) | drop_ins == {name.split()[0] for name in ENTRIES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low", LOW, ids=str)
 @pytest.mark.parametrize("name", ENTRIES)
 def test_all_inputs_are_cast_together(name, low):
@@ -76,6 +77,7 @@ def test_all_inputs_are_cast_together(name, low):
             assert (side.grad.double() - other.grad).abs().max() <= allowed, dtypes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.own])
 def test_it_is_the_cast_of_the_inputs_to_the_bit(name):
     entry = ENTRIES[name]

@@ -115,6 +115,7 @@ def test_same_bits_on_every_run(backend, name):
             assert all(map(torch.equal, run(name, rows, rate), first))
 
 
+@pytest.mark.slow
 @each_loss
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_number_of_threads(backend, name, dtype):

@@ -130,6 +130,7 @@ def test_multiples():
     assert multiple_of(torch.ones(4), torch.zeros(4)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.every_isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

@@ -80,6 +80,7 @@ def test_names_of_wrappers_make_no_difference(target, source):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPED)
 def test_momentum_encoder(name):
     source = WRAPPED[name]()
@@ -133,6 +134,7 @@ def test_a_network_of_one_module_is_no_wrapper_where_it_has_more():
         ema_update_(More(), nn.Linear(2, 2), 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPED)
 def test_grad_cache(name):
     """A wrapped encoder, and a function of a wrapped model."""

@@ -80,6 +80,7 @@ def test_several_are_named_together(monkeypatch, capsys):
     assert "pip install tyro scikit-learn safetensors pillow, or" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_command_asks_for_a_package_that_it_does_not_use(tmp_path):
     """Each in a child process in which only those of the table can be imported."""
     lines = ["import json, os, sys", "from sslops.training.cli import main", "import sslops, torch"]

@@ -91,6 +91,7 @@ def compiled_at(level, folder):
     return result.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(HERE not in LOWER, reason="needs AVX2 or AVX-512")
 def test_code_of_other_vectors_is_not_run(tmp_path):
     assert compiled_at(HERE.lower(), tmp_path) == ["True", "False", "False", "False"]

@@ -293,6 +293,7 @@ def test_distances_beat_those_of_random_sets(large, size, least):
     assert mean > 7.9  # of random permutations 8
 
 
+@pytest.mark.slow
 def test_large_set_is_one_of_different_permutations(large):
     assert large.shape == (2000, 9)
     assert large.dtype == torch.int64

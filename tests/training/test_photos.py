@@ -73,6 +73,7 @@ def test_crops_show_the_photograph_at_several_scales_and_places(two):
     assert left.max() > 200
 
 
+@pytest.mark.slow
 def test_real_photographs_twice_the_same_bits(tmp_path, monkeypatch):
     first = load("photos")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))

@@ -17,6 +17,7 @@ TASKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["cnn4", "resnet18"])
 @pytest.mark.parametrize("size", [32, 64, 96, 224])
 @pytest.mark.parametrize("name", TASKS)

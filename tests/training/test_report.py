@@ -340,6 +340,7 @@ def test_queries_are_of_different_classes():
     assert len(pick_queries(Split(split.images, None), 8, seed=0).unique()) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labelled", [True, False])
 def test_write_pictures(tmp_path, labelled):
     part = stripes(24) if labelled else Split(stripes(24).images, None)

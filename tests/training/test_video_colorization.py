@@ -65,6 +65,7 @@ def loops(queries, keys, values, temperature, radius):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", [None, 0, 1, 9])
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
 def test_copies_by_softmax_over_all_places_of_all_references(radius, temperature):
@@ -119,6 +120,7 @@ def test_a_perfect_copy_costs_nothing():
     assert twice == pytest.approx(math.log(1 + 15 / math.e), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_step_is_the_logarithm_of_the_copied_probability():
     made = method()
     views = made.views(Batch(clips(), None), torch.Generator().manual_seed(0))

@@ -137,6 +137,7 @@ def test_masks_and_points_follow_the_objects(clips):
     assert {int(n) for clip in clips for n in clip.masks.unique()} == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_the_set_has_two_parts():
     data = load("moving-shapes", size=16)
     assert (len(data.train), len(data.test), data.frames) == (384, 32, 16)
@@ -278,6 +279,7 @@ def test_folders_are_refused(tmp_path, make, message):
 # kinds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
