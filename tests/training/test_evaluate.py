@@ -18,7 +18,7 @@ from sslops.training.evaluate.features import pixels, spread
 from sslops.training.evaluate.few_labels import draw_labels, feasible, few_labels
 from sslops.training.evaluate.knn_monitor import make_monitor
 from sslops.training.evaluate.linear import Scaler, choose_strength, fold_of_each, linear_probe
-from sslops.training.evaluate.logistic import fit
+from sslops.training.evaluate.logistic import fit, principal_axes
 
 
 class Counter(nn.Module):
@@ -375,3 +375,26 @@ def test_evaluate_rejects():
         evaluate({}, tiny_data(), seed=0)
     with pytest.raises(ValueError, match="must not be called 'protocol'"):
         evaluate({"protocol": None}, tiny_data(), seed=0)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_features_of_which_most_are_constant_have_axes(monkeypatch, refused):
+    """Grey pictures leave the colour half of an encoder constant; LAPACK's float32 gave up."""
+    generator = torch.Generator().manual_seed(7)
+    features = torch.zeros(1000, 1024)
+    alive = torch.randperm(1024, generator=generator)[:600]
+    few = torch.randn(1000, 20, generator=generator) @ torch.randn(20, 600, generator=generator)
+    features[:, alive] = few * torch.rand(600, generator=generator) ** 8
+    features -= features.mean(0)
+    features /= features.norm() / 1000**0.5
+    if refused:  # whatever this machine's LAPACK does with it
+
+        def eigh(matrix, eigh=torch.linalg.eigh):
+            if matrix.dtype is torch.float32:
+                raise torch.linalg.LinAlgError("failed to converge")
+            return eigh(matrix)
+
+        monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    axes = principal_axes(features)
+    assert axes.dtype is torch.float32
+    torch.testing.assert_close(features @ axes @ axes.T, features, rtol=1e-4, atol=1e-4)

@@ -117,9 +117,18 @@ def principal_axes(features: Tensor) -> Tensor:
     N, D = features.shape
     span = torch.linalg.qr(features.T).Q if N < D else None  # [D, N]
     rows = features if span is None else features @ span
-    axes: Tensor = torch.linalg.eigh(rows.T @ rows).eigenvectors
+    axes = _eigenvectors(rows.T @ rows)
     axes = axes if span is None else span @ axes
     return axes * (features != 0).any(0)[:, None]  # exactly no weight where there is no feature
+
+
+def _eigenvectors(gram: Tensor) -> Tensor:
+    """Of a symmetric matrix; float32's algorithm may fail where many features are constant."""
+    try:
+        vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+    except torch.linalg.LinAlgError:
+        vectors = torch.linalg.eigh(gram.double()).eigenvectors.to(gram)
+    return vectors
 
 
 def _minimise(
