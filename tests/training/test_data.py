@@ -62,8 +62,10 @@ def test_digits_are_split_by_class_and_always_alike() -> None:
 FIRST_TEST_LABELS = [1, 2, 6, 0, 3, 4, 6, 1, 2, 5, 9, 9]
 
 
-def test_size_resizes_the_small_sets() -> None:
+def test_size_resizes_the_small_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    data.notes._said.clear()
     digits = data.load("digits", size=16)
+    assert capsys.readouterr().err == "data: digits: images of side 8 are resized to 16\n"
     assert digits.train.images.shape == (1297, 1, 16, 16)
     assert digits.train.images.dtype is torch.uint8
 

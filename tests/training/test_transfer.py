@@ -9,7 +9,7 @@ import torch
 from sslops.training import train
 from sslops.training.augment.colour import to_grey
 from sslops.training.cli import main
-from sslops.training.data import Dataset, Split, load
+from sslops.training.data import Dataset, Split, load, notes
 from sslops.training.evaluate.transfer import match_channels
 from sslops.training.loggers.console import Console
 
@@ -45,7 +45,8 @@ def run(out, **fields):
     return train("simclr", out=out, console=Console(io.StringIO()), **{**SHORT, **fields})
 
 
-def test_channels_are_matched_to_the_encoder():
+def test_channels_are_matched_to_the_encoder(capsys):
+    notes._said.clear()
     x = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8)
     data = Dataset("c", Split(x, None), Split(x[:2], None), (), "", "")
     grey = match_channels(data, 1)
@@ -55,6 +56,10 @@ def test_channels_are_matched_to_the_encoder():
     again = match_channels(grey, 3)
     assert torch.equal(again.train.images[:, 2], grey.train.images[:, 0])
     assert match_channels(data, 3) is data
+    assert capsys.readouterr().err.splitlines() == [
+        "data: c: images of 3 channels are brought to the encoder's 1: grey",
+        "data: c: images of 1 channels are brought to the encoder's 3: grey, three times",
+    ]
 
 
 def test_a_run_is_probed_on_other_data(tmp_path, coloured, capsys):

@@ -17,6 +17,7 @@ from sslops.training.data.folder import load_folder
 from sslops.training.data.fsdd import load_fsdd
 from sslops.training.data.layout import holds
 from sslops.training.data.moving_shapes import load_moving_shapes
+from sslops.training.data.notes import say
 from sslops.training.data.photos import load_photos
 from sslops.training.data.tones import load_tones
 from sslops.training.data.video_folder import load_video_folder
@@ -92,6 +93,7 @@ def _resized(dataset: Dataset, size: int | None) -> Dataset:
     """The same images at size x size; the registered sets are square and small."""
     if size is None or size == dataset.image_size:
         return dataset
+    say(f"{dataset.name}: images of side {dataset.image_size} are resized to {size}")
 
     def resize(split: Split) -> Split:
         images = F.interpolate(split.images, (size, size), mode="bilinear", antialias=True)

@@ -126,7 +126,7 @@ def _eigenvectors(gram: Tensor) -> Tensor:
     """Of a symmetric matrix; float32's algorithm may fail where many features are constant."""
     try:
         vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         vectors = torch.linalg.eigh(gram.double()).eigenvectors.to(gram)
     return vectors
 

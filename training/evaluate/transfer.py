@@ -11,6 +11,7 @@ from sslops.training.augment.colour import LUMA
 from sslops.training.config import VideoConfig
 from sslops.training.data import Clips, Dataset, DataShape, Split
 from sslops.training.data.dataset import one_class
+from sslops.training.data.notes import say
 from sslops.training.distributed.process import World
 from sslops.training.engine.setup import DataSource, build_method
 from sslops.training.evaluate.run import evaluate_arms
@@ -113,6 +114,11 @@ def match_channels(data: Dataset, channels: int) -> Dataset:
     """The data set in grey, or its grey three times, as an encoder of `channels` wants it."""
     if data.channels == channels:
         return data
+    times = ", three times" if channels == 3 else ""
+    say(
+        f"{data.name}: images of {data.channels} channels are brought to the encoder's {channels}:"
+        f" grey{times}"
+    )
 
     def convert(split: Split) -> Split:
         return replace(split, images=_convert(split.images, channels))
